@@ -1,0 +1,200 @@
+"""Turn raw shared image data into plain folders and tables: python benchmarks/prepare_data.py [NAME ...]
+
+Results, outside the checkout (INDEX is the position in the raw file, so a picture can be traced back to it):
+    tiny_imagenet_200/{train,val}/WNID/INDEX.jpg + classes.csv    cifar10_subset/{train,test}/CLASS/INDEX.jpg
+    flowers5_128/flowers/CLASS/*.jpg + split.csv                  hymenoptera_data/{train,val}/CLASS/*.jpg
+    mnist/{train,test}/DIGIT/INDEX.png, usps/... (digits_da)      orl_faces/PERSON/N.png
+"""
+
+import csv
+import difflib
+import gzip
+import shutil
+import tarfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import h5py
+import numpy as np
+import tyro
+from PIL import Image
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+MNIST_TRAIN = 7_000  # of the 10,000 images there (MNIST's own test part); the last 3,000 become our test
+
+
+def stop(wrong: str, allowed: str, received: str, following: str) -> SystemExit:
+    """Word an error in the four parts a user needs; a SystemExit shows it without a traceback."""
+    return SystemExit(f"error: {wrong}\n  allowed: {allowed}\n  received: {received}\n  next: {following}")
+
+
+def class_folders(split: Path, class_names: Sequence[str], labels: np.ndarray) -> list[Path]:
+    """Make a folder per class, return the folder of each example; ValueError for bad labels or names."""
+    if len(labels) == 0 or labels.min() < 0 or labels.max() >= len(class_names):  # -1 would be the last name
+        raise ValueError(f"{split.name}: there must be labels, all in 0..{len(class_names) - 1}")
+    if unsafe := [name for name in class_names if name in ("", ".", "..") or "/" in name or "\\" in name]:
+        raise ValueError(f"a class name must be a plain folder name, not {unsafe[0]!r}")
+    for label in np.unique(labels):
+        (split / class_names[label]).mkdir(parents=True)
+    return [split / class_names[label] for label in labels]
+
+
+def write_jpegs(npz: Path, split: Path, class_names: Sequence[str]) -> None:
+    """Write the JPEGs of an npz (`jpeg`, `offsets`, `labels`), bytes unchanged; ValueError if cut wrongly."""
+    with np.load(npz, allow_pickle=False) as arrays:
+        jpeg, offsets, labels = (arrays[name] for name in ("jpeg", "offsets", "labels"))
+    ends = [len(offsets), offsets[0], offsets[-1]]
+    if ends != [len(labels) + 1, 0, len(jpeg)] or np.diff(offsets).min() < 1:
+        raise ValueError(f"{npz.name}: offsets do not cut the {len(jpeg)} bytes into {len(labels)} pictures")
+    for index, folder in enumerate(class_folders(split, class_names, labels)):
+        (folder / f"{index}.jpg").write_bytes(jpeg[offsets[index] : offsets[index + 1]].tobytes())
+
+
+def write_digits(images: np.ndarray, labels: np.ndarray, split: Path, first_index: int = 0) -> None:
+    """Write uint8 images [count, height, width] as PNG, one folder per digit."""
+    folders = class_folders(split, "0123456789", labels)
+    for index, (folder, pixels) in enumerate(zip(folders, images, strict=True), start=first_index):
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+
+
+def extract_tar(archive: Path, target: Path) -> None:
+    """Extract plain files and folders; ValueError for a link, tarfile.FilterError for a path that leaves."""
+    with tarfile.open(archive) as tar:
+        # Chains of links got past filter="data" (CVE-2025-4517), and pictures need none.
+        if special := [member.name for member in tar if not (member.isfile() or member.isdir())]:
+            raise ValueError(f"{archive.name} holds {special[0]!r}, which is neither a file nor a folder")
+        tar.extractall(target, filter="data")
+
+
+def prepare_tiny_imagenet(raw: Path, target: Path) -> None:
+    """WordNet ids name the class folders: the words are neither unique nor safe as file names."""
+    rows = [line.split("\t") for line in (raw / "classes.txt").read_text("utf-8").splitlines()]
+    for split in ("train", "val"):
+        write_jpegs(raw / f"{split}.npz", target / split, [wnid for _, wnid, _ in rows])
+    with (target / "classes.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("wnid", "words"), *((wnid, words) for _, wnid, words in rows)])
+
+
+def prepare_cifar10(raw: Path, target: Path) -> None:
+    """Line i of classes.txt names class i."""
+    class_names = (raw / "classes.txt").read_text("utf-8").splitlines()
+    for split in ("train", "test"):
+        write_jpegs(raw / f"{split}.npz", target / split, class_names)
+
+
+def prepare_flowers(raw: Path, target: Path) -> None:
+    """The paths of the table (columns path, label, split) are those inside the tar."""
+    extract_tar(raw / "flowers.tar", target)
+    shutil.copyfile(raw / "split.csv", target / "split.csv")
+
+
+def prepare_hymenoptera(raw: Path, target: Path) -> None:
+    """Copy contents only: the raw folders may be read-only, and a copy of that could not be deleted."""
+    for source in [*(raw / "train").glob("*/*"), *(raw / "val").glob("*/*")]:
+        copy = target / source.relative_to(raw)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, copy)
+
+
+def prepare_mnist(raw: Path, target: Path) -> None:
+    """An idx file is a header (16 bytes for images, 8 for labels), then one byte per value."""
+    images = gzip.decompress((raw / "mnist_t10k-images-idx3-ubyte.gz").read_bytes())
+    labels = gzip.decompress((raw / "mnist_t10k-labels-idx1-ubyte.gz").read_bytes())
+    pixels = np.frombuffer(images, np.uint8, offset=16).reshape(-1, 28, 28)
+    digits = np.frombuffer(labels, np.uint8, offset=8)
+    write_digits(pixels[:MNIST_TRAIN], digits[:MNIST_TRAIN], target / "train")
+    write_digits(pixels[MNIST_TRAIN:], digits[MNIST_TRAIN:], target / "test", first_index=MNIST_TRAIN)
+
+
+def prepare_usps(raw: Path, target: Path) -> None:
+    """Each image is 256 floats in 0..1."""
+    with h5py.File(raw / "usps.h5") as file:
+        for split in ("train", "test"):
+            data, labels = file[split]["data"][:], file[split]["target"][:]
+            write_digits((data.reshape(-1, 16, 16) * 255).round().astype(np.uint8), labels, target / split)
+
+
+def prepare_orl_faces(raw: Path, target: Path) -> None:
+    """PNG keeps every grey value and, unlike PGM, TensorFlow reads it."""
+    extract_tar(raw / "orl_faces.tar", target)
+    for picture in list(target.rglob("*.pgm")):
+        Image.open(picture, formats=["PPM"]).save(picture.with_suffix(".png"))
+        picture.unlink()
+
+
+DATA: dict[str, dict[str, Callable[[Path, Path], None]]] = {  # raw folder -> result folder -> what makes it
+    "tiny_imagenet_200": {"tiny_imagenet_200": prepare_tiny_imagenet},
+    "cifar10_subset": {"cifar10_subset": prepare_cifar10},
+    "flowers5_128": {"flowers5_128": prepare_flowers},
+    "hymenoptera_data": {"hymenoptera_data": prepare_hymenoptera},
+    "digits_da": {"mnist": prepare_mnist, "usps": prepare_usps},
+    "orl_faces": {"orl_faces": prepare_orl_faces},
+}
+
+
+def describe(folder: Path) -> str:
+    """Count what lies in a result folder: pictures per split (`all` where there is none) and classes."""
+    if (folder / "split.csv").exists():
+        rows = csv.DictReader((folder / "split.csv").read_text("utf-8").splitlines())
+        pairs = [(row["split"], row["label"]) for row in rows]
+    else:
+        paths = [path.relative_to(folder) for path in folder.rglob("*") if path.suffix in (".jpg", ".png")]
+        pairs = [(path.parts[0] if len(path.parts) == 3 else "all", path.parent.name) for path in paths]
+    if not pairs:
+        raise ValueError(f"{folder.name} holds no pictures")
+    counts = [f"{split} {count}" for split, count in Counter(split for split, _ in pairs).most_common()]
+    return f"{', '.join(counts)}; {len({label for _, label in pairs})} classes"
+
+
+def write_aside(make: Callable[[Path, Path], None], raw: Path, target: Path) -> None:
+    """Make a result folder aside and rename it into place, so that it is whole or absent."""
+    partial = target.with_name(f"{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # what a killed or failed run left
+    make(raw, partial)
+    describe(partial)  # refuses an empty one
+    partial.rename(target)
+
+
+def main(
+    names: tyro.conf.Positional[tuple[str, ...]] = (),
+    shared: Path = Path("../shared/data"),
+    out: Path = Path("../prepared_data"),
+) -> None:
+    """Turn the raw shared image data into plain folders and tables; what is there already is left alone.
+
+    Args:
+        names: data sets to prepare; none means all.
+        shared: folder that holds one folder of raw data per data set.
+        out: folder the results go to, outside the checkout.
+    Raises:
+        SystemExit: an unknown name, an `out` inside the checkout, or raw data missing or unusable.
+    """
+    command, target = "python benchmarks/prepare_data.py", out
+    if unknown := [name for name in names if name not in DATA]:
+        known = {result: name for name, results in DATA.items() for result in (name, *results)}
+        nearest = known[difflib.get_close_matches(unknown[0], known, n=1, cutoff=0)[0]]
+        raise stop("no such data set", ", ".join(DATA), unknown[0], f"{command} {nearest}")
+    if out.resolve().is_relative_to(CHECKOUT):
+        raise stop("--out is in git", f"outside {CHECKOUT}", f"--out {out}", f"--out {CHECKOUT.parent}/data")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, result in [(each, result) for each in names or DATA for result in DATA[each]]:
+            start, raw, target = time.monotonic(), shared / name, out / result
+            there = target.exists()
+            if not there and not raw.is_dir():
+                allowed, following = f"a folder that holds {name}/", f"{command} {name} --shared FOLDER"
+                raise stop(f"no raw data: {raw} is no folder", allowed, f"--shared {shared}", following)
+            if not there:
+                write_aside(DATA[name][result], raw, target)
+            ending = "already there, left alone" if there else f"{time.monotonic() - start:.1f} s"
+            print(f"{result}: {describe(target)}; {ending}", flush=True)
+    except Exception as error:  # the raw files come from elsewhere, and each decoder refuses in its own way
+        allowed, received = "whole raw files, a writable --out with room", f"{type(error).__name__}: {error}"
+        following = f"(cd {shared} && sha256sum -c MANIFEST.sha256), mend what it names, run this again"
+        raise stop(f"cannot make {target}", allowed, received, following) from error
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

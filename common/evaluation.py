@@ -1,0 +1,140 @@
+"""Metrics with confidence intervals, baselines beside them, and plain sentences about what they say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from sklearn.metrics import accuracy_score, f1_score, precision_recall_fscore_support
+
+RESAMPLES = 1000
+
+
+def classification_metrics(labels: np.ndarray, probabilities: np.ndarray, seed: int = 0) -> dict:
+    """Return accuracy and macro-F1 with bootstrap 95 % intervals (percentile method, resampled test examples).
+
+    Args:
+        labels: true classes, int [n].
+        probabilities: float [n, classes].
+        seed: decides the resampling.
+
+    Returns:
+        {"accuracy", "accuracy_ci95": [low, high], "macro_f1", "macro_f1_ci95"}.
+    """
+    predicted = probabilities.argmax(axis=1)
+    classes = probabilities.shape[1]
+    rng = np.random.default_rng(seed)
+    accuracies, f1s = [], []
+    for _ in range(RESAMPLES):
+        chosen = rng.integers(0, len(labels), len(labels))
+        accuracies.append(np.mean(labels[chosen] == predicted[chosen]))
+        f1s.append(_macro_f1(labels[chosen], predicted[chosen], classes))
+    present = np.unique(labels)  # classes without test pictures have no F1
+    return {
+        "accuracy": float(accuracy_score(labels, predicted)),
+        "accuracy_ci95": _interval(accuracies),
+        "macro_f1": float(f1_score(labels, predicted, labels=present, average="macro", zero_division=0)),
+        "macro_f1_ci95": _interval(f1s),
+    }
+
+
+def _macro_f1(labels: np.ndarray, predicted: np.ndarray, classes: int) -> float:
+    """scikit-learn's macro-F1 over the classes present, from counts: fast enough to resample."""
+    true = np.bincount(labels, minlength=classes)
+    said = np.bincount(predicted, minlength=classes)
+    right = np.bincount(labels[labels == predicted], minlength=classes)
+    present = true > 0
+    return float(np.mean(2 * right[present] / (true + said)[present]))
+
+
+def _interval(values: Sequence[float]) -> list[float]:
+    return [float(bound) for bound in np.percentile(values, [2.5, 97.5])]
+
+
+def paired_gain(labels: np.ndarray, ours: np.ndarray, theirs: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
+    """Return the gain in accuracy of one model over another on the same examples, with its 95 % interval.
+
+    Args:
+        labels: true classes, int [n].
+        ours: probabilities of one model, float [n, classes].
+        theirs: probabilities of the other, float [n, classes].
+        seed: decides the resampling.
+
+    Returns:
+        (gain, low, high), as shares of 1.
+    """
+    gains = (ours.argmax(1) == labels).astype(float) - (theirs.argmax(1) == labels)
+    rng = np.random.default_rng(seed)
+    means = [gains[rng.integers(0, len(gains), len(gains))].mean() for _ in range(RESAMPLES)]
+    low, high = _interval(means)
+    return float(gains.mean()), low, high
+
+
+def per_class_table(labels: np.ndarray, probabilities: np.ndarray, class_names: Sequence[str]) -> list[dict]:
+    """Return precision, recall, F1 and support of each class, one dict a class."""
+    numbers = range(len(class_names))
+    columns = precision_recall_fscore_support(labels, probabilities.argmax(1), labels=list(numbers), zero_division=0)
+    return [
+        {"class": class_names[i], "precision": float(p), "recall": float(r), "f1": float(f), "support": int(s)}
+        for i, p, r, f, s in zip(numbers, *columns, strict=True)
+    ]
+
+
+def findings(labels: np.ndarray, ours: np.ndarray, baselines: dict[str, np.ndarray]) -> list[str]:
+    """Say in plain sentences whether the transfer and the fine-tuning helped.
+
+    Args:
+        labels: true classes, int [n].
+        ours: probabilities of the model that is exported, float [n, classes].
+        baselines: the same for each baseline: `scratch`, `frozen`.
+
+    Returns:
+        Sentences; one that begins with "Negative transfer" where a random start did better.
+    """
+    sentences = []
+    for name, probabilities in baselines.items():
+        gain, low, high = paired_gain(labels, ours, probabilities)
+        points = f"{abs(gain) * 100:.1f} points (95 % interval {low * 100:+.1f} to {high * 100:+.1f})"
+        if name == "scratch" and gain < 0 and high < 0:
+            text = f"Negative transfer: training from scratch is better by {points}. Try another --source."
+        elif name == "scratch" and gain <= 0:
+            text = f"The pretrained source brings nothing here: training from scratch is at least as good, by {points}."
+        elif name == "scratch":
+            text = f"The pretrained source gains {points} over training from scratch."
+        elif low > 0:
+            text = f"Fine-tuning gains {points} over the frozen source with a linear head."
+        elif gain < 0 and high < 0:
+            text = (
+                f"Fine-tuning hurts: the frozen source with a linear head is better by {points}. Try --unfreeze frozen."
+            )
+        else:
+            text = f"Fine-tuning and the frozen source with a linear head are too close to call: {points}."
+        sentences.append(text)
+    return sentences
+
+
+_ROWS = {"scratch": "from scratch", "frozen": "frozen source, linear head", "test": "fine-tuned"}
+
+
+def summary(metrics: dict, sentences: Sequence[str], out: Path) -> str:
+    """Return what a run prints at its end: a small table, the findings, the proof, where the report is."""
+    scores = {**metrics["baselines"], "test": metrics["test"]}
+    seconds, lines = metrics["seconds"], ["", f"  {'':28}accuracy (95 % interval)    macro-F1   seconds of training"]
+    frozen = seconds.get("features", 0) + seconds.get("head", 0)
+    spent = {"scratch": seconds.get("baselines"), "frozen": frozen, "test": frozen + seconds.get("finetune", 0)}
+    for name in (row for row in _ROWS if row in scores):
+        score = scores[name]
+        low, high = score["accuracy_ci95"]
+        lines.append(f"  {_ROWS[name]:28}{score['accuracy']:.3f} ({low:.3f} to {high:.3f})      "
+                     f"{score['macro_f1']:.3f}      {spent[name]:.0f}")  # fmt: skip
+    proof = metrics["proof"]
+    verdict = (
+        f"Proved: the SavedModel answers all {proof['examples']} test files as evaluated "
+        f"(largest difference {proof['max_abs_diff']:.1e})."
+        if proof["passed"]
+        else f"THE PROOF FAILED, do not deploy this export: {proof}"
+    )
+    return "\n".join(
+        [*lines, "", *(f"  {text}" for text in (*sentences, verdict, f"Report: {out / 'report.html'}")), ""]
+    )

@@ -1,0 +1,160 @@
+"""From a trained model to a SavedModel that takes what the outside world has, and the proof that it is right."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from common import runs
+from common.data.images import decode_images
+from common.slimming import slim_graph
+
+PROBABILITY_TOLERANCE = 1e-4
+
+
+def export_image_classifier(
+    model: keras.Model, folder: Path, class_names: Sequence[str], *, resize: str = "crop"
+) -> Path:
+    """Write a classifier as FOLDER/<next integer>/, with decoder, preprocessing and labels inside.
+
+    Never plain `model.export`: it serves layers in training mode after some preprocessing layers, and stores
+    every variable twice (both pinned in tests/test_exporting.py).
+
+    Args:
+        model: float32 model of pixels [batch, height, width, 3] (0 to 255) to probabilities, whose last layer
+            is named `head` and reads the features.
+        folder: the servable's folder; its name is the name of the model on the server.
+        class_names: one for each probability.
+        resize: how pictures come to the model's size, as in training.
+
+    Returns:
+        The folder of the new version. Signatures: `serving_default` (image: file bytes), `tensors` (pixels),
+        `embed` (image: file bytes, gives the features).
+    """
+    halves = [weight.path for weight in model.weights if weight.dtype != "float32"]
+    if halves:
+        raise ValueError(f"The model to export must be float32; build it under that policy. Not so: {halves[:3]}")
+    size = tuple(model.input.shape[1:3])
+    whole = keras.Model(model.input, [model.get_layer("head").input, model.output])
+    names = tf.constant(list(class_names))
+
+    # All signatures call this one function, so that the graph of the model is stored once.
+    @tf.function(input_signature=[tf.TensorSpec((None, *size, 3), tf.float32)])
+    def features_and_probabilities(pixels):
+        return whole(pixels, training=False)
+
+    def answer(pixels):
+        _, probabilities = features_and_probabilities(pixels)
+        return {
+            "label": tf.gather(names, tf.argmax(probabilities, axis=1)),
+            "probabilities": probabilities,
+            "class_names": tf.tile(names[None], [tf.shape(probabilities)[0], 1]),
+        }
+
+    image = tf.TensorSpec([None], tf.string, name="image")
+    pixels = tf.TensorSpec((None, *size, 3), tf.float32, name="pixels")
+    serve = tf.function(lambda image: answer(decode_images(image, size, resize)), input_signature=[image])
+    tensors = tf.function(lambda pixels: answer(pixels), input_signature=[pixels])
+    embed = tf.function(
+        lambda image: {"embedding": features_and_probabilities(decode_images(image, size, resize))[0]},
+        input_signature=[image],
+    )
+    servable = tf.Module()
+    servable.weights = [weight.value for weight in model.weights]
+    signatures = {"serving_default": serve, "tensors": tensors, "embed": embed}
+
+    def save(partial: Path) -> None:
+        tf.saved_model.save(servable, str(partial), signatures)
+        slim_graph(partial)
+
+    return write_version(folder, save)
+
+
+def write_version(folder: Path, save) -> Path:
+    """Write the next integer version of a servable: aside first, then renamed into place.
+
+    Args:
+        folder: the servable's folder.
+        save: gets the path of the folder to write.
+
+    Returns:
+        The version's folder. A server that polls the servable's folder never sees a half-written version.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    taken = [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
+    final = folder / str(max(taken, default=0) + 1)
+    partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder))
+    try:
+        save(partial)
+        partial.chmod(0o755)
+        os.replace(partial, final)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return final
+
+
+def write_request(path: Path, picture: Path) -> Path:
+    """Write a REST request that works: `curl -d @request.json http://HOST:8501/v1/models/NAME:predict`."""
+    encoded = base64.b64encode(picture.read_bytes()).decode()
+    return runs.write_json(path, {"instances": [{"image": {"b64": encoded}}]})
+
+
+def prove_image_classifier(
+    version: Path, paths: Sequence[str], probabilities: np.ndarray, class_names: Sequence[str]
+) -> dict:
+    """Ask the SavedModel about the raw files in a fresh process that imports only tensorflow, and compare.
+
+    Args:
+        version: folder of the SavedModel.
+        paths: n picture files.
+        probabilities: what evaluation saw for them, float32 [n, classes].
+        class_names: one for each probability.
+
+    Returns:
+        {"examples", "agreement", "max_abs_diff", "ops_outside_tf_serving", "tolerance", "passed"}, and
+        "error" where the process failed.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        expected, result = Path(folder, "expected.npz"), Path(folder, "proof.json")
+        np.savez(
+            expected,
+            paths=np.asarray(paths, dtype=str),
+            probabilities=probabilities,
+            class_names=np.asarray(class_names, dtype=str),
+        )
+        script = Path(__file__).with_name("proof.py")
+        # -I: no PYTHONPATH and no current directory, so that nothing of this project can be imported.
+        command = [sys.executable, "-I", str(script), str(version), str(expected), str(result)]
+        finished = subprocess.run(
+            command, capture_output=True, text=True, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+        )
+        if finished.returncode or not result.exists():
+            error = (finished.stderr.strip().splitlines() or ["no message"])[-1]
+            return {"examples": len(paths), "agreement": 0.0, "max_abs_diff": None, "ops_outside_tf_serving": [],
+                    "tolerance": PROBABILITY_TOLERANCE, "passed": False, "error": error}  # fmt: skip
+        proof = json.loads(result.read_text("utf-8"))
+    passed = (
+        proof["agreement"] == 1.0
+        and proof["max_abs_diff"] <= PROBABILITY_TOLERANCE
+        and not proof["ops_outside_tf_serving"]
+    )
+    return {**proof, "tolerance": PROBABILITY_TOLERANCE, "passed": passed}
+
+
+def size_report(version: Path, model: keras.Model) -> dict[str, float]:
+    """Return the size of the SavedModel on disk and of the model's float32 weights, in bytes, and their ratio."""
+    on_disk = sum(path.stat().st_size for path in version.rglob("*") if path.is_file())
+    weights = 4 * model.count_params()
+    return {"saved_model_bytes": on_disk, "weights_bytes": weights, "ratio": round(on_disk / weights, 4)}

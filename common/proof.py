@@ -1,0 +1,62 @@
+"""The proof: run as a script in a fresh process, it imports tensorflow and nothing of this project.
+
+python -I common/proof.py SAVED_MODEL EXPECTED.npz RESULT.json
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+# Registered in every Python process, but not on a server, which has no Python.
+PYTHON_OPS = {"PyFunc", "PyFuncStateless", "EagerPyFunc"}
+# The stock server links TF Text (tensorflow_serving/model_servers/BUILD, SUPPORTED_TENSORFLOW_OPS).
+TF_TEXT_OPS = {"CaseFoldUTF8", "NormalizeUTF8", "RegexSplitWithOffsets", "FastWordpieceTokenizeWithOffsets",
+               "WordpieceTokenizeWithOffsets", "WhitespaceTokenizeWithOffsetsV2"}  # fmt: skip
+
+
+def ops_outside_tf_serving(version: Path) -> list[str]:
+    """Return the ops in the graph that the stock TF Serving server does not link."""
+    from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
+
+    saved = SavedModel.FromString((version / "saved_model.pb").read_bytes())
+    ops = set()
+    for meta_graph in saved.meta_graphs:
+        ops |= {node.op for node in meta_graph.graph_def.node}
+        ops |= {node.op for function in meta_graph.graph_def.library.function for node in function.node_def}
+    functions = {f.signature.name for m in saved.meta_graphs for f in m.graph_def.library.function}
+    allowed = (set(dir(tf.raw_ops)) - PYTHON_OPS) | TF_TEXT_OPS | functions
+    return sorted(op for op in ops if op not in allowed and not op.startswith("TFText>"))
+
+
+def main(version: Path, expected_file: Path, result_file: Path, batch_size: int = 32) -> None:
+    """Send the raw files to `serving_default` and compare with what evaluation saw."""
+    expected = np.load(expected_file, allow_pickle=False)
+    paths, probabilities, names = expected["paths"], expected["probabilities"], expected["class_names"]
+    loaded = tf.saved_model.load(str(version))  # held in a name: a signature alone loses its variables
+    serve = loaded.signatures["serving_default"]
+    same, largest = 0, 0.0
+    for start in range(0, len(paths), batch_size):
+        encoded = tf.constant([Path(path).read_bytes() for path in paths[start : start + batch_size]])
+        answer = serve(image=encoded)
+        wanted = probabilities[start : start + batch_size]
+        labels = [label.decode("utf-8") for label in answer["label"].numpy()]
+        same += sum(label == name for label, name in zip(labels, names[wanted.argmax(axis=1)], strict=True))
+        largest = max(largest, float(np.abs(answer["probabilities"].numpy() - wanted).max()))
+    result = {
+        "examples": len(paths),
+        "agreement": same / len(paths),
+        "max_abs_diff": largest,
+        "ops_outside_tf_serving": ops_outside_tf_serving(version),
+    }
+    result_file.write_text(json.dumps(result), encoding="utf-8")
+    # TensorFlow itself imports Keras; nothing that trained or exported the model may be here.
+    foreign = sorted(name for name in ("keras_hub", "common", "recipes") if name in sys.modules)
+    if foreign:
+        raise SystemExit(f"the proof must import only tensorflow, and found {foreign}")
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:4]))

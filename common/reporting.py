@@ -1,0 +1,298 @@
+"""Tell what a finished image classification run did: report.html for people, model_card.md for the model.
+
+A number that is absent is shown as "not measured", never guessed, and a proof is shown as passed only where
+every part of it was measured and holds.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+import jinja2
+import numpy as np
+from markupsafe import Markup
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from PIL import Image
+
+from common.runs import write_atomically
+
+NOT_MEASURED = "not measured"
+PROBABILITY_TOLERANCE = 1e-4  # for a proof that does not say its own: processes differ by rounding only
+MAX_CLASSES_IN_MATRIX = 30  # a larger table cannot be read: a heat map and the most confused pairs replace it
+MAX_PAIRS = 20
+MAX_MISTAKES = 12
+THUMBNAIL_PIXELS = 160
+STAGES = {
+    "head": ("head", "#b7791f"),
+    "finetune": ("fine-tuning", "#2563a8"),
+    "scratch": ("scratch", "#6b7280"),
+}
+BASELINES = {"frozen": "Frozen source, linear head", "scratch": "From scratch", "none": "No adaptation"}
+
+
+def write_report(
+    out: Path, *, title: str, metrics: dict, config: dict, history: list[dict], class_names: Sequence[str],
+    labels: np.ndarray, probabilities: np.ndarray, image_paths: Sequence[str], per_class: list[dict],
+    skipped: Sequence[tuple[str, str]], sentences: Sequence[str],
+) -> Path:  # fmt: skip
+    """Write OUT/report.html, one file that needs nothing else to be read.
+
+    Args:
+        out: the run folder; made if it is missing.
+        title: the heading.
+        metrics: what metrics.json holds; any part may be absent.
+        config: setting name to value.
+        history: one row an epoch: "stage", "epoch", "loss", "val_loss", "val_accuracy".
+        class_names: the classes, in the order of the columns of `probabilities`.
+        labels: int [examples], the true classes of the test images.
+        probabilities: float32 [examples, classes], what the model answered.
+        image_paths: [examples] files of the test images; one that cannot be read any more gets no picture.
+        per_class: rows of "class", "precision", "recall", "f1", "support".
+        skipped: (path, reason) of every file that could not be used.
+        sentences: findings in plain words, shown near the top.
+
+    Returns:
+        The path of the report.
+
+    Raises:
+        ValueError: labels, probabilities, image_paths and class_names do not belong together.
+    """
+    labels, probabilities = np.asarray(labels, dtype=np.int64), np.asarray(probabilities)
+    classes = len(class_names)
+    if probabilities.shape != (len(labels), classes) or len(image_paths) != len(labels):
+        raise ValueError(
+            "a report needs one label, one path and one probability per class for each image; received "
+            f"{len(labels)} labels, {len(image_paths)} paths, probabilities of shape {probabilities.shape} "
+            f"and {classes} class names"
+        )
+    if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
+        raise ValueError(f"labels must lie in 0..{classes - 1}; received {labels.min()}..{labels.max()}")
+
+    predicted = probabilities.argmax(axis=1)
+    confusion = np.bincount(labels * classes + predicted, minlength=classes**2).reshape(classes, classes)
+    shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    small = classes <= MAX_CLASSES_IN_MATRIX
+    context = _shared_context(title, metrics, config, class_names, sentences) | {
+        "curves": {
+            "Loss": _curve(history, {"loss": ", training", "val_loss": ", validation"}),
+            "Validation accuracy": _curve(history, {"val_accuracy": ""}),
+        },
+        "confusion": confusion.tolist() if small else None,
+        "shares": shares.tolist() if small else None,
+        "heat_map": None if small else _heat_map(shares),
+        "pairs": [] if small else _confused_pairs(confusion, shares),
+        "numbers": {name: number for number, name in enumerate(class_names)},
+        # Weakest first: that is the row a reader looks for among two hundred.
+        "per_class": sorted(per_class, key=lambda row: _number(row.get("f1")) or 0),
+        "mistakes": _mistakes(labels, predicted, probabilities.max(axis=1, initial=0), image_paths),
+        "mistake_count": int((predicted != labels).sum()),
+        "test_count": len(labels),
+        "skipped": skipped,
+    }
+    return _render(Path(out) / "report.html", context)
+
+
+def write_model_card(
+    out: Path, *, title: str, metrics: dict, config: dict, class_names: Sequence[str],
+    sentences: Sequence[str], source_card: dict,
+) -> Path:  # fmt: skip
+    """Write OUT/model_card.md: what the model is for, where it comes from, how good it is, how to serve it.
+
+    Args:
+        out, title, metrics, config, class_names, sentences: as for `write_report`.
+        source_card: "spec", "licence", "origin" and "data" of the pretrained model.
+
+    Returns:
+        The path of the card.
+    """
+    # Name the folder that the export really made; TF Serving itself takes the highest number in it.
+    exports = [path for path in Path(out).glob("serving/*/*") if path.is_dir() and path.name.isdecimal()]
+    newest = max(exports, key=lambda path: int(path.name), default=None)
+    name = newest.parent.name if newest else str(metrics.get("recipe") or "model")
+    context = _shared_context(title, metrics, config, class_names, sentences) | {
+        "source_card": source_card,
+        "served": Markup(shlex.quote(name)),
+        "version_folder": f"serving/{name}/{newest.name if newest else 1}",
+    }
+    return _render(Path(out) / "model_card.md", context)
+
+
+def _shared_context(title, metrics, config, class_names, sentences) -> dict:
+    seconds = metrics.get("seconds") or {}
+    parts = [_number(seconds.get(part)) for part in ("features", "head", "finetune")]
+    known = [part for part in parts if part is not None]
+    training = sum(known) if known else None
+    headline = [{**(metrics.get("test") or {}), "name": "Fine-tuned", "seconds": training}]
+    for key, values in (metrics.get("baselines") or {}).items():
+        headline.append({**(values or {}), "name": BASELINES.get(key, key)})
+    context = {"title": title, "metrics": metrics, "config": config, "class_names": list(class_names)}
+    proof = _judge_proof(metrics.get("proof") or {})
+    return context | {"sentences": sentences, "headline": headline, "proof": proof}
+
+
+def _judge_proof(proof: dict) -> dict:
+    """Say of each part of the proof what was found and whether it holds; what was not measured does not."""
+    examples, agreement = _number(proof.get("examples")), _number(proof.get("agreement"))
+    difference, allowed = _number(proof.get("max_abs_diff")), proof.get("tolerance", PROBABILITY_TOLERANCE)
+    foreign = proof.get("ops_outside_tf_serving")
+    largest = NOT_MEASURED if difference is None else f"{difference:.2g}"
+    lacking = NOT_MEASURED if foreign is None else ", ".join(map(str, foreign)) or "none"
+    checks = {
+        f"Test examples that a fresh process sent to the SavedModel: {_count(examples)}": bool(examples),
+        f"Labels that are the same as in the evaluation: {_percent(agreement)}": agreement == 1,
+        f"Largest difference of a probability: {largest} (allowed: up to {allowed:g})": (
+            difference is not None and difference <= allowed
+        ),
+        f"Operations that the stock TF Serving server lacks: {lacking}": foreign is not None and not foreign,
+    }
+    if proof.get("error"):  # the numbers beside an error are placeholders: nothing was compared
+        checks = {f"It stopped with an error before it could compare: {proof['error']}": False}
+    elif proof.get("passed") is False and all(checks.values()):
+        checks["The run marked its proof as failed"] = False
+    failed, held = ([text for text, holds in checks.items() if holds == wanted] for wanted in (False, True))
+    return {"passed": not failed, "measured": bool(proof), "failed": failed, "held": held}
+
+
+def _curve(history: list[dict], columns: dict[str, str]) -> str | None:
+    """Draw columns of the history, stage after stage; None where not one value was measured."""
+    figure = Figure(figsize=(5.6, 3.6), layout="constrained")
+    axes = figure.subplots()
+    done = 0
+    for stage in dict.fromkeys(row.get("stage") for row in history):
+        rows = [row for row in history if row.get("stage") == stage]
+        # Fine-tuning goes on where the head stopped; training from scratch is another run, from the start.
+        start = 0 if stage == "scratch" else done
+        done = start + len(rows) if stage != "scratch" else done
+        name, colour = STAGES.get(stage, (stage, None))
+        for column, split in columns.items():
+            values = np.array([_number(row.get(column)) for row in rows], dtype=float)  # None becomes NaN
+            if np.isfinite(values).any():
+                line = {
+                    "color": colour,
+                    "linestyle": ":" if column == "loss" else "-",
+                    "label": f"{name}{split}",
+                }
+                axes.plot(np.arange(1, len(rows) + 1) + start, values, marker="o", markersize=3, **line)
+    if not axes.lines:
+        return None
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
+    return _png(figure)
+
+
+def _heat_map(shares: np.ndarray) -> str:
+    figure = Figure(figsize=(6.2, 5.4), layout="constrained")
+    axes = figure.subplots()
+    # The square root lifts rare confusions out of the white; on a straight scale only the diagonal shows.
+    image = axes.imshow(np.sqrt(shares), cmap="Blues", vmin=0, vmax=1)
+    axes.set(xlabel="predicted class, by number", ylabel="true class, by number")
+    bar = figure.colorbar(image, ax=axes, label="share of the true class")
+    bar.set_ticks([0, 0.1, 0.5, 1], labels=["0 %", "1 %", "25 %", "100 %"])
+    return _png(figure)
+
+
+def _confused_pairs(confusion: np.ndarray, shares: np.ndarray) -> list[tuple[int, int, int, float]]:
+    wrong = confusion - np.diag(confusion.diagonal())
+    largest = np.argsort(-wrong, axis=None, kind="stable")[:MAX_PAIRS]
+    cells = zip(*np.unravel_index(largest, wrong.shape), strict=True)
+    return [(i, j, int(wrong[i, j]), shares[i, j]) for i, j in cells if wrong[i, j]]
+
+
+def _mistakes(labels, predicted, confidence, image_paths) -> list[dict]:
+    """Collect the wrong answers given with the highest probability whose pictures can still be read."""
+    found = []
+    for index in np.argsort(-confidence, kind="stable"):
+        if len(found) == MAX_MISTAKES:
+            break
+        if predicted[index] != labels[index] and (picture := _thumbnail(image_paths[index])):
+            answer = {"true": labels[index], "predicted": predicted[index], "probability": confidence[index]}
+            found.append({"picture": picture, "name": Path(image_paths[index]).name, **answer})
+    return found
+
+
+def _thumbnail(path: str) -> str | None:
+    try:
+        with Image.open(path) as image:
+            # Not turned by its EXIF note: TensorFlow's decoder ignores it, so this is how the model saw it.
+            image.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
+            small = image.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=80)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+
+
+def _png(figure: Figure) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+
+
+def _number(value: object) -> float | None:
+    try:
+        number = float(value)
+    except (TypeError, ValueError, jinja2.UndefinedError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _percent(value: object) -> str:
+    if (number := _number(value)) is None:
+        return NOT_MEASURED
+    # Rounding must not make a flawless result of one that is not.
+    return "> 99.9 %" if 0.9995 <= number < 1 else f"{100 * number:.1f} %"
+
+
+def _interval(pair: object) -> str:
+    ends = [_number(end) for end in pair] if isinstance(pair, (list, tuple, np.ndarray)) else []
+    return NOT_MEASURED if len(ends) != 2 or None in ends else f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f} %"
+
+
+def _duration(value: object) -> str:
+    if (number := _number(value)) is None:
+        return NOT_MEASURED
+    return f"{number:.1f} s" if number < 60 else f"{int(number // 60)} min {int(number % 60)} s"
+
+
+def _count(value: object) -> str:
+    number = _number(value)
+    return NOT_MEASURED if number is None else f"{number:,.0f}"
+
+
+def _escape_markdown(value: object) -> str:
+    """Keep a user's name from becoming a heading, a link, a table cell or HTML."""
+    if isinstance(value, Markup):
+        return value
+    text = " ".join(str(value).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"[\\`*\[\]|~#]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", text)
+
+
+def _render(path: Path, context: dict) -> Path:
+    markdown = path.suffix == ".md"
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=not markdown,
+        finalize=_escape_markdown if markdown else None,  # sees all that is printed, as autoescape does
+        undefined=jinja2.ChainableUndefined,  # metrics may lack any part; the filters say "not measured"
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    filters = {"percent": _percent, "interval": _interval, "duration": _duration, "number": _count}
+    # JSON is YAML: quoted like this, no licence or title can break out of the front matter.
+    filters["yaml"] = lambda value: Markup(json.dumps(str(value), ensure_ascii=False))
+    environment.filters.update(filters)
+    text = environment.get_template(path.name).render(context)
+    content = text.encode("utf-8", "backslashreplace")  # a file name that is not UTF-8 holds lone surrogates
+    return write_atomically(path, lambda partial: partial.write_bytes(content))

@@ -1,0 +1,209 @@
+"""What the user types for `--source` and `--data`, read and checked without importing TensorFlow."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from common.errors import UserError
+
+SOURCE_KINDS = ("bundled", "keras", "preset")
+BUNDLED_FOLDER = Path(__file__).parent / "bundled"
+
+# Classes of keras.applications and the image size (pixels) of their published ImageNet weights.
+KERAS_APPLICATIONS = {
+    **{f"ResNet{depth}{version}": 224 for version in ("", "V2") for depth in (50, 101, 152)},
+    **{"VGG16": 224, "VGG19": 224, "InceptionV3": 299, "Xception": 299},
+    **{"MobileNet": 224, "MobileNetV2": 224, "MobileNetV3Small": 224, "MobileNetV3Large": 224},
+    **{f"EfficientNetB{i}": size for i, size in enumerate((224, 240, 260, 300, 380, 456, 528, 600))},
+    **{f"EfficientNetV2B{i}": size for i, size in enumerate((224, 240, 260, 300))},
+    **{"EfficientNetV2S": 384, "EfficientNetV2M": 480, "EfficientNetV2L": 480},
+    **{f"DenseNet{depth}": 224 for depth in (121, 169, 201)},
+    **{f"ConvNeXt{size}": 224 for size in ("Tiny", "Small", "Base", "Large", "XLarge")},
+}
+_KERAS_OPTIONS = {"alpha": float, "size": int}
+
+
+@dataclass(frozen=True)
+class SourceSpec:
+    """One parsed `--source`: `kind:name[(option=value,...)][@weights]`."""
+
+    kind: str
+    name: str
+    options: dict[str, float | int] = field(default_factory=dict)
+    weights: str | None = None
+
+    @property
+    def random(self) -> bool:
+        """Whether the weights are to stay as initialised (a control, not a pretrained source)."""
+        return self.weights == "random"
+
+
+def nearest(word: str, allowed) -> str:
+    """Return " Did you mean 'x'?" for the nearest of the allowed words, or nothing if none is near."""
+    by_lower = {item.lower(): item for item in allowed}
+    found = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.5)
+    return f" Did you mean {by_lower[found[0]]!r}?" if found else ""
+
+
+def parse_source(text: str) -> SourceSpec:
+    """Read a `--source` string.
+
+    Args:
+        text: for example `bundled:resnet_mini`, `keras:MobileNetV2@notop.weights.h5`,
+            `keras:MobileNet(alpha=0.25,size=128)`, `preset:resnet_50_imagenet`, `preset:FOLDER`.
+
+    Returns:
+        The parsed SourceSpec; nothing is loaded.
+
+    Raises:
+        UserError: unknown kind, name, option or a weights file that is not there.
+    """
+    kind, colon, rest = text.partition(":")
+    if not colon or kind not in SOURCE_KINDS:
+        raise UserError(
+            f"--source has an unknown kind. Allowed: {', '.join(f'{k}:NAME' for k in SOURCE_KINDS)}. "
+            f"Received: {text!r}.{nearest(kind, SOURCE_KINDS)} Try: --source bundled:resnet_mini"
+        )
+    if kind == "keras":
+        return _parse_keras(text, rest)
+    name, random = (rest[: -len("@random")], "random") if rest.endswith("@random") else (rest, None)
+    if kind == "bundled":
+        bundled = sorted(path.name for path in BUNDLED_FOLDER.iterdir() if path.is_dir())
+        if name not in bundled:
+            raise UserError(
+                f"--source names no bundled model. Allowed: {', '.join('bundled:' + b for b in bundled)}. "
+                f"Received: {text!r}.{nearest(name, bundled)}"
+            )
+    elif not name:
+        raise UserError(f"--source preset: needs a KerasHub name, hf://OWNER/NAME or a folder. Received: {text!r}.")
+    elif ("/" in name or name.startswith(".")) and "://" not in name and not Path(name).expanduser().is_dir():
+        raise UserError(
+            f"--source names a preset folder that does not exist. Received: {text!r}. "
+            "A preset folder holds config.json and model.weights.h5, as `python -m recipes run pretraining` writes it."
+        )
+    return SourceSpec(kind, name, weights=random)
+
+
+def _parse_keras(text: str, rest: str) -> SourceSpec:
+    architecture, _, weights = rest.partition("@")
+    match = re.fullmatch(r"(\w+)(?:\(([^()]*)\))?", architecture)
+    name = match[1] if match else architecture
+    if name not in KERAS_APPLICATIONS:
+        raise UserError(
+            f"--source names no keras.applications model that is supported. Received: {text!r}."
+            f"{nearest(name, KERAS_APPLICATIONS)} Allowed: {', '.join(KERAS_APPLICATIONS)}."
+        )
+    options = {}
+    for part in filter(None, (match[2] or "").split(",")):
+        key, _, value = (piece.strip() for piece in part.partition("="))
+        if key not in _KERAS_OPTIONS or (key == "alpha" and name not in ("MobileNet", "MobileNetV2")):
+            raise UserError(
+                f"--source has an unknown option. Allowed: size=PIXELS, and alpha=WIDTH for MobileNet and "
+                f"MobileNetV2. Received: {part.strip()!r} in {text!r}."
+            )
+        try:
+            options[key] = _KERAS_OPTIONS[key](value)
+        except ValueError:
+            raise UserError(f"--source option {key} needs a number. Received: {value!r} in {text!r}.") from None
+    if weights and weights != "random" and not Path(weights).expanduser().is_file():
+        raise UserError(
+            f"--source names a weights file that does not exist. Received: {weights!r}. Allowed after '@': the path "
+            f"of a 'no top' weights file of {name}, or 'random'. Without '@' the ImageNet weights are fetched."
+        )
+    return SourceSpec("keras", name, options, weights or None)
+
+
+def parse_data(text: str, kinds: tuple[str, ...]) -> tuple[str, str]:
+    """Read a `--data` string such as `demo`, `folder:PATH`, `csv:PATH` or `tfds:NAME`.
+
+    Args:
+        text: what the user typed.
+        kinds: the kinds that the recipe reads; `demo` stands alone, the others take `kind:value`.
+
+    Returns:
+        (kind, value); the value of `demo` is empty.
+
+    Raises:
+        UserError: unknown kind, missing value, or a path that does not exist.
+    """
+    kind, _, value = text.partition(":")
+    allowed = ", ".join("demo" if k == "demo" else f"{k}:{'NAME' if k == 'tfds' else 'PATH'}" for k in kinds)
+    if kind not in kinds or (kind != "demo" and not value) or (kind == "demo" and value):
+        hint = f" Try: --data folder:{text}" if Path(text).is_dir() else nearest(kind, kinds)
+        raise UserError(f"--data cannot be read. Allowed: {allowed}. Received: {text!r}.{hint}")
+    path = Path(value).expanduser()
+    if kind not in ("demo", "tfds") and not path.exists():
+        raise UserError(
+            f"--data names a path that does not exist: {value!r}. Allowed: {allowed}. "
+            f"Received: {text!r}. The current directory is {Path.cwd()}."
+        )
+    if kind == "folder" and not path.is_dir():
+        raise UserError(f"--data folder: needs a folder, and this is a file: {value!r}. Try: --data csv:{value}")
+    return kind, value
+
+
+def parse_policy(policy: str) -> str:
+    """Return a freezing policy as given; raise UserError unless it is one."""
+    if policy in ("frozen", "last_block", "all") or re.fullmatch(r"last:[1-9]\d*", policy):
+        return policy
+    if policy.startswith("regex:"):
+        try:
+            re.compile(policy.removeprefix("regex:"))
+            return policy
+        except re.error as error:
+            raise UserError(
+                f"--unfreeze has a regular expression that cannot be read: {error}. Received: {policy!r}."
+            ) from None
+    raise UserError(
+        "--unfreeze is unknown. Allowed: frozen, last:N (layers), last_block, all, regex:PATTERN. "
+        f"Received: {policy!r}.{nearest(policy, ('frozen', 'last_block', 'all'))}"
+    )
+
+
+def parse_list(flag: str, text: str, allowed: tuple[str, ...], alone: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """Read a comma-separated list.
+
+    Args:
+        flag: name of the flag, for the error.
+        text: what the user typed.
+        allowed: words that may stand together.
+        alone: words that stand alone, such as `none`.
+
+    Returns:
+        The words in the order given.
+
+    Raises:
+        UserError: a word that is not allowed.
+    """
+    words = tuple(word.strip() for word in text.split(",") if word.strip())
+    if len(words) == 1 and words[0] in alone:
+        return words
+    for word in words or ("",):
+        if word not in allowed:
+            raise UserError(
+                f"{flag} has an unknown word. Allowed: {', '.join(allowed)}"
+                f"{', or alone: ' + ', '.join(alone) if alone else ''}. Received: {text!r}.{nearest(word, allowed)}"
+            )
+    return words
+
+
+def check_choice(flag: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Raise UserError unless the value is one of those allowed."""
+    if value not in allowed:
+        raise UserError(
+            f"{flag} is unknown. Allowed: {', '.join(allowed)}. Received: {value!r}.{nearest(value, allowed)}"
+        )
+
+
+def check_range(config, low: float, high: float, *names: str) -> None:
+    """Raise UserError unless each named field of the config is None or within [low, high]."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not low <= value <= high:
+            upper = "" if high == float("inf") else f" to {high:g}"
+            raise UserError(
+                f"--{name.replace('_', '-')} is out of range. Allowed: {low:g}{upper or ' or more'}. Received: {value}."
+            )

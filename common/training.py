@@ -1,0 +1,235 @@
+"""Stages of training: compile, fit with warm-up and cosine decay, keep the best on validation, show time left."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+
+class ProgressLine:
+    """One line that says how far something is and how long it will take.
+
+    Args:
+        title: what is going on.
+        total: steps in all.
+        stream: where to print; on a terminal the line is rewritten, elsewhere only the end is printed.
+    """
+
+    def __init__(self, title: str, total: int, stream=None):
+        self.title, self.total, self.stream = title, max(total, 1), stream or sys.stdout
+        self.started, self.shown, self.done = time.monotonic(), 0.0, 0
+
+    def update(self, done: int, note: str = "") -> None:
+        """Say that `done` of the total are done; printed at most five times a second."""
+        self.done, now = done, time.monotonic()
+        if not self.stream.isatty() or (now - self.shown < 0.2 and done < self.total):
+            return
+        self.shown = now
+        left = (now - self.started) / max(done, 1) * (self.total - done)
+        text = f"  {self.title}: {done:,} of {self.total:,}{note}, {format_seconds(left)} left"
+        print(f"\r{text[:110]}\033[K", end="", file=self.stream, flush=True)
+
+    def close(self, note: str = "") -> None:
+        """Replace the line by what was done and how long it took."""
+        start = "\r\033[K" if self.stream.isatty() else ""
+        seconds = time.monotonic() - self.started
+        print(f"{start}  {self.title}: {self.done:,} in {format_seconds(seconds)}{note}", file=self.stream, flush=True)
+
+
+def format_seconds(seconds: float) -> str:
+    """Return 12 s, 3 min 05 s or 2 h 04 min."""
+    seconds = int(round(seconds))
+    if seconds < 100:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60:02d} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+
+
+@contextlib.contextmanager
+def dtype_policy(name: str) -> Iterator[None]:
+    """Build layers under a Keras dtype policy such as `mixed_bfloat16`, and put the former one back."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(name)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+class DiscriminativeAdamW(keras.optimizers.Adam):
+    """AdamW whose backbone learns more slowly than its head (discriminative fine-tuning, arXiv:1801.06146).
+
+    Decay is decoupled (arXiv:1711.05101; done here, since the decay of Keras knows only one learning rate) and
+    leaves vectors alone: biases and normalisation parameters.
+
+    Args:
+        slow: the variables that learn at `slow_factor` times the learning rate.
+        slow_factor: below 1.
+        weight_decay: share of a weight that is removed at each step, times the learning rate.
+        **arguments: as for keras.optimizers.Adam.
+    """
+
+    def __init__(self, *, slow=(), slow_factor: float = 1.0, weight_decay: float = 0.0, **arguments):
+        super().__init__(**arguments)
+        self._slow_ids = {id(variable) for variable in slow}
+        self._slow_factor, self._decay = slow_factor, weight_decay
+        self._factors: list[float] = []
+
+    def build(self, variables):
+        super().build(variables)
+        self._factors = [self._slow_factor if id(variable) in self._slow_ids else 1.0 for variable in variables]
+
+    def update_step(self, gradient, variable, learning_rate):
+        rate = learning_rate * self._factors[self._get_variable_index(variable)]
+        if self._decay and len(variable.shape) > 1:
+            self.assign_sub(variable, variable * keras.ops.cast(rate * self._decay, variable.dtype))
+        super().update_step(gradient, variable, rate)
+
+
+def warmup_cosine(peak: float, steps: int, warmup_share: float = 0.1) -> keras.optimizers.schedules.CosineDecay:
+    """Return a schedule that rises linearly to `peak` over the first share of the steps, then falls to 0."""
+    warmup = max(1, int(steps * warmup_share))
+    return keras.optimizers.schedules.CosineDecay(
+        initial_learning_rate=0.0, decay_steps=max(1, steps - warmup), warmup_target=peak, warmup_steps=warmup
+    )
+
+
+class KeepBest(keras.callbacks.Callback):
+    """Keep the weights of the best epoch by validation accuracy (ties: lower cross-entropy); stop when it stalls.
+
+    Args:
+        patience: epochs without improvement before stopping; None never stops early.
+        start: logs of the model before training, which is then a candidate too: a stage that makes a model
+            worse hands back what it was given.
+    """
+
+    def __init__(self, patience: int | None, start: dict[str, float] | None = None):
+        super().__init__()
+        self.patience, self.best_epoch = patience, 0
+        self.best = (-np.inf, -np.inf) if start is None else _rank(start)
+        self._weights: list[np.ndarray] | None = None
+
+    def on_train_begin(self, logs=None):
+        self._weights = self.model.get_weights()
+
+    def on_epoch_end(self, epoch, logs=None):
+        rank = _rank(logs)
+        if rank > self.best:
+            self.best, self.best_epoch, self._weights = rank, epoch + 1, self.model.get_weights()
+        elif self.patience is not None and epoch + 1 - self.best_epoch >= self.patience:
+            self.model.stop_training = True
+
+    def on_train_end(self, logs=None):
+        self.model.set_weights(self._weights)
+
+
+def _rank(logs: dict[str, float]) -> tuple[float, float]:
+    return round(float(logs["val_accuracy"]), 6), -float(logs["val_cross_entropy"])
+
+
+class EpochLines(keras.callbacks.Callback):
+    """Print one line an epoch with the time left, and gather the rows of history.csv.
+
+    Args:
+        stage: name of the stage.
+        epochs: planned number of epochs.
+        steps: steps in an epoch.
+        every: print each `every`-th epoch only (head training has many, of milliseconds each).
+    """
+
+    def __init__(self, stage: str, epochs: int, steps: int, every: int = 1):
+        super().__init__()
+        self.stage, self.epochs, self.steps, self.every = stage, epochs, steps, every
+        self.rows: list[dict] = []
+
+    def on_train_begin(self, logs=None):
+        self.progress = ProgressLine(self.stage, self.epochs * self.steps)
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.progress.update(len(self.rows) * self.steps + batch + 1, f" steps, loss {logs['loss']:.3f}")
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.rows.append({"stage": self.stage, "epoch": epoch + 1, **{k: float(v) for k, v in logs.items()}})
+        if (epoch + 1) % self.every == 0:
+            left = (time.monotonic() - self.progress.started) / (epoch + 1) * (self.epochs - epoch - 1)
+            start = "\r\033[K" if sys.stdout.isatty() else ""
+            scores = ", ".join(f"{k} {logs[k]:.4f}" for k in ("loss", "val_loss", "val_accuracy") if k in logs)
+            text = f"{start}  {self.stage} {epoch + 1}/{self.epochs}: {scores}, {format_seconds(left)} left"
+            print(text, flush=True)
+
+
+def fit_stage(
+    model: keras.Model,
+    batches,
+    *,
+    stage: str,
+    epochs: int,
+    steps: int,
+    validation,
+    optimizer: keras.optimizers.Optimizer,
+    loss="categorical_crossentropy",
+    patience: int | None = None,
+    start_counts: bool = False,
+    every: int = 1,
+) -> list[dict]:
+    """Train a classifier for one stage and leave it with its best weights on validation.
+
+    Args:
+        model: gives probabilities [batch, classes]; compiled here, so that what is frozen is frozen.
+        batches: what `fit` takes; an endless dataset or a PyDataset.
+        stage: name for the progress lines and the history.
+        epochs: at most this many.
+        steps: batches in an epoch.
+        validation: dataset of (inputs, one-hot targets).
+        optimizer: with its schedule.
+        loss: Keras loss on probabilities and one-hot targets.
+        patience: epochs without improvement before stopping.
+        start_counts: whether the model as given competes too.
+        every: print each `every`-th epoch.
+
+    Returns:
+        One row an epoch: stage, epoch, loss, accuracy, val_loss, val_accuracy, val_cross_entropy.
+    """
+    model.compile(
+        optimizer=optimizer,
+        loss=loss,
+        metrics=["accuracy", keras.metrics.CategoricalCrossentropy(name="cross_entropy")],
+        jit_compile=use_xla(),
+    )
+    start = None
+    if start_counts:
+        start = {f"val_{k}": v for k, v in model.evaluate(validation, verbose=0, return_dict=True).items()}
+    lines = EpochLines(stage, epochs, steps, every)
+    model.fit(
+        batches,
+        epochs=epochs,
+        steps_per_epoch=steps,
+        validation_data=validation,
+        verbose=0,
+        shuffle=False,  # the batches come shuffled, by seed and epoch
+        callbacks=[lines, KeepBest(patience, start)],
+    )
+    return lines.rows
+
+
+def use_xla() -> bool | str:
+    """Return Keras' own choice on an accelerator, and False on a CPU, where XLA slows convolutions down."""
+    return "auto" if tf.config.list_physical_devices("GPU") else False
+
+
+def balanced_class_weights(labels: np.ndarray, classes: int) -> np.ndarray:
+    """Return a weight for each class that makes all classes count the same; float32 [classes], mean 1 over examples."""
+    counts = np.bincount(labels, minlength=classes)
+    return (len(labels) / (classes * np.maximum(counts, 1))).astype("float32")
+
+
+def copy_weights(source: keras.Model, target: keras.Model) -> None:
+    """Copy all weights by position between two builds of one architecture, whatever their dtype policies."""
+    target.set_weights(source.get_weights())

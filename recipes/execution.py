@@ -1,0 +1,166 @@
+"""The side of the command line that imports TensorFlow: load a recipe, ask the export of a run."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from common.errors import UserError
+from recipes.discovery import Recipe
+
+PREDICT_BATCH = 32
+
+
+def load_recipe(recipe: Recipe) -> ModuleType:
+    """Import recipe.py for real, TensorFlow and all; this takes seconds.
+
+    It is loaded from its file and not by its name, so that it may lie under any folder.
+    """
+    module_name = f"{recipe.file.parent.parent.name}.{recipe.name}.recipe"
+    specification = importlib.util.spec_from_file_location(module_name, recipe.file)
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[module_name] = module
+    with quiet_tensorflow():
+        specification.loader.exec_module(module)
+    return module
+
+
+def predict(arguments: list[str]) -> int:
+    """Classify image files with the newest export of a run, through its serving signature."""
+    parser = argparse.ArgumentParser(prog="python -m recipes predict", description=predict.__doc__)
+    parser.add_argument("run", type=Path, metavar="RUN", help="the folder that a run wrote (its --out)")
+    parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="image files")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line, with all probabilities")
+    parser.add_argument("--name", help="which export, when the run holds several")
+    options = parser.parse_args(arguments)
+    export = _newest_export(options.run, options.name)
+    absent = [str(file) for file in options.files if not file.is_file()]
+    if absent:
+        shown = ", ".join(absent[:5]) + (" …" if len(absent) > 5 else "")
+        raise UserError(f"{len(absent)} of {len(options.files)} are not files: {shown}. Name image files.")
+
+    with quiet_tensorflow():
+        import tensorflow as tf
+    try:
+        # The loaded object must stay in a variable: its signatures hold its weights only weakly.
+        loaded = tf.saved_model.load(str(export))
+    except (OSError, ValueError, tf.errors.OpError) as problem:
+        raise UserError(f"{export} cannot be loaded: {problem}. Run the recipe again.") from problem
+    signature = loaded.signatures.get("serving_default")
+    takes = signature.structured_input_signature[1] if signature else {}
+    gives = signature.structured_outputs if signature else {}
+    if "image" not in takes or not {"label", "probabilities", "class_names"} <= set(gives):
+        raise UserError(
+            f"{export} is no image classifier: it takes {', '.join(takes) or 'nothing'} and gives "
+            f"{', '.join(gives) or 'nothing'}. predict needs the export of an image classification run."
+        )
+
+    def classify(contents: list[bytes]) -> list[dict[str, Any] | str]:
+        """One answer a file; a text instead says why that file has none."""
+        try:
+            outputs = {name: value.numpy() for name, value in signature(image=tf.constant(contents)).items()}
+        except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError) as problem:
+            # One bad image fails its whole batch, and the error does not say which: ask one by one.
+            if len(contents) == 1:
+                return [_reason(problem.message)]
+            return [answer for content in contents for answer in classify([content])]
+        return [_answer(outputs, row) for row in range(len(contents))]
+
+    failed = 0
+    for start in range(0, len(options.files), PREDICT_BATCH):
+        answers: list[tuple[Path, dict[str, Any] | str]] = []
+        readable: list[tuple[Path, bytes]] = []
+        for file in options.files[start : start + PREDICT_BATCH]:
+            try:
+                readable.append((file, file.read_bytes()))
+            except OSError as problem:
+                answers.append((file, problem.strerror or str(problem)))
+        if readable:
+            answered = classify([content for _, content in readable])
+            answers += zip([file for file, _ in readable], answered, strict=True)
+        for file, answer in answers:
+            if isinstance(answer, str):
+                failed += 1
+                complain(f"{file}: {answer}")
+            elif options.json:
+                print(json.dumps({"file": str(file), **answer}, ensure_ascii=False))
+            else:
+                print(f"{file}  {answer['label']}  {answer['probability']:.4f}")
+    return 1 if failed else 0
+
+
+def _newest_export(run: Path, name: str | None) -> Path:
+    if not run.is_dir():
+        raise UserError(f"there is no folder {run}. Give the --out of `python -m recipes run`.")
+    pattern = f"serving/{name or '*'}/*/saved_model.pb"
+    versions = [file.parent for file in run.glob(pattern) if file.parent.name.isdecimal()]
+    # By number, not by text: version 10 is newer than version 9. Of each name the last one stays.
+    versions.sort(key=lambda version: int(version.name))
+    newest = {version.parent.name: version for version in versions}
+    if not newest:
+        raise UserError(f"{run} holds no export: nothing matches {pattern}. Let the run finish first.")
+    if len(newest) > 1:
+        choices = ", ".join(f"--name {key}" for key in sorted(newest))
+        raise UserError(f"{run} holds the exports of several recipes. Add one of: {choices}")
+    return next(iter(newest.values()))
+
+
+def _answer(outputs: dict[str, Any], row: int) -> dict[str, Any]:
+    probabilities = [float(value) for value in outputs["probabilities"][row]]
+    names = [name.decode() for name in outputs["class_names"][row]]
+    return {
+        "label": outputs["label"][row].decode(),
+        "probability": max(probabilities),
+        "probabilities": dict(zip(names, probabilities, strict=True)),
+    }
+
+
+def _reason(message: str) -> str:
+    """The one line of a TensorFlow graph error that tells what went wrong."""
+    boilerplate = ("Graph execution error", "Detected at node", "<stack traces", "]]")
+    lines = [line.rpartition("}}")[2].strip() or line.strip() for line in message.splitlines()]
+    telling = [line for line in lines if line and not line.startswith(boilerplate)]
+    return telling[0] if telling else message
+
+
+@contextlib.contextmanager
+def quiet_tensorflow() -> Iterator[None]:
+    """Keep what TensorFlow's native code says at its import away from the user, unless the import fails.
+
+    TF_CPP_MIN_LOG_LEVEL does not reach these lines (oneDNN, CUDA): they are written before it is read. With
+    TF_CPP_MIN_LOG_LEVEL=0 or 1 nothing is kept away.
+    """
+    if os.environ.get("TF_CPP_MIN_LOG_LEVEL") in ("0", "1"):
+        yield
+        return
+    sys.stderr.flush()
+    real_stderr = os.dup(2)
+    with tempfile.TemporaryFile() as kept:
+        os.dup2(kept.fileno(), 2)
+        try:
+            yield
+            if "tensorflow" in sys.modules:  # the last noisy step is the first look for a GPU
+                sys.modules["tensorflow"].config.list_physical_devices("GPU")
+        except BaseException:
+            kept.seek(0)
+            os.write(real_stderr, kept.read())
+            raise
+        finally:
+            sys.stderr.flush()
+            os.dup2(real_stderr, 2)
+            os.close(real_stderr)
+
+
+def complain(problem: object) -> None:
+    """Print one error on stderr, in red where somebody watches."""
+    red, plain = ("\033[31m", "\033[0m") if sys.stderr.isatty() and "NO_COLOR" not in os.environ else ("", "")
+    print(f"{red}error: {problem}{plain}", file=sys.stderr)

@@ -1,0 +1,287 @@
+"""Tell classes of pictures apart: from a folder of photos to a proven SavedModel.
+
+    python -m recipes run image_classification                       # demo digits, offline
+    python -m recipes run image_classification --data folder:PHOTOS --source keras:ResNet50 --out runs/mine
+
+PHOTOS holds a folder for each class, or train/val/test with class folders inside. A pretrained source looks at
+every picture once and a linear head learns from what it said (feature extraction); then the source itself is
+unfrozen and learns, more slowly than the head (fine-tuning). The report sets the result beside the frozen
+source and, with `--baselines frozen,scratch`, beside the same network trained from scratch. The SavedModel
+takes the bytes of picture files, gives labels, and has been proved in a fresh process to answer as evaluated.
+
+What to expect, measured, with commands and machine: `python -m recipes show image_classification`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil, inf
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from common import evaluation, exporting, features, freezing, reporting, runs, training
+from common.data.image_sets import ImageSet, load_image_set
+from common.data.images import image_batches, steps_per_epoch, training_batches
+from common.sources import Source, load_source
+from common.specs import check_choice, check_range, parse_data, parse_list, parse_policy, parse_source
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of image_classification."""
+
+    data: str = "demo"
+    """Pictures: demo, folder:PATH, csv:PATH (path,label[,split]) or tfds:NAME."""
+    source: str = "bundled:resnet_mini"
+    """Pretrained model: bundled:NAME, keras:NAME[@WEIGHTS] or preset:NAME_OR_FOLDER."""
+    out: str = "runs/image_classification"
+    """Folder for everything this run writes."""
+    unfreeze: str = "all"
+    """What fine-tuning trains: frozen (no fine-tuning), last:N (layers), last_block, all, regex:PATTERN."""
+    epochs: int | None = None
+    """Fine-tuning passes; the default is 6, and more for few pictures. 0 is the same as --unfreeze frozen."""
+    head_epochs: int = 60
+    """Passes of the head over the stored features; they take milliseconds each and stop by themselves."""
+    batch_size: int = 32
+    """Pictures in a fine-tuning step."""
+    image_size: int | None = None
+    """Side of the square input in pixels; the source's own by default. Smaller is faster."""
+    resize: str = "crop"
+    """How pictures become square: crop (centre), squash (ignore the shape) or pad (keep all of it)."""
+    learning_rate: float = 1e-3
+    """Peak learning rate of the head in fine-tuning; it warms up, then falls along a cosine."""
+    backbone_factor: float = 0.3
+    """The backbone learns at this share of the learning rate: less of it keeps more of what it knew."""
+    batch_norm: str = "frozen"
+    """BatchNorm of the source: frozen keeps its statistics (safe), train lets them follow the data."""
+    weight_decay: float = 0.05
+    """Pulls weights towards zero: more of it for fewer pictures."""
+    dropout: float = 0.2
+    """Share of the features hidden from the head at each fine-tuning step."""
+    label_smoothing: float = 0.1
+    """Share of the target spread over all classes; keeps the model from overconfidence."""
+    class_weights: str = "none"
+    """none, or balanced: rare classes count as much as common ones."""
+    augment: str = "auto"
+    """Random changes: auto, none, or some of flip,crop,rotate,color. Never part of the exported model."""
+    views: int = 4
+    """How often the frozen source looks at each training picture: once as it is, then augmented."""
+    patience: int | None = None
+    """Stop fine-tuning after this many epochs without a better validation result."""
+    baselines: str = "frozen"
+    """What the result is set beside: frozen (seconds), frozen,scratch (as long as fine-tuning again), or none."""
+    mixed_precision: bool = False
+    """Fine-tune in bfloat16: faster where processor or GPU have it. Evaluation and export stay float32."""
+    limit: int | None = None
+    """Use at most this many pictures of each part: a quick look."""
+    strict: bool = False
+    """Stop at the first unreadable picture instead of skipping and counting it."""
+    seed: int = 0
+    """Decides initial weights, order and augmentation; the split depends on the pictures alone."""
+
+    def __post_init__(self) -> None:
+        parse_data(self.data, ("demo", "folder", "csv", "tfds"))
+        parse_source(self.source)
+        parse_policy(self.unfreeze)
+        parse_list("--augment", self.augment, ("flip", "crop", "rotate", "color"), alone=("auto", "none"))
+        parse_list("--baselines", self.baselines, ("frozen", "scratch"), alone=("none",))
+        check_choice("--resize", self.resize, ("crop", "squash", "pad"))
+        check_choice("--batch-norm", self.batch_norm, ("frozen", "train"))
+        check_choice("--class-weights", self.class_weights, ("none", "balanced"))
+        check_range(self, 1, inf, "head_epochs", "batch_size", "views", "limit", "patience")
+        check_range(self, 0, inf, "epochs", "learning_rate", "weight_decay", "seed")
+        check_range(self, 0, 1, "backbone_factor", "dropout", "label_smoothing")
+        check_range(self, 8, 4096, "image_size")
+
+
+def load_data(config: Config) -> ImageSet:
+    """Read, check and split the pictures."""
+    return load_image_set(config.data, Path(config.out), limit=config.limit, strict=config.strict)
+
+
+def build_model(source: Source, classes: int, config: Config) -> keras.Model:
+    """Return pixels -> class probabilities: the source with its preprocessing, dropout and a linear head."""
+    pixels = keras.Input((*source.image_size, 3), name="pixels")
+    dropped = keras.layers.Dropout(config.dropout, dtype="float32", name="dropout")(source.extractor(pixels))
+    probabilities = keras.layers.Dense(classes, activation="softmax", dtype="float32", name="head")(dropped)
+    return keras.Model(pixels, probabilities, name="classifier")
+
+
+def extract(source: Source, data: ImageSet, config: Config) -> tuple[np.ndarray, np.ndarray]:
+    """Return what the frozen source says of the training pictures, [views, n, width], and of val, [m, width]."""
+    settings = dict(cache=Path(config.out) / "features", resize=config.resize)
+    train = features.extract_features(
+        source, data.train.paths, title="features of train", seed=config.seed,
+        views=config.views, augment=augmentations(config, data), **settings,
+    )  # fmt: skip
+    return train, features.extract_features(source, data.val.paths, title="features of val", **settings)[0]
+
+
+def train_head(model: keras.Model, train: np.ndarray, val: np.ndarray, data: ImageSet, config: Config) -> list[dict]:
+    """Feature extraction: train the linear head on the stored features."""
+    return features.fit_linear_head(
+        model.get_layer("head"), train, one_hot(data, data.train.labels), val, one_hot(data, data.val.labels),
+        sample_weights=sample_weights(data, config), epochs=config.head_epochs, seed=config.seed,
+    )  # fmt: skip
+
+
+def fine_tune(source: Source, model: keras.Model, data: ImageSet, config: Config, stage: str = "finetune"):
+    """Unfreeze and train; from a random start (stage `scratch`) everything trains, at the full learning rate.
+
+    Returns:
+        (history rows, number of parameters that trained).
+    """
+    scratch = stage == "scratch"
+    trained_source, trained = source, model
+    if config.mixed_precision:  # a twin trains in bfloat16; the float32 model takes its weights back
+        with training.dtype_policy("mixed_bfloat16"):
+            trained_source = load_source(config.source, config.image_size, random_weights=scratch)
+            trained = build_model(trained_source, len(data.class_names), config)
+        training.copy_weights(model, trained)
+    counts = freezing.freeze(
+        trained,
+        trained_source.backbone,
+        "all" if scratch else config.unfreeze,
+        "train" if scratch else config.batch_norm,
+    )
+    print(f"{stage}: {counts}")
+
+    epochs, steps = fine_tuning_epochs(data, config), steps_per_epoch(len(data.train), config.batch_size)
+    labels, weights = tf.constant(one_hot(data, data.train.labels)), tf.constant(sample_weights(data, config))
+    batches = training_batches(
+        data.train.paths, lambda i: (tf.gather(labels, i), tf.gather(weights, i)), source.image_size,
+        config.batch_size, seed=config.seed, augment=augmentations(config, data), resize=config.resize,
+    )  # fmt: skip
+    val_labels = tf.data.Dataset.from_tensor_slices(one_hot(data, data.val.labels)).batch(64)
+    history = training.fit_stage(
+        trained, batches, stage=stage, epochs=epochs, steps=steps,
+        validation=tf.data.Dataset.zip(pictures(source, data.val.paths, config), val_labels),
+        optimizer=training.DiscriminativeAdamW(
+            learning_rate=training.warmup_cosine(config.learning_rate, epochs * steps),
+            weight_decay=config.weight_decay,
+            slow=() if scratch else trained_source.backbone.variables,
+            slow_factor=config.backbone_factor,
+        ),
+        loss=keras.losses.CategoricalCrossentropy(label_smoothing=config.label_smoothing),
+        patience=config.patience, start_counts=not scratch,
+    )  # fmt: skip
+    if trained is not model:
+        training.copy_weights(trained, model)
+    return history, counts.parameters
+
+
+def predict(source: Source, model: keras.Model, paths: np.ndarray, config: Config) -> np.ndarray:
+    """Return class probabilities of picture files, float32 [n, classes]."""
+    return model.predict(pictures(source, paths, config), verbose=0)
+
+
+def main(config: Config) -> dict:
+    """Run the whole story: data -> source -> head -> fine-tuning -> evaluation -> export -> proof -> report."""
+    out, clock = Path(config.out), runs.Stopwatch()
+    runs.start(out, config)
+    keras.utils.set_random_seed(config.seed)
+
+    with clock("data"):
+        data = load_data(config)
+    print(f"{config.data}: {data.counts()}, {len(data.class_names)} classes")
+    source = load_source(config.source, config.image_size)
+    model = build_model(source, len(data.class_names), config)
+
+    parameters = {
+        "total": model.count_params(),
+        "trainable_head": freezing.freeze(model, source.backbone, "frozen").parameters,
+    }
+    with clock("features"):
+        train, val = extract(source, data, config)
+    with clock("head"):
+        history = train_head(model, train, val, data, config)
+    said = {"frozen": predict(source, model, data.test.paths, config)}
+    if fine_tuning_epochs(data, config):
+        with clock("finetune"):
+            rows, parameters["trainable_finetune"] = fine_tune(source, model, data, config)
+        history += rows
+    with clock("evaluate"):
+        probabilities = predict(source, model, data.test.paths, config)
+    if "scratch" in config.baselines:
+        with clock("baselines"):
+            random_source = load_source(config.source, config.image_size, random_weights=True)
+            random_model = build_model(random_source, len(data.class_names), config)
+            history += fine_tune(random_source, random_model, data, config, stage="scratch")[0]
+            said["scratch"] = predict(random_source, random_model, data.test.paths, config)
+
+    with clock("export"):
+        model.save(out / "model.keras")  # to go on training; the SavedModel below is to serve
+        version = exporting.export_image_classifier(
+            model, out / "serving" / "image_classification", data.class_names, resize=config.resize
+        )
+        exporting.write_request(out / "serving" / "request.json", Path(data.test.paths[0]))
+        proof = exporting.prove_image_classifier(version, data.test.paths, probabilities, data.class_names)
+
+    baselines = {name: said[name] for name in config.baselines.split(",") if name in said}
+    metrics = {
+        "recipe": "image_classification",
+        "test": evaluation.classification_metrics(data.test.labels, probabilities),
+        "baselines": {n: evaluation.classification_metrics(data.test.labels, p) for n, p in baselines.items()},
+        "seconds": clock.report(),
+        "counts": data.counts(),
+        "parameters": parameters,
+        "proof": proof,
+        "export": exporting.size_report(version, model),
+        "peak_memory_mb": runs.peak_memory_mb(),
+        "source": source.card,
+        "data": config.data,
+        "seed": config.seed,
+        "versions": runs.versions(),
+    }
+    sentences = evaluation.findings(data.test.labels, probabilities, baselines)
+    runs.finish(out, metrics, history)
+    title, settings = f"Image classification: {config.data}", vars(config)
+    reporting.write_report(
+        out, title=title, metrics=metrics, config=settings, history=history, class_names=data.class_names,
+        labels=data.test.labels, probabilities=probabilities, image_paths=data.test.paths, skipped=data.skipped,
+        per_class=evaluation.per_class_table(data.test.labels, probabilities, data.class_names), sentences=sentences,
+    )  # fmt: skip
+    reporting.write_model_card(
+        out, title=title, metrics=metrics, config=settings, class_names=data.class_names, sentences=sentences,
+        source_card=source.card,
+    )  # fmt: skip
+    print(evaluation.summary(metrics, sentences, out))
+    return metrics
+
+
+# --- small things that the steps above share ----------------------------------------------------------------
+
+
+def pictures(source: Source, paths: np.ndarray, config: Config) -> tf.data.Dataset:
+    """Stream picture files in order, through the decoder that serving runs."""
+    return image_batches(paths, source.image_size, 64, resize=config.resize)
+
+
+def augmentations(config: Config, data: ImageSet) -> tuple[str, ...]:
+    """Return the random changes; by default those that leave the class of these pictures as it is."""
+    if config.augment == "auto":
+        return ("flip", "crop", "color") if data.mirrors else ("crop", "rotate")
+    return () if config.augment == "none" else tuple(config.augment.split(","))
+
+
+def fine_tuning_epochs(data: ImageSet, config: Config) -> int:
+    """Return the number of fine-tuning passes; 0 where nothing is to be unfrozen."""
+    if config.unfreeze == "frozen":
+        return 0
+    steps = steps_per_epoch(len(data.train), config.batch_size)
+    return max(6, ceil(100 / steps)) if config.epochs is None else config.epochs
+
+
+def one_hot(data: ImageSet, labels: np.ndarray) -> np.ndarray:
+    """Return labels as float32 [n, classes]."""
+    return np.eye(len(data.class_names), dtype="float32")[labels]
+
+
+def sample_weights(data: ImageSet, config: Config) -> np.ndarray:
+    """Return how much each training picture counts, float32 [n]."""
+    if config.class_weights == "none":
+        return np.ones(len(data.train), "float32")
+    return training.balanced_class_weights(data.train.labels, len(data.class_names))[data.train.labels]

@@ -1,0 +1,210 @@
+"""Pre-train your own small backbone on labelled pictures, and use it as a source in every other recipe.
+
+    python -m recipes run pretraining --data folder:PICTURES --out runs/pretraining
+    python -m recipes run image_classification --source preset:runs/pretraining/preset
+
+A small ResNet learns to tell the classes of a large labelled set apart. With `--teacher` it also learns to
+say what a stronger model says about each picture (distillation, arXiv:1503.02531): a teacher's feature vector
+tells more about a picture than its one label. What comes out is a KerasHub preset with its preprocessing
+and its card, and a report card of its own: the accuracy on the held-out part of the source data.
+
+With no arguments it trains on the demo digits in about a minute: a small source, for seeing how it works.
+`bundled:resnet_mini`, the source that the other recipes use offline, was made by this file; its card.json
+holds the command, the seconds and the accuracy. (Self-supervised pre-training, from pictures without
+labels, has its place beside `train` and comes later.)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from common import evaluation, features, runs, training
+from common.data.image_sets import ImageSet, load_image_set
+from common.data.images import image_batches, steps_per_epoch, training_batches
+from common.errors import UserError
+from common.sources import load_source
+from common.specs import parse_data, parse_source
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of pretraining."""
+
+    data: str = "demo"
+    """Pictures to learn from: demo, folder:PATH, csv:PATH or tfds:NAME."""
+    out: str = "runs/pretraining"
+    """Folder for everything this run writes; the preset is in OUT/preset."""
+    image_size: int = 64
+    """Side of the square input in pixels; smaller is faster."""
+    filters: tuple[int, ...] = (64, 128, 256)
+    """Width of each stage of the ResNet; more stages see more of the picture. The first must be 64."""
+    blocks: int = 2
+    """Residual blocks in each stage; more is slower and stronger."""
+    teacher: str | None = None
+    """A stronger source to learn from as well, such as keras:MobileNetV2(size=128)."""
+    teacher_weight: float = 2.0
+    """How much the teacher counts against the labels."""
+    epochs: int = 30
+    """Passes over the training pictures."""
+    batch_size: int = 128
+    """Pictures in a step."""
+    learning_rate: float = 2e-3
+    """Peak of the learning rate; it warms up and then falls along a cosine."""
+    weight_decay: float = 0.05
+    """Pulls the weights towards zero: more of it for fewer pictures."""
+    label_smoothing: float = 0.1
+    """Share of the target that is spread over all classes; keeps the network from overconfidence."""
+    mixed_precision: bool = False
+    """Compute in bfloat16: faster on processors and GPUs that have it. What is saved is float16."""
+    val_share: float = 0.05
+    """Share of the training pictures held out to watch the training; the test part is apart from it."""
+    limit: int | None = None
+    """Use at most this many pictures of each part: a quick look."""
+    strict: bool = False
+    """Stop at the first unreadable picture instead of skipping and counting it."""
+    licence: str = "as the training data"
+    """Licence written into the card of the preset."""
+    seed: int = 0
+    """Decides initial weights, order and augmentation."""
+
+    def __post_init__(self) -> None:
+        parse_data(self.data, ("demo", "folder", "csv", "tfds"))
+        if self.teacher:
+            parse_source(self.teacher)
+        if not self.filters or self.filters[0] != 64:
+            raise UserError(f"--filters must begin with 64 (KerasHub's ResNet). Received: {self.filters}.")
+        if self.image_size < 8 * 2 ** len(self.filters) // 4:
+            raise UserError(f"--image-size {self.image_size} is too small for {len(self.filters)} stages.")
+
+
+def load_data(config: Config) -> ImageSet:
+    """Read, check and split the pictures."""
+    return load_image_set(
+        config.data, Path(config.out), limit=config.limit, strict=config.strict, val_share=config.val_share
+    )
+
+
+def build_model(config: Config, classes: int, teacher_width: int) -> tuple[keras.Model, keras.Model]:
+    """Return (model, backbone): pixels -> class probabilities, and where there is a teacher its features too."""
+    import keras_hub
+
+    backbone = keras_hub.models.ResNetBackbone(
+        input_conv_filters=[64],
+        input_conv_kernel_sizes=[3],
+        stackwise_num_filters=list(config.filters),
+        stackwise_num_blocks=[config.blocks] * len(config.filters),
+        stackwise_num_strides=[1] + [2] * (len(config.filters) - 1),
+        block_type="basic_block",
+        image_shape=(None, None, 3),
+    )
+    pixels = keras.Input((config.image_size, config.image_size, 3), name="pixels")
+    pooled = keras.layers.GlobalAveragePooling2D()(backbone(keras.layers.Rescaling(1 / 127.5, -1.0)(pixels)))
+    outputs = {"classes": keras.layers.Dense(classes, activation="softmax", dtype="float32", name="classes")(pooled)}
+    if teacher_width:
+        outputs["teacher"] = keras.layers.Dense(teacher_width, dtype="float32", name="teacher")(pooled)
+    return keras.Model(pixels, outputs), backbone
+
+
+def teacher_features(config: Config, data: ImageSet) -> np.ndarray | None:
+    """Return what the teacher says of each training picture, standardised, float32 [n, width]; None without one."""
+    if not config.teacher:
+        return None
+    teacher = load_source(config.teacher)
+    said = features.extract_features(teacher, data.train.paths, Path(config.out) / "features", title="teacher")[0]
+    mean, std = features.mean_and_std(said[None])
+    return (said - mean) / std
+
+
+def train(config: Config, data: ImageSet, model: keras.Model, teacher: np.ndarray | None) -> list[dict]:
+    """Train all weights from scratch on labels and, where there is one, the teacher."""
+    one_hot = tf.one_hot(data.train.labels, len(data.class_names))
+
+    def targets(indices):
+        wanted = {"classes": tf.gather(one_hot, indices)}
+        if teacher is not None:
+            wanted["teacher"] = tf.numpy_function(lambda i: teacher[i].astype("float32"), [indices], tf.float32)
+            wanted["teacher"].set_shape((None, teacher.shape[1]))
+        return wanted
+
+    size = (config.image_size, config.image_size)
+    steps = steps_per_epoch(len(data.train), config.batch_size)
+    augment = ("flip", "crop", "color") if data.mirrors else ("crop", "rotate")
+    batches = training_batches(data.train.paths, targets, size, config.batch_size, seed=config.seed, augment=augment)
+    losses = {"classes": keras.losses.CategoricalCrossentropy(label_smoothing=config.label_smoothing)}
+    weights = {"classes": 1.0}
+    if teacher is not None:
+        losses["teacher"], weights["teacher"] = keras.losses.CosineSimilarity(), config.teacher_weight
+    model.compile(
+        optimizer=training.DiscriminativeAdamW(
+            learning_rate=training.warmup_cosine(config.learning_rate, steps * config.epochs),
+            weight_decay=config.weight_decay,
+        ),
+        loss=losses,
+        loss_weights=weights,
+        metrics={"classes": ["accuracy"]},
+        jit_compile=training.use_xla(),
+    )
+    classifier = classifier_of(model)
+
+    def watch(epoch, logs):
+        probabilities = classifier.predict(image_batches(data.val.paths, size, config.batch_size), verbose=0)
+        logs["val_accuracy"] = float(np.mean(probabilities.argmax(axis=1) == data.val.labels))
+
+    lines = training.EpochLines("pretraining", config.epochs, steps)
+    model.fit(
+        batches,
+        epochs=config.epochs,
+        steps_per_epoch=steps,
+        verbose=0,
+        shuffle=False,
+        callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=watch), lines],
+    )
+    return lines.rows
+
+
+def classifier_of(model: keras.Model) -> keras.Model:
+    """Return the part of the model that serves: pixels -> class probabilities."""
+    return keras.Model(model.input, model.output["classes"])
+
+
+def save_preset(config: Config, backbone: keras.Model, card: dict) -> Path:
+    """Write the backbone as a KerasHub preset with its preprocessing and its card; weights as float16."""
+    import keras_hub
+
+    half = type(backbone).from_config(backbone.get_config() | {"dtype": "float16"})
+    half.set_weights(backbone.get_weights())
+    preset = Path(config.out) / "preset"
+    half.save_to_preset(str(preset))
+    converter = keras_hub.layers.ResNetImageConverter(
+        image_size=(config.image_size, config.image_size), scale=1 / 127.5, offset=-1.0
+    )
+    keras_hub.models.ResNetImageClassifierPreprocessor(converter).save_to_preset(str(preset))
+    runs.write_json(preset / "card.json", card)
+    return preset
+
+
+def main(config: Config) -> dict:
+    """Run the whole story: data -> teacher -> training -> preset."""
+    started = time.monotonic()
+    keras.utils.set_random_seed(config.seed)
+    data = load_data(config)
+    print(f"{data.name}: {data.counts()}, {len(data.class_names)} classes")
+    teacher = teacher_features(config, data)
+    with training.dtype_policy("mixed_bfloat16" if config.mixed_precision else "float32"):
+        model, backbone = build_model(config, len(data.class_names), 0 if teacher is None else teacher.shape[1])
+    history = train(config, data, model, teacher)
+    model.save_weights(Path(config.out) / "trained.weights.h5")
+    seconds = time.monotonic() - started
+    preset = save_preset(
+        config, backbone, {"config": dataclasses.asdict(config), "seconds": seconds, "history": history}
+    )
+    print(preset)
+    return {}

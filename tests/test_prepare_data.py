@@ -1,0 +1,303 @@
+"""prepare_data: bytes arrive unchanged, results are whole or absent, and errors say what to do."""
+
+import csv
+import gzip
+import importlib.util
+import io
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+
+SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "prepare_data.py"
+specification = importlib.util.spec_from_file_location("prepare_data", SCRIPT)
+prepare_data = importlib.util.module_from_spec(specification)
+specification.loader.exec_module(prepare_data)
+
+WNIDS = [("n01443537", "goldfish, Carassius auratus"), ("n01629819", 'the "fire" salamander')]
+JPEGS = [b"\xff\xd8first", b"\xff\xd8\x00second\n", b"\xff\xd83"]
+LABELS = [1, 0, 1]
+
+
+def write_npz(path: Path, labels: list[int] = LABELS, shift: int = 0) -> None:
+    """Pack JPEGS as the shared data do; `shift` moves the last offset away from the end."""
+    offsets = np.cumsum([0, *map(len, JPEGS)])
+    offsets[-1] += shift
+    jpeg = np.frombuffer(b"".join(JPEGS), np.uint8)
+    np.savez(path, jpeg=jpeg, offsets=offsets, labels=np.array(labels, np.int16))
+
+
+def write_tar(path: Path, members: dict[str, bytes]) -> None:
+    """Write a tar whose member names are taken as they are, escaping ones too."""
+    with tarfile.open(path, "w") as tar:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+
+
+def idx(values: np.ndarray) -> bytes:
+    """Encode bytes as a gzipped idx file."""
+    header = bytes([0, 0, 8, values.ndim]) + np.array(values.shape, ">i4").tobytes()
+    return gzip.compress(header + values.tobytes())
+
+
+def pgm(pixels: np.ndarray) -> bytes:
+    """Encode a grey picture as binary PGM."""
+    height, width = pixels.shape
+    return f"P5\n{width} {height}\n255\n".encode() + pixels.tobytes()
+
+
+def grey(*shape: int) -> np.ndarray:
+    """Random bytes, the same in every run."""
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+@pytest.fixture
+def shared(tmp_path: Path) -> Path:
+    """A tiny raw folder of every data set."""
+    root = tmp_path / "shared"
+    for name in prepare_data.DATA:
+        (root / name).mkdir(parents=True)
+    for name, splits in (("tiny_imagenet_200", ("train", "val")), ("cifar10_subset", ("train", "test"))):
+        for split in splits:
+            write_npz(root / name / f"{split}.npz")
+    lines = [f"{index}\t{wnid}\t{words}\n" for index, (wnid, words) in enumerate(WNIDS)]
+    (root / "tiny_imagenet_200" / "classes.txt").write_text("".join(lines))
+    (root / "cifar10_subset" / "classes.txt").write_text("cat\ndog\n")
+    write_tar(
+        root / "flowers5_128" / "flowers.tar", {"flowers/rose/a.jpg": b"A", "flowers/tulip/b.jpg": b"B"}
+    )
+    table = "path,label,split\nflowers/rose/a.jpg,rose,train\nflowers/tulip/b.jpg,tulip,test\n"
+    (root / "flowers5_128" / "split.csv").write_text(table)
+    for part in ("train/ants", "train/bees", "val/ants", "val/bees"):
+        (root / "hymenoptera_data" / part).mkdir(parents=True)
+        (root / "hymenoptera_data" / part / "1.jpg").write_bytes(part.encode())
+    digits = root / "digits_da"
+    (digits / "mnist_t10k-images-idx3-ubyte.gz").write_bytes(idx(grey(5, 28, 28)))
+    (digits / "mnist_t10k-labels-idx1-ubyte.gz").write_bytes(idx(np.array([7, 2, 1, 0, 4], np.uint8)))
+    with h5py.File(digits / "usps.h5", "w") as file:
+        for split, labels in (("train", [3, 9]), ("test", [0])):
+            file[f"{split}/data"] = grey(len(labels), 256).astype(np.float32) / 255
+            file[f"{split}/target"] = np.array(labels, np.int32)
+    write_tar(
+        root / "orl_faces" / "orl_faces.tar", {"s01/1.pgm": pgm(grey(6, 5)), "s02/10.pgm": pgm(grey(6, 5))}
+    )
+    return root
+
+
+@pytest.fixture
+def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A result folder; MNIST is cut after 3 of the 5 synthetic images."""
+    monkeypatch.setattr(prepare_data, "MNIST_TRAIN", 3)
+    return tmp_path / "prepared"
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder with its content."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
+
+
+def refusal(*names: str, shared: Path, out: Path) -> str:
+    """The text of the error that ends the run, which must have all four parts."""
+    with pytest.raises(SystemExit) as caught:
+        prepare_data.main(names, shared, out)
+    text = str(caught.value)
+    assert [line.split(":")[0].strip() for line in text.splitlines()] == [
+        "error",
+        "allowed",
+        "received",
+        "next",
+    ]
+    return text
+
+
+def test_all_data_sets_in_one_run_say_one_line_each(
+    shared: Path, out: Path, capsys: pytest.CaptureFixture
+) -> None:
+    prepare_data.main(shared=shared, out=out)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.rpartition(";")[0] for line in lines] == [
+        "tiny_imagenet_200: train 3, val 3; 2 classes",
+        "cifar10_subset: train 3, test 3; 2 classes",
+        "flowers5_128: train 1, test 1; 2 classes",
+        "hymenoptera_data: train 2, val 2; 2 classes",
+        "mnist: train 3, test 2; 5 classes",
+        "usps: train 2, test 1; 3 classes",
+        "orl_faces: all 2; 2 classes",
+    ]
+    assert all(line.endswith(" s") for line in lines)
+    assert not list(out.glob("*.partial"))
+
+
+def test_jpegs_keep_their_bytes_and_index(shared: Path, out: Path) -> None:
+    prepare_data.main(("tiny_imagenet_200", "cifar10_subset"), shared, out)
+    expected = {f"{('cat', 'dog')[label]}/{index}.jpg": JPEGS[index] for index, label in enumerate(LABELS)}
+    assert files(out / "cifar10_subset" / "train") == files(out / "cifar10_subset" / "test") == expected
+    expected = {f"{WNIDS[label][0]}/{index}.jpg": JPEGS[index] for index, label in enumerate(LABELS)}
+    assert files(out / "tiny_imagenet_200" / "val") == expected
+    with (out / "tiny_imagenet_200" / "classes.csv").open(newline="") as file:
+        assert [tuple(row) for row in csv.reader(file)] == [("wnid", "words"), *WNIDS]
+
+
+def test_flowers_paths_hold_beside_the_table(shared: Path, out: Path) -> None:
+    prepare_data.main(("flowers5_128",), shared, out)
+    with (out / "flowers5_128" / "split.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [list(row) for row in rows] == [["path", "label", "split"]] * 2
+    assert [(out / "flowers5_128" / row["path"]).read_bytes() for row in rows] == [b"A", b"B"]
+
+
+def test_hymenoptera_is_a_copy_that_can_be_deleted(shared: Path, out: Path) -> None:
+    (shared / "hymenoptera_data" / "train" / "ants").chmod(0o555)  # as the shared folder is
+    prepare_data.main(("hymenoptera_data",), shared, out)
+    assert files(out / "hymenoptera_data") == files(shared / "hymenoptera_data")
+    assert (out / "hymenoptera_data" / "train" / "ants").stat().st_mode & 0o200
+
+
+def test_digits_and_faces_keep_every_grey_value(shared: Path, out: Path) -> None:
+    prepare_data.main(("digits_da", "orl_faces"), shared, out)
+    names = ["train/7/0.png", "train/2/1.png", "train/1/2.png", "test/0/3.png", "test/4/4.png"]
+    assert sorted(files(out / "mnist")) == sorted(names)
+    for name, pixels in zip(names, grey(5, 28, 28), strict=True):
+        np.testing.assert_array_equal(np.asarray(Image.open(out / "mnist" / name)), pixels)
+    for name, pixels in zip(("train/3/0.png", "train/9/1.png"), grey(2, 16, 16), strict=True):
+        np.testing.assert_array_equal(np.asarray(Image.open(out / "usps" / name)), pixels)
+    assert sorted(files(out / "orl_faces")) == ["s01/1.png", "s02/10.png"]
+    np.testing.assert_array_equal(np.asarray(Image.open(out / "orl_faces" / "s01" / "1.png")), grey(6, 5))
+
+
+def test_a_finished_one_is_left_alone_even_without_raw_data(
+    shared: Path, out: Path, capsys: pytest.CaptureFixture
+) -> None:
+    prepare_data.main(("cifar10_subset",), shared, out)
+    mine = out / "cifar10_subset" / "train" / "cat" / "mine.jpg"
+    mine.write_bytes(b"mine")
+    before = files(out)
+    prepare_data.main(("cifar10_subset",), shared / "gone", out)
+    assert files(out) == before
+    expected = "cifar10_subset: train 4, test 3; 2 classes; already there, left alone"
+    assert capsys.readouterr().out.splitlines()[-1] == expected
+
+
+def test_what_a_killed_run_left_is_repaired(shared: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(raw: Path, target: Path) -> None:
+        (target / "train" / "cat").mkdir(parents=True)
+        (target / "train" / "cat" / "999.jpg").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setitem(prepare_data.DATA, "cifar10_subset", {"cifar10_subset": killed})
+        with pytest.raises(KeyboardInterrupt):
+            prepare_data.main(("cifar10_subset",), shared, out)
+    assert [path.name for path in out.iterdir()] == ["cifar10_subset.partial"]
+    prepare_data.main(("cifar10_subset",), shared, out)
+    assert [path.name for path in out.iterdir()] == ["cifar10_subset"]
+    assert len(files(out)) == 6 and "cifar10_subset/train/cat/999.jpg" not in files(out)
+
+
+@pytest.mark.parametrize("name", ["flowers5_128", "orl_faces"])
+def test_a_tar_path_that_escapes_is_refused(shared: Path, out: Path, name: str) -> None:
+    archive = next((shared / name).glob("*.tar"))
+    write_tar(archive, {"../../escaped.jpg": b"evil"})
+    text = refusal(name, shared=shared, out=out)
+    assert "OutsideDestinationError" in text and "escaped.jpg" in text
+    assert not list(out.parent.rglob("escaped.jpg")) and not (out / name).exists()
+
+
+def test_a_link_in_a_tar_is_refused(shared: Path, out: Path) -> None:
+    with tarfile.open(shared / "orl_faces" / "orl_faces.tar", "w") as tar:
+        link = tarfile.TarInfo("s01/1.pgm")
+        link.type, link.linkname = tarfile.SYMTYPE, "2.pgm"
+        tar.addfile(link)
+    assert "'s01/1.pgm', which is neither a file nor a folder" in refusal("orl_faces", shared=shared, out=out)
+
+
+@pytest.mark.parametrize("class_name", ["..", "../../cat", "", "a\\b"])
+def test_a_class_name_that_escapes_is_refused(shared: Path, out: Path, class_name: str) -> None:
+    (shared / "cifar10_subset" / "classes.txt").write_text(f"{class_name}\ndog\n")
+    text = refusal("cifar10_subset", shared=shared, out=out)
+    assert f"a class name must be a plain folder name, not {class_name!r}" in text
+    assert not list(out.rglob("*.jpg"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": [0, 1, -1]}, "all in 0..1"),
+        ({"labels": [0, 1, 2]}, "all in 0..1"),
+        ({"labels": [0, 1]}, "into 2 pictures"),
+        ({"shift": -1}, "do not cut"),
+        ({"shift": 1}, "do not cut"),
+    ],
+)
+def test_an_npz_that_does_not_fit_is_refused(shared: Path, out: Path, change: dict, message: str) -> None:
+    write_npz(shared / "cifar10_subset" / "test.npz", **change)
+    assert message in refusal("cifar10_subset", shared=shared, out=out)
+    assert not (out / "cifar10_subset").exists()
+
+
+def test_a_pickle_in_an_npz_is_not_run(shared: Path, out: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple:
+            return os.mkdir, (str(out / "evil"),)
+
+    np.savez(shared / "cifar10_subset" / "train.npz", jpeg=np.array([Evil()], object), offsets=0, labels=0)
+    assert "allow_pickle=False" in refusal("cifar10_subset", shared=shared, out=out)
+    assert not (out / "evil").exists()
+
+
+def test_a_cut_off_file_and_an_empty_set_are_refused(shared: Path, out: Path) -> None:
+    images = shared / "digits_da" / "mnist_t10k-images-idx3-ubyte.gz"
+    images.write_bytes(images.read_bytes()[:-20])
+    assert f"cannot make {out / 'mnist'}" in refusal("digits_da", shared=shared, out=out)
+    write_tar(shared / "orl_faces" / "orl_faces.tar", {"s01/README": b"no picture"})
+    assert "holds no pictures" in refusal("orl_faces", shared=shared, out=out)
+    assert not (out / "mnist").exists() and not (out / "orl_faces").exists()
+
+
+def test_a_missing_raw_folder_is_named(tmp_path: Path, out: Path) -> None:
+    text = refusal("orl_faces", shared=tmp_path / "nowhere", out=out)
+    assert f"no raw data: {tmp_path / 'nowhere' / 'orl_faces'} is no folder" in text
+    assert f"received: --shared {tmp_path / 'nowhere'}" in text
+    assert text.endswith("next: python benchmarks/prepare_data.py orl_faces --shared FOLDER")
+
+
+@pytest.mark.parametrize(
+    ("given", "nearest"),
+    [("cifar10", "cifar10_subset"), ("orl-faces", "orl_faces"), ("mnist", "digits_da"), ("", "")],
+)
+def test_an_unknown_name_suggests_the_nearest(shared: Path, out: Path, given: str, nearest: str) -> None:
+    text = refusal("orl_faces", given, shared=shared, out=out)
+    assert ", ".join(prepare_data.DATA) in text and f"received: {given}\n" in text
+    assert f"next: python benchmarks/prepare_data.py {nearest}" in text
+    assert not out.exists()  # the valid name beside it was not started
+
+
+@pytest.mark.parametrize("inside", ["", "data", "tests/../deep/data"])
+def test_an_out_inside_the_checkout_is_refused(shared: Path, inside: str) -> None:
+    target = prepare_data.CHECKOUT / inside
+    assert f"outside {prepare_data.CHECKOUT}" in refusal("orl_faces", shared=shared, out=target)
+    assert not (target / "orl_faces").exists()
+
+
+def test_the_command_line_shows_errors_without_traceback(shared: Path, out: Path) -> None:
+    command = [sys.executable, str(SCRIPT), "orl_faces", "--out", str(out), "--shared"]
+    done = subprocess.run([*command, str(shared)], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("orl_faces: all 2; 2 classes; ")
+    failed = subprocess.run([*command[:3], "nearly", *command[3:], "."], capture_output=True, text=True)
+    assert failed.returncode == 1 and failed.stdout == ""
+    assert failed.stderr.startswith("error: no such data set") and "Traceback" not in failed.stderr
+
+
+def test_tensorflow_is_not_imported() -> None:
+    code = f"import runpy, sys; runpy.run_path({str(SCRIPT)!r}); sys.exit('tensorflow' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
