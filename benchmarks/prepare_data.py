@@ -144,7 +144,7 @@ def describe(folder: Path) -> str:
         pairs = [(path.parts[0] if len(path.parts) == 3 else "all", path.parent.name) for path in paths]
     if not pairs:
         raise ValueError(f"{folder.name} holds no pictures")
-    counts = [f"{split} {count}" for split, count in Counter(split for split, _ in pairs).most_common()]
+    counts = [f"{split} {count}" for split, count in sorted(Counter(pair[0] for pair in pairs).items())]
     return f"{', '.join(counts)}; {len({label for _, label in pairs})} classes"
 
 

@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import resource
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -85,6 +86,22 @@ def start(out: Path, config) -> None:
         write_json(out / "config.json", dataclasses.asdict(config))
     except OSError as error:
         raise UserError(f"--out {str(out)!r} cannot be written: {error.strerror}. Name another folder.") from error
+
+
+def command(recipe: str, config) -> str:
+    """Return the command line that repeats a run: the flags that differ from the recipe's defaults."""
+    parts = ["python -m recipes run", recipe]
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if value == field.default:
+            continue
+        flag = field.name.replace("_", "-")
+        if isinstance(value, bool):
+            parts.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            values = value if isinstance(value, tuple) else (value,)
+            parts.append(" ".join([f"--{flag}", *(shlex.quote(str(item)) for item in values)]))
+    return " ".join(parts)
 
 
 def finish(out: Path, metrics: Mapping, history: Sequence[Mapping]) -> None:

@@ -49,8 +49,7 @@ def main(arguments: list[str] | None = None, root: Path = RECIPES) -> int:
         complain(problem)
         return 2
     except KeyboardInterrupt:
-        hint = "; the same command with --resume continues" if arguments[:1] == ["run"] else ""
-        print(f"\ninterrupted{hint}", file=sys.stderr)
+        print("\ninterrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
         if arguments[0] not in ("list", "show"):
@@ -146,9 +145,7 @@ def run_recipe(command: str, recipe: Recipe, arguments: list[str]) -> int:
     metrics = module.main(config)
     proof = metrics.get("proof") or {}
     if not proof.get("passed", True):
-        complain(
-            f"the proof failed: the export in {config.out} does not answer as evaluated. Do not serve it."
-        )
+        complain(f"the proof failed: the export in {config.out} does not answer as evaluated. Do not serve it.")
         return 1
     return 0
 

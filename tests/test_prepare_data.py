@@ -71,9 +71,8 @@ def shared(tmp_path: Path) -> Path:
     lines = [f"{index}\t{wnid}\t{words}\n" for index, (wnid, words) in enumerate(WNIDS)]
     (root / "tiny_imagenet_200" / "classes.txt").write_text("".join(lines))
     (root / "cifar10_subset" / "classes.txt").write_text("cat\ndog\n")
-    write_tar(
-        root / "flowers5_128" / "flowers.tar", {"flowers/rose/a.jpg": b"A", "flowers/tulip/b.jpg": b"B"}
-    )
+    flowers = {"flowers/rose/a.jpg": b"A", "flowers/tulip/b.jpg": b"B"}
+    write_tar(root / "flowers5_128" / "flowers.tar", flowers)
     table = "path,label,split\nflowers/rose/a.jpg,rose,train\nflowers/tulip/b.jpg,tulip,test\n"
     (root / "flowers5_128" / "split.csv").write_text(table)
     for part in ("train/ants", "train/bees", "val/ants", "val/bees"):
@@ -86,9 +85,8 @@ def shared(tmp_path: Path) -> Path:
         for split, labels in (("train", [3, 9]), ("test", [0])):
             file[f"{split}/data"] = grey(len(labels), 256).astype(np.float32) / 255
             file[f"{split}/target"] = np.array(labels, np.int32)
-    write_tar(
-        root / "orl_faces" / "orl_faces.tar", {"s01/1.pgm": pgm(grey(6, 5)), "s02/10.pgm": pgm(grey(6, 5))}
-    )
+    faces = {"s01/1.pgm": pgm(grey(6, 5)), "s02/10.pgm": pgm(grey(6, 5))}
+    write_tar(root / "orl_faces" / "orl_faces.tar", faces)
     return root
 
 
@@ -101,9 +99,8 @@ def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def files(folder: Path) -> dict[str, bytes]:
     """Every file of a folder with its content."""
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
-    }
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
 def refusal(*names: str, shared: Path, out: Path) -> str:
@@ -120,18 +117,16 @@ def refusal(*names: str, shared: Path, out: Path) -> str:
     return text
 
 
-def test_all_data_sets_in_one_run_say_one_line_each(
-    shared: Path, out: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_all_data_sets_say_one_line_each(shared: Path, out: Path, capsys: pytest.CaptureFixture) -> None:
     prepare_data.main(shared=shared, out=out)
     lines = capsys.readouterr().out.splitlines()
     assert [line.rpartition(";")[0] for line in lines] == [
         "tiny_imagenet_200: train 3, val 3; 2 classes",
-        "cifar10_subset: train 3, test 3; 2 classes",
-        "flowers5_128: train 1, test 1; 2 classes",
+        "cifar10_subset: test 3, train 3; 2 classes",
+        "flowers5_128: test 1, train 1; 2 classes",
         "hymenoptera_data: train 2, val 2; 2 classes",
-        "mnist: train 3, test 2; 5 classes",
-        "usps: train 2, test 1; 3 classes",
+        "mnist: test 2, train 3; 5 classes",
+        "usps: test 1, train 2; 3 classes",
         "orl_faces: all 2; 2 classes",
     ]
     assert all(line.endswith(" s") for line in lines)
@@ -184,7 +179,7 @@ def test_a_finished_one_is_left_alone_even_without_raw_data(
     before = files(out)
     prepare_data.main(("cifar10_subset",), shared / "gone", out)
     assert files(out) == before
-    expected = "cifar10_subset: train 4, test 3; 2 classes; already there, left alone"
+    expected = "cifar10_subset: test 3, train 4; 2 classes; already there, left alone"
     assert capsys.readouterr().out.splitlines()[-1] == expected
 
 

@@ -22,7 +22,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from common import evaluation, exporting, features, freezing, reporting, runs, training
+from common import checking, evaluation, exporting, features, freezing, reporting, runs, training
 from common.data.image_sets import ImageSet, load_image_set
 from common.data.images import image_batches, steps_per_epoch, training_batches
 from common.sources import Source, load_source
@@ -250,6 +250,33 @@ def main(config: Config) -> dict:
     )  # fmt: skip
     print(evaluation.summary(metrics, sentences, out))
     return metrics
+
+
+def check(config: Config) -> None:
+    """Say what a run would read and how long it would take; train nothing and write one picture."""
+    data = load_data(config)
+    print(checking.describe_counts(data))
+    source = load_source(config.source, config.image_size)
+    model = build_model(source, len(data.class_names), config)
+    print(f"source: {source.card}\ninput {source.image_size} pixels, {source.feature_width} features")
+
+    batches = training_batches(
+        data.train.paths, lambda i: i, source.image_size, config.batch_size,
+        seed=config.seed, augment=augmentations(config, data), resize=config.resize,
+    )  # fmt: skip
+    images, indices = next(batches.as_numpy_iterator())
+    titles = [data.class_names[data.train.labels[i]] for i in indices[:24]]
+    print(f"samples as trained on: {checking.write_sample_grid(Path(config.out) / 'samples.png', images[:24], titles)}")
+
+    freezing.freeze(model, source.backbone, config.unfreeze, config.batch_norm)
+    model.compile("adam", "categorical_crossentropy", jit_compile=training.use_xla())
+    targets = one_hot(data, data.train.labels[indices])
+    step = checking.median_seconds(lambda: model.train_on_batch(images, targets))  # the weights are thrown away
+    look = checking.median_seconds(lambda: source.extractor.predict_on_batch(images)) / len(images)
+    looks = len(data.train) * config.views + len(data.val) + 3 * len(data.test)
+    fits = fine_tuning_epochs(data, config) * (2 if "scratch" in config.baselines else 1)
+    seconds = looks * look + fits * (steps_per_epoch(len(data.train), config.batch_size) * step + len(data.val) * look)
+    print(f"estimate: {training.format_seconds(seconds)} of computing, and half a minute for the export and its proof")
 
 
 # --- small things that the steps above share ----------------------------------------------------------------

@@ -16,9 +16,6 @@ labels, has its place beside `train` and comes later.)
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +23,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from common import evaluation, features, runs, training
+from common import evaluation, exporting, features, runs, training
 from common.data.image_sets import ImageSet, load_image_set
 from common.data.images import image_batches, steps_per_epoch, training_batches
 from common.errors import UserError
@@ -175,36 +172,91 @@ def classifier_of(model: keras.Model) -> keras.Model:
     return keras.Model(model.input, model.output["classes"])
 
 
-def save_preset(config: Config, backbone: keras.Model, card: dict) -> Path:
-    """Write the backbone as a KerasHub preset with its preprocessing and its card; weights as float16."""
+def save_preset(config: Config, backbone: keras.Model) -> Path:
+    """Write the backbone as a KerasHub preset with its preprocessing; weights as float16, half the size."""
     import keras_hub
 
     half = type(backbone).from_config(backbone.get_config() | {"dtype": "float16"})
     half.set_weights(backbone.get_weights())
     preset = Path(config.out) / "preset"
     half.save_to_preset(str(preset))
-    converter = keras_hub.layers.ResNetImageConverter(
-        image_size=(config.image_size, config.image_size), scale=1 / 127.5, offset=-1.0
-    )
+    size = (config.image_size, config.image_size)
+    converter = keras_hub.layers.ResNetImageConverter(image_size=size, scale=1 / 127.5, offset=-1.0)
     keras_hub.models.ResNetImageClassifierPreprocessor(converter).save_to_preset(str(preset))
-    runs.write_json(preset / "card.json", card)
     return preset
 
 
+def build_served(preset: Path, model: keras.Model) -> keras.Model:
+    """Return pixels -> class probabilities on the backbone as it was saved: what is measured is what is used."""
+    source = load_source(f"preset:{preset}")
+    kernel, bias = model.get_layer("classes").get_weights()
+    head = keras.layers.Dense(len(bias), activation="softmax", name="head")
+    served = keras.Model(source.extractor.input, head(source.extractor.output))
+    head.set_weights([kernel, bias])
+    return served
+
+
 def main(config: Config) -> dict:
-    """Run the whole story: data -> teacher -> training -> preset."""
-    started = time.monotonic()
+    """Run the whole story: data -> teacher -> training -> preset -> evaluation -> export -> proof."""
+    out, clock = Path(config.out), runs.Stopwatch()
+    runs.start(out, config)
     keras.utils.set_random_seed(config.seed)
-    data = load_data(config)
-    print(f"{data.name}: {data.counts()}, {len(data.class_names)} classes")
-    teacher = teacher_features(config, data)
+    with clock("data"):
+        data = load_data(config)
+    print(f"{config.data}: {data.counts()}, {len(data.class_names)} classes")
+    with clock("features"):
+        teacher = teacher_features(config, data)
     with training.dtype_policy("mixed_bfloat16" if config.mixed_precision else "float32"):
         model, backbone = build_model(config, len(data.class_names), 0 if teacher is None else teacher.shape[1])
-    history = train(config, data, model, teacher)
-    model.save_weights(Path(config.out) / "trained.weights.h5")
-    seconds = time.monotonic() - started
-    preset = save_preset(
-        config, backbone, {"config": dataclasses.asdict(config), "seconds": seconds, "history": history}
-    )
-    print(preset)
-    return {}
+    with clock("pretraining"):
+        history = train(config, data, model, teacher)
+    return finish(config, data, model, backbone, history, clock)
+
+
+def finish(
+    config: Config,
+    data: ImageSet,
+    model: keras.Model,
+    backbone: keras.Model,
+    history: list[dict],
+    clock: runs.Stopwatch,
+) -> dict:
+    """Save the preset, measure it on the test part, export it as a classifier of its own classes, and prove that."""
+    out = Path(config.out)
+    preset = save_preset(config, backbone)
+    served = build_served(preset, model)
+    size = (config.image_size, config.image_size)
+    with clock("evaluate"):
+        probabilities = served.predict(image_batches(data.test.paths, size, config.batch_size), verbose=0)
+    with clock("export"):
+        version = exporting.export_image_classifier(served, out / "serving" / "pretraining", data.class_names)
+        exporting.write_request(out / "serving" / "request.json", Path(data.test.paths[0]))
+        proof = exporting.prove_image_classifier(version, data.test.paths, probabilities, data.class_names)
+    metrics = {
+        "recipe": "pretraining",
+        "test": evaluation.classification_metrics(data.test.labels, probabilities),
+        "baselines": {},
+        "seconds": clock.report(),
+        "counts": data.counts(),
+        "parameters": {"total": served.count_params(), "backbone": backbone.count_params()},
+        "proof": proof,
+        "export": exporting.size_report(version, served),
+        "peak_memory_mb": runs.peak_memory_mb(),
+        "source": {"teacher": config.teacher},
+        "data": config.data,
+        "seed": config.seed,
+        "versions": runs.versions(),
+    }
+    card = {
+        "licence": config.licence,
+        "data": f"{config.data}: {len(data.train):,} pictures of {len(data.class_names)} classes",
+        "teacher": config.teacher,
+        "command": runs.command("pretraining", config),
+        "seconds": metrics["seconds"],
+        "test": metrics["test"],
+        "versions": metrics["versions"],
+    }
+    runs.write_json(preset / "card.json", card)
+    runs.finish(out, metrics, history)
+    print(evaluation.summary(metrics, [f"Use it: python -m recipes run NAME --source preset:{preset}"], out))
+    return metrics

@@ -1,0 +1,65 @@
+"""Look before you run: what the data holds, what the model will see, and how long it will take."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from common.data.image_sets import PARTS, ImageSet
+
+
+def describe_counts(data: ImageSet) -> str:
+    """Return a table of the pictures of each class in each part, and what was skipped and why."""
+    counts = {part: np.bincount(getattr(data, part).labels, minlength=len(data.class_names)) for part in PARTS}
+    width = max(5, *(len(name) for name in data.class_names))
+    lines = [f"  {'class':{width}}  {'train':>7}{'val':>7}{'test':>7}"]
+    for number, name in enumerate(data.class_names):
+        lines.append(f"  {name:{width}}  " + "".join(f"{counts[part][number]:7,}" for part in PARTS))
+    lines.append(f"  {'all':{width}}  " + "".join(f"{counts[part].sum():7,}" for part in PARTS))
+    lines.append(f"  skipped: {len(data.skipped)}")
+    lines += [f"    {path}: {reason}" for path, reason in data.skipped[:10]]
+    rare, common = counts["train"].min(), counts["train"].max()
+    if common >= 3 * rare:
+        lines.append(
+            f"  The largest class has {common / rare:.0f} times the smallest: consider --class-weights balanced"
+        )
+    return "\n".join(lines)
+
+
+def write_sample_grid(path: Path, images: np.ndarray, titles: Sequence[str], columns: int = 6) -> Path:
+    """Write pictures as the model will see them in training.
+
+    Args:
+        path: PNG file to write.
+        images: float32 [n, height, width, 3], 0 to 255.
+        titles: one for each.
+        columns: pictures in a row.
+
+    Returns:
+        The path.
+    """
+    rows = -(-len(images) // columns)
+    figure = Figure(figsize=(1.8 * columns, 2.0 * rows), layout="constrained")
+    for axes in figure.subplots(rows, columns, squeeze=False).flat:
+        axes.axis("off")
+    for axes, image, title in zip(figure.axes, images, titles, strict=False):
+        axes.imshow(image.astype(np.uint8), interpolation="nearest")
+        axes.set_title(title[:24], fontsize=8, parse_math=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100)
+    return path
+
+
+def median_seconds(call: Callable[[], object], repeats: int = 3) -> float:
+    """Return the median seconds of a call; a first one, which traces and compiles, does not count."""
+    call()
+    seconds = []
+    for _ in range(repeats):
+        began = time.monotonic()
+        call()
+        seconds.append(time.monotonic() - began)
+    return float(np.median(seconds))
