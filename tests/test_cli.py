@@ -116,9 +116,7 @@ def test_list_prints_name_and_first_line_of_every_recipe(heavy: Path, capsys: py
     assert lines[1] == "fruit_sorting  Tell apples from pears."
 
 
-def test_show_prints_docstring_flags_and_results_without_importing(
-    heavy: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_show_prints_docstring_flags_and_results_without_importing(heavy: Path, capsys: pytest.CaptureFixture) -> None:
     accuracy = {"mean": 0.91234, "std": 0.004, "seeds": [0, 1, 2]}
     run = {
         "command": "run fruit_sorting --epochs 3",
@@ -190,9 +188,7 @@ def test_run_gives_the_recipe_its_own_config(tmp_path: Path, capsys: pytest.Capt
     assert capsys.readouterr().out == "True 7 True\n"
 
 
-def test_user_error_is_one_line_and_a_bug_keeps_its_traceback(
-    tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_user_error_is_one_line_and_a_bug_keeps_its_traceback(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     body = "from common.errors import UserError; raise UserError('one class only, give two')"
     root = light(tmp_path, body)
     assert exit_code(["run", "fruit_sorting"], root) == 2
@@ -212,9 +208,7 @@ def test_user_error_is_one_line_and_a_bug_keeps_its_traceback(
         ("{'proof': {'passed': False}}", 1),
     ],
 )
-def test_exit_code_follows_the_proof(
-    tmp_path: Path, returned: str, code: int, capsys: pytest.CaptureFixture
-) -> None:
+def test_exit_code_follows_the_proof(tmp_path: Path, returned: str, code: int, capsys: pytest.CaptureFixture) -> None:
     root = light(tmp_path, f"return {returned}")
     assert exit_code(["run", "fruit_sorting", "--out", "somewhere"], root) == code
     error = capsys.readouterr().err
@@ -338,9 +332,7 @@ def empty_export(run: Path, name: str, version: str) -> None:
     (folder / "saved_model.pb").write_bytes(b"")
 
 
-def test_predict_checks_its_arguments_before_tensorflow(
-    tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_predict_checks_its_arguments_before_tensorflow(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     image = tmp_path / "a.png"
     image.write_bytes(b"x")
     run = tmp_path / "run"

@@ -23,7 +23,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from common import evaluation, exporting, features, runs, training
+from common import evaluation, exporting, features, reporting, runs, training
 from common.data.image_sets import ImageSet, load_image_set
 from common.data.images import image_batches, steps_per_epoch, training_batches
 from common.errors import UserError
@@ -258,5 +258,12 @@ def finish(
     }
     runs.write_json(preset / "card.json", card)
     runs.finish(out, metrics, history)
-    print(evaluation.summary(metrics, [f"Use it: python -m recipes run NAME --source preset:{preset}"], out))
+    sentences = [f"Use it: python -m recipes run image_classification --source preset:{preset} --data folder:PHOTOS"]
+    reporting.write_report(
+        out, title=f"Pre-training: {config.data}", metrics=metrics, config=vars(config), history=history,
+        class_names=data.class_names, labels=data.test.labels, probabilities=probabilities,
+        image_paths=data.test.paths, skipped=data.skipped, sentences=sentences,
+        per_class=evaluation.per_class_table(data.test.labels, probabilities, data.class_names),
+    )  # fmt: skip
+    print(evaluation.summary(metrics, sentences, out))
     return metrics

@@ -1,0 +1,188 @@
+"""Measure the recipes on real data and write recipes/*/results.json and the tables of README.md from it.
+
+    python benchmarks/prepare_data.py                        # once: the data, outside the checkout
+    python benchmarks/measure.py                             # everything; about an hour and a half on 2 cores
+    python benchmarks/measure.py hymenoptera demo            # only these; the others keep their last numbers
+    python benchmarks/measure.py --table                     # only write the tables of README.md again
+
+Each measurement is the command that a user would type, run once for each seed in a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from common import runs  # noqa: E402 (the script's folder, not the checkout, is on sys.path)
+
+PREPARED, WEIGHTS = "../prepared_data", "../shared/data/weights/mobilenet_imagenet_keras"
+MOBILENET = f"keras:MobileNetV2@{WEIGHTS}/mobilenet_v2_1.0_224_notop.weights.h5"
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One row: a name, what it shows, the flags, and the seeds to repeat it with."""
+
+    name: str
+    title: str
+    flags: tuple[str, ...]
+    seeds: tuple[int, ...] = (0, 1, 2)
+    recipe: str = field(default="image_classification")
+
+    def command(self, seed: int | str, out: str) -> list[str]:
+        """Return the arguments of `python` for one seed."""
+        return ["-m", "recipes", "run", self.recipe, *self.flags, "--seed", str(seed), "--out", out]
+
+
+def probe(name: str, title: str, data: str, source: str, *more: str) -> Measurement:
+    """Return a linear probe: the frozen source, one look at each picture, a linear head."""
+    return Measurement(name, title, ("--data", data, "--source", source, "--unfreeze", "frozen", *more))
+
+
+CIFAR, HYMENOPTERA = f"folder:{PREPARED}/cifar10_subset", f"folder:{PREPARED}/hymenoptera_data"
+MEASUREMENTS = (
+    Measurement(
+        "demo",
+        "Handwritten digits, 10 a class, bundled ResNet",
+        ("--baselines", "frozen,scratch"),
+        seeds=(0, 1, 2, 3, 4),
+    ),
+    Measurement(
+        "hymenoptera",
+        "Ants or bees, 207 photos, ImageNet MobileNetV2",
+        ("--data", HYMENOPTERA, "--source", MOBILENET),
+    ),
+    Measurement(
+        "cifar10",
+        "CIFAR-10 subset, 5,950 pictures, ImageNet MobileNetV2 at 96 pixels",
+        ("--data", CIFAR, "--source", MOBILENET, "--image-size", "96", "--baselines", "frozen,scratch"),
+    ),
+    probe("probe_cifar10", "Linear probe of bundled:resnet_mini, CIFAR-10 subset", CIFAR, "bundled:resnet_mini"),
+    probe("probe_cifar10_random", "The same network, random weights", CIFAR, "bundled:resnet_mini@random"),
+    probe("probe_hymenoptera", "Linear probe of bundled:resnet_mini, ants or bees", HYMENOPTERA, "bundled:resnet_mini"),
+    probe("probe_hymenoptera_random", "The same network, random weights", HYMENOPTERA, "bundled:resnet_mini@random"),
+)
+
+
+def measure(measurement: Measurement) -> dict:
+    """Run one measurement for all its seeds.
+
+    Args:
+        measurement: what to run.
+
+    Returns:
+        The row for results.json: command, title, scores as mean, standard deviation and every seed.
+
+    Raises:
+        SystemExit: a run failed, its proof included; what it printed is shown.
+    """
+    found = []
+    for seed in measurement.seeds:
+        with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder) / "run"
+            began = time.monotonic()
+            command = [sys.executable, *measurement.command(seed, str(out))]
+            finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+            seconds = time.monotonic() - began
+            if finished.returncode:
+                raise SystemExit(f"{shlex.join(command)}\n{finished.stdout[-3000:]}\n{finished.stderr[-3000:]}")
+            found.append(json.loads((out / "metrics.json").read_text("utf-8")) | {"command_seconds": seconds})
+        score = found[-1]["test"]["accuracy"]
+        print(f"{measurement.name} seed {seed}: accuracy {score:.4f}, {seconds:.0f} s", flush=True)
+
+    def spread(*path: str) -> dict:
+        values = []
+        for metrics in found:
+            for key in path:
+                metrics = metrics[key]
+            values.append(round(float(metrics), 6))
+        std = statistics.stdev(values) if len(values) > 1 else 0.0
+        return {"mean": round(statistics.mean(values), 4), "std": round(std, 4), "seeds": values}
+
+    return {
+        "name": measurement.name,
+        "title": measurement.title,
+        "command": shlex.join(["python", *measurement.command("SEED", "OUT")]),
+        "metric": {"accuracy": spread("test", "accuracy"), "macro_f1": spread("test", "macro_f1")},
+        "baselines": {name: {"accuracy": spread("baselines", name, "accuracy")} for name in found[0]["baselines"]},
+        "counts": found[0]["counts"],
+        "command_seconds": spread("command_seconds"),
+        "seconds": {name: spread("seconds", name)["mean"] for name in found[0]["seconds"]},
+        "peak_memory_mb": spread("peak_memory_mb"),
+        "proof": {
+            "examples": sum(m["proof"]["examples"] for m in found),
+            "agreement": min(m["proof"]["agreement"] for m in found),
+            "max_abs_diff": max(m["proof"]["max_abs_diff"] for m in found),
+        },
+        "saved_model_over_weights": max(m["export"]["ratio"] for m in found),
+        "versions": found[0]["versions"],
+        "machine": f"{os.cpu_count()} cores, {_processor()}",
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else None
+    return found[1] if found else platform.processor() or platform.machine()
+
+
+def write_tables(readme: Path = ROOT / "README.md") -> None:
+    """Write the result tables between the markers `<!-- results:RECIPE -->` and `<!-- end -->` of README.md."""
+
+    def table(match: re.Match) -> str:
+        file = ROOT / "recipes" / match[1] / "results.json"
+        rows = json.loads(file.read_text("utf-8"))["runs"] if file.exists() else []
+        lines = [
+            "| what | from scratch | frozen source | result | whole command | proof: agreement, largest difference |",
+            "|---|---|---|---|---|---|",
+        ]
+        for row in rows:
+            cells = [row["title"], *(_score(row["baselines"].get(name)) for name in ("scratch", "frozen"))]
+            cells += [f"**{_score(row['metric'])}**", f"{row['command_seconds']['mean']:.0f} s"]
+            cells += [f"{row['proof']['agreement']:.4g}, {row['proof']['max_abs_diff']:.0e}"]
+            lines.append("| " + " | ".join(cells) + " |")
+        return "\n".join([match[0].splitlines()[0], *lines, "<!-- end -->"])
+
+    text = readme.read_text("utf-8")
+    readme.write_text(re.sub(r"<!-- results:(\w+) -->.*?<!-- end -->", table, text, flags=re.DOTALL), "utf-8")
+
+
+def _score(metric: dict | None) -> str:
+    if not metric:
+        return ""
+    accuracy = metric["accuracy"]
+    return f"{accuracy['mean']:.3f} ± {accuracy['std']:.3f}"
+
+
+def main(arguments: list[str]) -> None:
+    """Measure what was named, or everything, and write results and tables."""
+    by_name = {measurement.name: measurement for measurement in MEASUREMENTS}
+    names = [argument for argument in arguments if argument != "--table"]
+    if unknown := set(names) - set(by_name):
+        raise SystemExit(f"unknown: {', '.join(sorted(unknown))}. Allowed: {', '.join(by_name)}, --table")
+    for name in names or ([] if arguments else by_name):
+        measurement = by_name[name]
+        row = measure(measurement)
+        file = ROOT / "recipes" / measurement.recipe / "results.json"
+        rows = json.loads(file.read_text("utf-8"))["runs"] if file.exists() else []
+        rows = {old["name"]: old for old in rows} | {name: row}
+        runs.write_json(file, {"runs": [rows[known] for known in by_name if known in rows]})
+    write_tables()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,171 @@
+"""What every recipe promises: it runs offline end to end, writes the run folder, and proves its export."""
+
+from __future__ import annotations
+
+import base64
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from recipes import discovery
+from recipes.__main__ import RECIPES, main
+
+NAMES = [recipe.name for recipe in discovery.find_recipes(RECIPES)]
+# A few examples and one pass of everything: seconds, not results.
+QUICK = {
+    "image_classification": ["--limit", "40", "--epochs", "1", "--head-epochs", "5", "--baselines", "frozen,scratch"],
+    "pretraining": ["--limit", "40", "--epochs", "1", "--filters", "64", "64", "--image-size", "32"],
+}
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def finished(request, tmp_path_factory) -> tuple[str, Path, int]:
+    """(recipe, run folder, exit code) of a quick run with the demo data, as the command line does it."""
+    out = tmp_path_factory.mktemp(request.param) / "run"
+    return request.param, out, main(["run", request.param, *QUICK[request.param], "--out", str(out)])
+
+
+def test_every_recipe_has_a_quick_run():
+    assert set(QUICK) == set(NAMES)
+
+
+def test_run_folder_holds_what_the_design_promises(finished):
+    name, out, code = finished
+    assert code == 0
+    for file in ("config.json", "metrics.json", "history.csv", "report.html", "serving/request.json"):
+        assert (out / file).stat().st_size > 0, file
+    metrics = json.loads((out / "metrics.json").read_text("utf-8"))
+    assert {"recipe", "test", "baselines", "seconds", "counts", "parameters", "proof", "peak_memory_mb", "source",
+            "data", "seed", "versions"} <= set(metrics)  # fmt: skip
+    assert metrics["recipe"] == name
+    low, high = metrics["test"]["accuracy_ci95"]
+    assert low <= metrics["test"]["accuracy"] <= high
+    assert set(metrics["counts"]) == {"train", "val", "test", "skipped"}
+    assert "total" in metrics["seconds"]
+
+
+def test_export_is_proved(finished):
+    _, out, _ = finished
+    proof = json.loads((out / "metrics.json").read_text("utf-8"))["proof"]
+    assert proof["passed"] and proof["agreement"] == 1.0 and proof["max_abs_diff"] <= 1e-4
+    assert proof["ops_outside_tf_serving"] == []
+
+
+def test_request_file_works_against_the_export(finished):
+    name, out, _ = finished
+    request = json.loads((out / "serving" / "request.json").read_text("utf-8"))
+    picture = base64.b64decode(request["instances"][0]["image"]["b64"])
+    loaded = tf.saved_model.load(str(out / "serving" / name / "1"))
+    answer = loaded.signatures["serving_default"](image=tf.constant([picture]))
+    assert answer["probabilities"].numpy().sum() == pytest.approx(1.0, abs=1e-5)
+
+
+def test_finished_run_is_not_overwritten(finished, capsys):
+    name, out, _ = finished
+    before = (out / "metrics.json").read_bytes()
+    assert main(["run", name, *QUICK[name], "--out", str(out)]) == 2
+    assert "finished run" in capsys.readouterr().err
+    assert (out / "metrics.json").read_bytes() == before
+
+
+def test_check_trains_nothing_and_draws_samples(tmp_path: Path, capsys):
+    out = tmp_path / "check"
+    assert main(["check", "image_classification", "--limit", "40", "--out", str(out)]) == 0
+    text = capsys.readouterr().out
+    assert "estimate:" in text and "train" in text
+    assert (out / "samples.png").exists() and not (out / "metrics.json").exists()
+
+
+def test_photos_to_predictions(two_classes: Path, tmp_path: Path, capsys):
+    """The way of a user: a folder with a broken file and non-ASCII names, a run, then predict on new pictures."""
+    (two_classes / "dark" / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 cut off")
+    out = tmp_path / "my run"
+    assert (
+        main(["run", "image_classification", "--data", f"folder:{two_classes}", "--epochs", "2", "--out", str(out)])
+        == 0
+    )
+    metrics = json.loads((out / "metrics.json").read_text("utf-8"))
+    assert metrics["counts"]["skipped"] == 1 and metrics["test"]["accuracy"] >= 0.8
+    assert "broken.jpg" in (out / "report.html").read_text("utf-8")
+    capsys.readouterr()
+    pictures = sorted((two_classes / "hell").glob("*.png"))[:3]
+    assert main(["predict", str(out), *map(str, pictures)]) == 0
+    assert capsys.readouterr().out.count("hell") >= 3
+
+
+def test_mixed_precision_trains_and_exports_float32(two_classes: Path, tmp_path: Path):
+    out = tmp_path / "run"
+    arguments = ["--data", f"folder:{two_classes}", "--epochs", "1", "--mixed-precision", "--out", str(out)]
+    assert main(["run", "image_classification", *arguments]) == 0
+    loaded = tf.saved_model.load(str(out / "serving" / "image_classification" / "1"))
+    assert {v.dtype for v in loaded.weights} == {tf.float32}
+
+
+def test_same_seed_same_result(two_classes: Path, tmp_path: Path):
+    found = []
+    for number in range(2):
+        out = tmp_path / str(number)
+        arguments = ["--data", f"folder:{two_classes}", "--epochs", "1", "--limit", "12", "--out", str(out)]
+        assert main(["run", "image_classification", *arguments]) == 0
+        rows = (out / "history.csv").read_text("utf-8").splitlines()
+        found.append([float(cell) for row in rows[1:] for cell in row.split(",")[1:] if cell])
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-4, atol=1e-5)
+
+
+def test_pretrained_preset_is_a_source(tmp_path: Path, capsys):
+    out = tmp_path / "pretraining"
+    assert main(["run", "pretraining", *QUICK["pretraining"], "--out", str(out)]) == 0
+    card = json.loads((out / "preset" / "card.json").read_text("utf-8"))
+    assert card["command"].startswith("python -m recipes run pretraining") and card["test"]["accuracy"] >= 0
+    arguments = [
+        "--source",
+        f"preset:{out / 'preset'}",
+        "--limit",
+        "30",
+        "--epochs",
+        "0",
+        "--out",
+        str(tmp_path / "use"),
+    ]
+    assert main(["run", "image_classification", *arguments]) == 0
+
+
+def test_teacher_is_learned_from(tmp_path: Path):
+    arguments = [*QUICK["pretraining"], "--teacher", "keras:MobileNet(alpha=0.25,size=64)@random"]
+    assert main(["run", "pretraining", *arguments, "--out", str(tmp_path / "run")]) == 0
+
+
+def test_bad_values_are_refused_before_tensorflow(tmp_path: Path):
+    """A wrong value answers without importing TensorFlow: the process would have it in sys.modules."""
+    program = (
+        "import sys; from recipes.__main__ import main\n"
+        "code = main(['run', 'image_classification', '--source', 'keras:ResNet5O'])\n"
+        "print(code, 'tensorflow' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=RECIPES.parent)
+    assert done.stdout.split() == ["2", "False"]
+    assert "ResNet50" in done.stderr
+
+
+@pytest.mark.slow
+def test_demo_is_a_real_result(tmp_path: Path):
+    """`make demo`: transfer beats training from scratch with ten pictures a class."""
+    out = tmp_path / "demo"
+    assert main(["run", "image_classification", "--baselines", "frozen,scratch", "--out", str(out)]) == 0
+    metrics = json.loads((out / "metrics.json").read_text("utf-8"))
+    assert metrics["test"]["accuracy"] >= 0.9
+    assert metrics["test"]["accuracy"] >= metrics["baselines"]["scratch"]["accuracy"] + 0.03
+
+
+@pytest.mark.slow
+def test_photos_with_imagenet_weights(shared_data: Path, tmp_path: Path):
+    weights = shared_data / "weights/mobilenet_imagenet_keras/mobilenet_v2_1.0_224_notop.weights.h5"
+    arguments = ["--data", f"folder:{shared_data / 'hymenoptera_data'}", "--source", f"keras:MobileNetV2@{weights}"]
+    assert main(["run", "image_classification", *arguments, "--out", str(tmp_path / "run")]) == 0
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text("utf-8"))
+    assert metrics["test"]["accuracy"] >= 0.93

@@ -1,0 +1,129 @@
+"""Stages keep what they promise: who learns how fast, which weights come back, what is printed."""
+
+from __future__ import annotations
+
+import io
+
+import keras
+import numpy as np
+import pytest
+
+from common import training
+
+
+def two_layers() -> keras.Model:
+    inputs = keras.Input((4,))
+    slow = keras.layers.Dense(8, name="slow", kernel_initializer="ones", bias_initializer="ones")(inputs)
+    return keras.Model(inputs, keras.layers.Dense(2, activation="softmax", name="head")(slow))
+
+
+def data(rows: int = 64) -> tuple[np.ndarray, np.ndarray]:
+    features = np.random.default_rng(0).normal(size=(rows, 4)).astype("float32")
+    return features, np.eye(2, dtype="float32")[(features[:, 0] > 0).astype(int)]
+
+
+def test_slow_variables_learn_at_their_share_of_the_rate():
+    """Adam's first step moves every weight by the learning rate, whatever the gradient: an exact check."""
+    model = two_layers()
+    slow = model.get_layer("slow")
+    optimizer = training.DiscriminativeAdamW(learning_rate=0.01, slow=slow.variables, slow_factor=0.1, epsilon=1e-12)
+    model.compile(optimizer, "categorical_crossentropy", jit_compile=False)
+    before = [np.array(w) for w in model.get_weights()]
+    model.train_on_batch(*data())
+    moved = [np.abs(a - b).max() for a, b in zip(model.get_weights(), before, strict=True)]
+    np.testing.assert_allclose(moved, [0.001, 0.001, 0.01, 0.01], rtol=1e-2)
+
+
+def test_weight_decay_is_decoupled_scaled_and_leaves_vectors_alone():
+    model = two_layers()
+    slow = model.get_layer("slow")
+    optimizer = training.DiscriminativeAdamW(learning_rate=0.1, slow=slow.variables, slow_factor=0.5, weight_decay=0.2)
+    optimizer.build(model.trainable_variables)
+    zeros = [keras.ops.zeros_like(v) for v in model.trainable_variables]
+    head = model.get_layer("head").get_weights()[0]
+    optimizer.apply(zeros, model.trainable_variables)  # no gradient: what moves is the decay
+    np.testing.assert_allclose(slow.get_weights()[0], 1 - 0.1 * 0.5 * 0.2, rtol=1e-6)
+    np.testing.assert_allclose(slow.get_weights()[1], 1.0)
+    np.testing.assert_allclose(model.get_layer("head").get_weights()[0], head * (1 - 0.1 * 0.2), rtol=1e-5)
+
+
+def test_warmup_rises_then_falls_to_zero():
+    schedule = training.warmup_cosine(1.0, steps=100, warmup_share=0.1)
+    values = [float(schedule(step)) for step in (0, 5, 10, 55, 100)]
+    np.testing.assert_allclose(values, [0.0, 0.5, 1.0, 0.5, 0.0], atol=1e-3)
+
+
+class Arrays(keras.utils.PyDataset):
+    """One batch an epoch."""
+
+    def __init__(self):
+        super().__init__()
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        return data()
+
+
+def stage(model: keras.Model, rate: float, **arguments) -> list[dict]:
+    return training.fit_stage(
+        model, Arrays(), stage="test", steps=1, validation=Arrays(), optimizer=keras.optimizers.SGD(rate), **arguments
+    )
+
+
+def test_a_stage_that_makes_things_worse_hands_back_what_it_was_given():
+    model = two_layers()
+    stage(model, 0.5, epochs=20)
+    good = [np.array(w) for w in model.get_weights()]
+    stage(model, -5.0, epochs=3, start_counts=True)  # climbs the loss
+    for kept, was in zip(model.get_weights(), good, strict=True):
+        np.testing.assert_array_equal(kept, was)
+
+
+def test_the_best_epoch_comes_back_and_patience_stops():
+    model = two_layers()
+    rows = stage(model, -0.5, epochs=30, patience=3)
+    best = max(range(len(rows)), key=lambda i: (round(rows[i]["val_accuracy"], 6), -rows[i]["val_cross_entropy"]))
+    assert len(rows) <= best + 1 + 3 < 30
+    loss = float(keras.ops.mean(keras.losses.categorical_crossentropy(data()[1], model(data()[0]))))
+    assert loss == pytest.approx(rows[best]["val_cross_entropy"], rel=1e-4)
+
+
+def test_history_rows_name_stage_and_epoch():
+    rows = stage(two_layers(), 0.1, epochs=2)
+    assert [(row["stage"], row["epoch"]) for row in rows] == [("test", 1), ("test", 2)]
+    assert {"loss", "accuracy", "val_loss", "val_accuracy", "val_cross_entropy"} <= set(rows[0])
+
+
+def test_balanced_weights_make_classes_count_the_same():
+    labels = np.array([0] * 30 + [1] * 10)
+    weights = training.balanced_class_weights(labels, 3)
+    assert weights[0] * 30 == pytest.approx(weights[1] * 10)
+    assert np.isfinite(weights).all()
+
+
+def test_dtype_policy_is_put_back_even_after_an_error():
+    with pytest.raises(RuntimeError), training.dtype_policy("mixed_bfloat16"):
+        assert keras.config.dtype_policy().name == "mixed_bfloat16"
+        raise RuntimeError
+    assert keras.config.dtype_policy().name == "float32"
+
+
+def test_progress_says_how_long_it_will_take():
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    shown, piped = Terminal(), io.StringIO()
+    for stream in (shown, piped):
+        progress = training.ProgressLine("work", 10, stream)
+        progress.update(5)
+        progress.close()
+    assert "5 of 10" in shown.getvalue() and "left" in shown.getvalue()
+    assert piped.getvalue().count("\n") == 1 and "\r" not in piped.getvalue()
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(3.4, "3 s"), (185, "3 min 05 s"), (7440, "2 h 04 min")])
+def test_seconds_are_readable(seconds, text):
+    assert training.format_seconds(seconds) == text
