@@ -114,20 +114,22 @@ def findings(labels: np.ndarray, ours: np.ndarray, baselines: dict[str, np.ndarr
     return sentences
 
 
-_ROWS = {"scratch": "from scratch", "frozen": "frozen source, linear head", "test": "fine-tuned"}
+_ROWS = {"scratch": "from scratch", "frozen": "frozen source, linear head", "test": "result"}
 
 
 def summary(metrics: dict, sentences: Sequence[str], out: Path) -> str:
     """Return what a run prints at its end: a small table, the findings, the proof, where the report is."""
     scores = {**metrics["baselines"], "test": metrics["test"]}
-    seconds, lines = metrics["seconds"], ["", f"  {'':28}accuracy (95 % interval)    macro-F1   seconds of training"]
-    frozen = seconds.get("features", 0) + seconds.get("head", 0)
-    spent = {"scratch": seconds.get("baselines"), "frozen": frozen, "test": frozen + seconds.get("finetune", 0)}
+    stages = ("features", "head", "finetune", "pretraining")
+    own = sum(metrics["seconds"].get(stage, 0) for stage in stages)
+    lines = ["", f"  {'':28}accuracy (95 % interval)    macro-F1   seconds"]
     for name in (row for row in _ROWS if row in scores):
         score = scores[name]
         low, high = score["accuracy_ci95"]
-        lines.append(f"  {_ROWS[name]:28}{score['accuracy']:.3f} ({low:.3f} to {high:.3f})      "
-                     f"{score['macro_f1']:.3f}      {spent[name]:.0f}")  # fmt: skip
+        lines.append(
+            f"  {_ROWS[name]:28}{score['accuracy']:.3f} ({low:.3f} to {high:.3f})      "
+            f"{score['macro_f1']:.3f}      {score.get('seconds', own):5.0f}"
+        )
     proof = metrics["proof"]
     verdict = (
         f"Proved: the SavedModel answers all {proof['examples']} test files as evaluated "

@@ -45,7 +45,7 @@ def extract_features(
     Returns:
         A read-only memory map, float32 [views, n, feature_width].
     """
-    key = _cache_key(source, paths, resize, tuple(augment) if views > 1 else (), views, seed)
+    key = _cache_key(source, paths, resize, views, *((tuple(augment), seed) if views > 1 else ()))
     final, partial = cache / f"{key}.npy", cache / f"{key}.partial.npy"
     if not final.exists():
         cache.mkdir(parents=True, exist_ok=True)
@@ -119,7 +119,7 @@ def mean_and_std(features: np.ndarray, chunk: int = 4096) -> tuple[np.ndarray, n
         chunk: rows read at once.
 
     Returns:
-        (mean, std), float32 [width]; a feature that never changes has std 1.
+        (mean, std), float32 [width]; a feature that never changes, but for rounding, has std 1.
     """
     count, total, squares = 0, 0.0, 0.0
     for view in features:
@@ -128,7 +128,8 @@ def mean_and_std(features: np.ndarray, chunk: int = 4096) -> tuple[np.ndarray, n
             count, total, squares = count + len(rows), total + rows.sum(0), squares + np.square(rows).sum(0)
     mean = total / count
     std = np.sqrt(np.maximum(squares / count - mean**2, 0))
-    return mean.astype("float32"), np.where(std > 1e-6, std, 1.0).astype("float32")
+    noise = 1e-6 * (np.abs(mean) + std.max())  # float32 cannot tell less apart; dividing by it would blow it up
+    return mean.astype("float32"), np.where(std > noise, std, 1.0).astype("float32")
 
 
 def fit_linear_head(
@@ -163,7 +164,7 @@ def fit_linear_head(
         learning_rate: peak.
         weight_decay: decoupled, times the learning rate.
         label_smoothing: share of the target spread over all classes.
-        seed: decides the order and the initial weights.
+        seed: decides the order; the initial weights are zero, since one layer has no symmetry to break.
 
     Returns:
         History rows, as `training.fit_stage` gives them.
@@ -193,7 +194,7 @@ def fit_linear_head(
         patience=patience,
         every=10,
     )
-    kernel, bias = small.get_weights()
+    kernel, bias = (weight.astype("float64") for weight in small.get_weights())
     kernel = kernel / std[:, None]
     head.set_weights([kernel, bias - mean @ kernel])
     return history

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import keras
 
 from common.errors import UserError
-from common.specs import parse_policy
+from common.specs import check_choice, parse_policy
 
-# How keras.applications and KerasHub name the layers of one block; the last match in a backbone is
-# its last block: conv5_block3_out, stack2_block1_add, block_16_project, block7a_expand_conv, mixed10 ...
+# How keras.applications and KerasHub name the layers of one block; the last match in a backbone is its last block:
+# conv5_block3_1_conv, stack2_block1_2_bn, block_16_project, block7a_dwconv, vit_encoder/transformer_block_12/mlp ...
 _BLOCK_NAME = re.compile(
-    r"(stack\d+_block\d+|conv\d+_block\d+|stage_\d+_block_\d+|block_?\d+[a-z]?(?=_|$)|conv_(?:dw|pw)_\d+"
-    r"|expanded_conv_\d+)"
+    r"stack\d+_block\d+|conv\d+_block\d+|stage_\d+_block_\d+|block_?\d+(_\d+)?[a-z]?(?=[_/]|$)|conv_[dp]w_\d+"
+    r"|expanded_conv_\d+|stage_\d+/blocks_\d+|encoder/layers_\d+|hierarchical_encoder_\d+_\d+"
 )
+# Two families mark where a block ends rather than what is in it: InceptionV3 (its layers have made-up names) and
+# DenseNet (its `conv5_block16` is one of the 16 small layers of the dense block that conv5 is).
+_BLOCK_END = re.compile(r"mixed\d+|pool[2-4]_pool|transition\d+_pool")
 
 
 @dataclass(frozen=True)
@@ -41,8 +45,9 @@ def freeze(model: keras.Model, backbone: keras.Model, policy: str, batch_norm: s
     Args:
         model: the whole model, backbone included.
         backbone: the pretrained part whose layers the policy speaks of.
-        policy: `frozen`, `last:N` (the last N layers that have weights), `last_block`, `all`, or
-            `regex:PATTERN` (layers whose name matches anywhere).
+        policy: `frozen`, `last:N` (the last N layers that have weights), `last_block` (with all that follows
+            it), `all`, or `regex:PATTERN` (layers whose name matches anywhere; a layer inside another one is
+            called `outer/inner`).
         batch_norm: `frozen` keeps BatchNorm layers in inference mode (they neither train nor update their
             moving statistics, https://keras.io/guides/transfer_learning/); `train` lets them follow the policy.
 
@@ -50,19 +55,24 @@ def freeze(model: keras.Model, backbone: keras.Model, policy: str, batch_norm: s
         The counts after the change, ready to print.
 
     Raises:
-        UserError: unknown policy, or one that selects no layer.
+        UserError: unknown policy, or one that selects no layer that can train.
     """
-    chosen = set(map(id, layers_of(backbone, policy)))
+    check_choice("--batch-norm", batch_norm, ("frozen", "train"))
+    chosen = layers_of(backbone, policy)
+    can_train = [la for la in chosen if batch_norm != "frozen" or not isinstance(la, keras.layers.BatchNormalization)]
+    if chosen and not any(layer._trainable_variables for layer in can_train):
+        raise UserError(
+            f"--unfreeze {policy} selects only layers that do not train: {', '.join(la.name for la in chosen[-5:])}. "
+            "BatchNorm layers stay frozen unless --batch-norm train. Try a larger part: --unfreeze last_block"
+        )
+    trains = set(map(id, can_train))
     model.trainable = True  # also resets every layer inside, so that policies do not add up
     for layer in weight_layers(backbone):
-        trains = id(layer) in chosen
-        if isinstance(layer, keras.layers.BatchNormalization) and batch_norm == "frozen":
-            trains = False
         if list(layer._layers):  # a layer made of layers: its setter would overrule those inside
             for weight in layer._trainable_variables:
-                weight.trainable = trains
+                weight.trainable = id(layer) in trains
         else:
-            layer.trainable = trains
+            layer.trainable = id(layer) in trains
     model.compiled = False
     return count_trainable(model)
 
@@ -81,7 +91,9 @@ def layers_of(backbone: keras.Model, policy: str) -> list[keras.layers.Layer]:
         UserError: unknown policy, or one that selects no layer.
     """
     parse_policy(policy)
-    layers = weight_layers(backbone)
+    named = list(_named_layers(backbone))
+    holders = [(name, layer) for name, layer in named if _has_weights(layer)]
+    layers = [layer for _, layer in holders]
     if policy == "frozen":
         return []
     if policy == "all":
@@ -89,25 +101,21 @@ def layers_of(backbone: keras.Model, policy: str) -> list[keras.layers.Layer]:
     if policy.startswith("last:"):
         return layers[-int(policy.removeprefix("last:")) :]
     if policy == "last_block":
-        start = _last_block_start(layers)
-        if start is None:
+        chosen = _last_block(named)
+        if not chosen:
             raise UserError("--unfreeze last_block: this backbone names no blocks. Try: --unfreeze last:20")
-        return layers[start:]
+        return chosen
     pattern = re.compile(policy.removeprefix("regex:"))
-    chosen = [layer for layer in layers if pattern.search(layer.name)]
+    chosen = [layer for name, layer in holders if pattern.search(name)]
     if not chosen:
-        names = ", ".join(layer.name for layer in layers[-5:])
+        names = ", ".join(name for name, _ in holders[-5:])
         raise UserError(f"--unfreeze {policy!r} matches no layer. The last layers are: {names}.")
     return chosen
 
 
 def weight_layers(model: keras.Model) -> list[keras.layers.Layer]:
     """Return the layers that hold weights of their own, in order; nested models are looked through."""
-    return [
-        layer
-        for layer in model._flatten_layers(include_self=False)
-        if layer._trainable_variables or layer._non_trainable_variables
-    ]
+    return [layer for _, layer in _named_layers(model) if _has_weights(layer)]
 
 
 def count_trainable(model: keras.Model) -> TrainableCounts:
@@ -119,7 +127,30 @@ def count_trainable(model: keras.Model) -> TrainableCounts:
     )
 
 
-def _last_block_start(layers: list[keras.layers.Layer]) -> int | None:
-    blocks = [match[0] if (match := _BLOCK_NAME.search(layer.name)) else None for layer in layers]
-    named = [block for block in blocks if block]
-    return blocks.index(named[-1]) if named else None
+def _has_weights(layer: keras.layers.Layer) -> bool:
+    return bool(layer._trainable_variables or layer._non_trainable_variables)
+
+
+def _named_layers(
+    outer: keras.layers.Layer, prefix: str = "", seen: set[int] | None = None
+) -> Iterator[tuple[str, keras.layers.Layer]]:
+    """Yield ("outer/inner", layer) for all layers inside, once each, in order (Keras' own walk turns it round)."""
+    seen = set() if seen is None else seen
+    for layer in outer._layers:
+        if id(layer) not in seen:
+            seen.add(id(layer))
+            yield prefix + layer.name, layer
+            yield from _named_layers(layer, f"{prefix}{layer.name}/", seen)
+
+
+def _last_block(named: list[tuple[str, keras.layers.Layer]]) -> list[keras.layers.Layer]:
+    """Return the layers with weights from the start of the last block on, or none where no block is named."""
+    ends = [number for number, (name, _) in enumerate(named) if _BLOCK_END.fullmatch(name)]
+    for end in reversed(ends):  # InceptionV3 ends in such a layer, so what follows may be empty
+        if after := [layer for _, layer in named[end + 1 :] if _has_weights(layer)]:
+            return after
+    # A block of MobileNet is conv_dw_13 and conv_pw_13.
+    blocks = [name[: match.end()].replace("conv_pw", "conv_dw") if (match := _BLOCK_NAME.search(name)) else None
+              for name, _ in named]  # fmt: skip
+    last = next((block for block in reversed(blocks) if block), None)
+    return [layer for _, layer in named[blocks.index(last) :] if _has_weights(layer)] if last else []

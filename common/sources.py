@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import json
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
 import keras
 import numpy as np
+from keras.src.backend.config import keras_home
+from keras.src.utils import file_utils
 
 from common.errors import UserError
-from common.specs import BUNDLED_FOLDER, KERAS_APPLICATIONS, SourceSpec, parse_source
+from common.specs import BUNDLED_FOLDER, KERAS_APPLICATIONS, SourceSpec, nearest, parse_source
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -98,7 +103,9 @@ class Source:
 
     def fingerprint(self) -> str:
         """Return a hash of all weights and of the preprocessing: equal text, equal features."""
-        digest = hashlib.sha256(json.dumps(self.extractor.get_config(), default=str, sort_keys=True).encode())
+        config = json.dumps(self.extractor.get_config(), default=str, sort_keys=True)
+        # Keras numbers the names that it makes up (conv2d_7) by what the process built before: no part of the model.
+        digest = hashlib.sha256(re.sub(r'_\d+"', '"', config).encode())
         for weight in self.extractor.weights:
             digest.update(np.ascontiguousarray(weight.numpy()).tobytes())
         return digest.hexdigest()[:16]
@@ -123,7 +130,13 @@ def load_source(text: str, image_size: int | None = None, *, random_weights: boo
     load = {"bundled": _load_preset, "preset": _load_preset, "keras": _load_keras}[spec.kind]
     backbone, preprocessing, size, card = load(spec, image_size, random_weights or spec.random)
     pixels = keras.Input((*size, 3), name="pixels")
-    features = _pool(backbone(preprocessing(pixels)))
+    try:
+        features = _pool(backbone(preprocessing(pixels)))
+    except ValueError as error:
+        raise UserError(
+            f"The source cannot take RGB pictures of {size[0]} x {size[1]} pixels. Received: {text!r}. "
+            f"Try another --image-size. Keras says: {_said(error)}"
+        ) from error
     # Float32 from here on: under mixed precision the head and the exported features stay exact.
     features = keras.layers.Activation("linear", dtype="float32", name="features")(features)
     extractor = keras.Model(pixels, features, name="extractor")
@@ -139,24 +152,79 @@ def _pool(features):
     return features
 
 
+def _said(error: Exception) -> str:
+    """Return the first line of what an exception says; some say nothing but their name."""
+    return (str(error).strip() or repr(error)).splitlines()[0][:300]
+
+
 # --- keras.applications -------------------------------------------------------------------------------
 
 
 def _load_keras(spec: SourceSpec, image_size: int | None, random_weights: bool):
     side = image_size or int(spec.options.get("size", KERAS_APPLICATIONS[spec.name]))
     arguments = {key: value for key, value in spec.options.items() if key != "size"}
-    build = getattr(keras.applications, spec.name)
+    application = getattr(keras.applications, spec.name)
+    build = functools.partial(application, include_top=False, input_shape=(side, side, 3), **arguments)
     family = next(f for f in _FAMILIES if re.fullmatch(f.pattern, spec.name))
-    weights = None if random_weights or spec.weights else "imagenet"
     try:
-        backbone = build(include_top=False, weights=weights, input_shape=(side, side, 3), **arguments)
-    except Exception as error:
-        raise _keras_error(spec, side, error) from error
-    if spec.weights and not random_weights:
-        _load_weights_file(backbone, spec)
-    origin = "keras.applications, " + ("initial weights" if random_weights else spec.weights or "ImageNet weights")
-    card = {"origin": origin, "licence": family.licence, "data": "none" if random_weights else "ImageNet-1k"}
+        with _explained_download(spec, build):
+            backbone = build(weights=None if random_weights or spec.weights else "imagenet")
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(
+            f"keras.applications.{spec.name} cannot be built at {side} x {side} pixels"
+            f"{f' with {arguments}' if arguments else ''}. Keras says: {_said(error)}"
+        ) from error
+    if random_weights:
+        return backbone, family.preprocessing, (side, side), _keras_card(family, "initial weights", "none")
+    if not spec.weights:
+        return backbone, family.preprocessing, (side, side), _keras_card(family, "ImageNet weights", "ImageNet-1k")
+    _load_weights_file(backbone, spec)
+    card = _keras_card(family, spec.weights, "what the weights file was trained on")
     return backbone, family.preprocessing, (side, side), card
+
+
+def _keras_card(family: _Family, weights: str, data: str) -> dict[str, str]:
+    return {"origin": f"keras.applications, {weights}", "licence": family.licence, "data": data}
+
+
+@contextlib.contextmanager
+def _explained_download(spec: SourceSpec, build: Callable) -> Iterator[None]:
+    """While Keras builds an application: say what is fetched, from where and how much, and why it failed."""
+    get_file = file_utils.get_file
+
+    def fetch(name: str, origin: str, **options) -> str:
+        home = Path(keras_home()).expanduser()
+        # the same choice that get_file makes
+        path = (home if os.access(home, os.W_OK) else Path("/tmp/.keras")) / "models" / name
+        if not path.exists():
+            megabytes = build(weights=None).count_params() * 4 / 1e6
+            print(f"Fetching weights of {spec.name}, {megabytes:.0f} MB, from {origin} to {path}", flush=True)
+        try:
+            fetched = get_file(name, origin, **options)
+        except Exception as error:  # urllib, http.client and sockets each raise their own types
+            chosen = ",".join(f"{key}={value:g}" for key, value in spec.options.items())
+            raise UserError(
+                f"The ImageNet weights of {spec.name} cannot be fetched (no network?). Fetch {origin} on a machine "
+                f"that has one and place it at {path}, or name it: --source keras:{spec.name}"
+                f"{f'({chosen})' if chosen else ''}@PATH/{name}. "
+                f"Offline and without any file: --source bundled:resnet_mini. It said: {_said(error)}"
+            ) from error
+        try:
+            h5py.File(fetched).close()
+        except OSError as error:  # for MobileNet and MobileNetV2 no hash is published: a half-written file is taken
+            raise UserError(
+                f"The ImageNet weights of {spec.name} at {path} are damaged, probably half-written. "
+                f"Delete that file and run again: it is fetched anew from {origin}. It said: {_said(error)}"
+            ) from error
+        return fetched
+
+    file_utils.get_file = fetch
+    try:
+        yield
+    finally:
+        file_utils.get_file = get_file
 
 
 def _load_weights_file(backbone: keras.Model, spec: SourceSpec) -> None:
@@ -168,21 +236,29 @@ def _load_weights_file(backbone: keras.Model, spec: SourceSpec) -> None:
             f"The weights file does not fit {spec.name}. Allowed: the 'no top' weights of {spec.name}"
             f"{' with the same alpha' if 'MobileNet' in spec.name else ''}, as keras.applications publishes them or "
             f"`model.save_weights` writes them. Received: {path} ({_describe_weights(path)}). "
-            f"Keras says: {str(error).splitlines()[0][:200]}"
+            f"Keras says: {_said(error)}"
         ) from error
-    if spec.name.startswith("EfficientNetB") and _is_published_file(path, spec.name):
+    if spec.name.startswith("EfficientNetB") and _expects_another_division(path, spec.name):
         # Keras divides once more by sqrt(std) when, and only when, it loads weights="imagenet" itself
-        # (keras/src/applications/efficientnet.py); the published file alone would be fed wrong pixels.
+        # (keras/src/applications/efficientnet.py); the file alone would be fed wrong pixels.
         normalization = next(la for la in backbone.layers if isinstance(la, keras.layers.Normalization))
-        mean, variance, *_ = normalization.weights
+        _, variance, *_ = normalization.weights
         variance.assign(variance * np.array(_IMAGENET_STD, "float32"))
         normalization.finalize_state()
 
 
-def _is_published_file(path: Path, name: str) -> bool:
+def _expects_another_division(path: Path, name: str) -> bool:
+    """Whether a weights file was published by Keras, or saved from a model that had loaded what is published."""
     from keras.src.applications.efficientnet import WEIGHTS_HASHES  # MD5 of the files that Keras fetches
 
-    return hashlib.md5(path.read_bytes()).hexdigest() in WEIGHTS_HASHES[name.removeprefix("EfficientNet").lower()]
+    digest = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+    if digest in WEIGHTS_HASHES[name.removeprefix("EfficientNet").lower()]:
+        return True
+    if not h5py.is_hdf5(path):
+        return False
+    with h5py.File(path) as file:  # both formats list the layers without weights too: the division is a Rescaling
+        layers = file.get("layers", file.get("model_weights", file))
+        return sum(layer.startswith("rescaling") for layer in layers) > 1
 
 
 def _describe_weights(path: Path) -> str:
@@ -195,62 +271,84 @@ def _describe_weights(path: Path) -> str:
         return f"not a readable HDF5 file, {path.stat().st_size:,} bytes"
 
 
-def _keras_error(spec: SourceSpec, side: int, error: Exception) -> UserError:
-    """Turn a failed download into what to fetch and where to put it; pass on what Keras says otherwise."""
-    url = re.search(r"https?://\S+?\.h5", str(error))
-    if not url:
-        return UserError(
-            f"keras.applications.{spec.name} cannot be built at {side} x {side} pixels: "
-            f"{str(error).splitlines()[0][:300]} Try another --image-size."
-        )
-    name = url[0].rsplit("/", 1)[-1]
-    folder = Path(keras.config.keras_home() if hasattr(keras.config, "keras_home") else "~/.keras") / "models"
-    return UserError(
-        f"The ImageNet weights of {spec.name} cannot be fetched (no network?). Fetch {url[0]} on a machine that "
-        f"has one and place it at {folder / name}, or name it: --source keras:{spec.name}@PATH/{name}. "
-        "Offline and without any file: --source bundled:resnet_mini"
-    )
-
-
 # --- KerasHub presets ----------------------------------------------------------------------------------
 
 
 def _load_preset(spec: SourceSpec, image_size: int | None, random_weights: bool):
     import keras_hub  # here: seconds to import, and keras: sources do without
 
-    name = str(BUNDLED_FOLDER / spec.name) if spec.kind == "bundled" else spec.name
-    is_folder = spec.kind == "bundled" or Path(name).expanduser().is_dir()
-    name = str(Path(name).expanduser()) if is_folder else name
+    folder = BUNDLED_FOLDER / spec.name if spec.kind == "bundled" else Path(spec.name).expanduser()
+    name = str(folder.resolve()) if folder.is_dir() else spec.name  # absolute: KerasHub's own names win over folders
+    load = functools.partial(
+        keras_hub.models.Backbone.from_preset,
+        name,
+        load_weights=not random_weights,
+        dtype=keras.config.dtype_policy(),
+    )
     try:
-        backbone = keras_hub.models.Backbone.from_preset(
-            name, load_weights=not random_weights, dtype=keras.config.dtype_policy()
-        )
+        converter = keras_hub.layers.ImageConverter.from_preset(name)  # first: it is small and tells images from text
+        backbone = load()
+        if not (isinstance(converter, keras_hub.layers.ImageConverter) and isinstance(backbone, keras.Model)):
+            raise TypeError(f"The files describe a {type(converter).__name__} and a {type(backbone).__name__}.")
     except Exception as error:  # Kaggle, Hugging Face, h5py and safetensors each raise their own types
-        known = ", ".join(sorted(keras_hub.models.ImageClassifier.presets)[:8])
+        raise _preset_error(spec, folder.is_dir(), error) from error
+    takes, gives = backbone.input, backbone.output
+    if not isinstance(takes, keras.KerasTensor) or not isinstance(gives, keras.KerasTensor) or takes.shape[-1] != 3:
         raise UserError(
-            f"The preset cannot be loaded. Received: {spec.kind}:{spec.name}. Allowed: a KerasHub name ({known}, ...), "
-            f"hf://OWNER/NAME, or a folder with config.json and model.weights.h5. "
-            f"It said: {str(error).splitlines()[0][:300]}"
-        ) from error
-    try:
-        converter = keras_hub.layers.ImageConverter.from_preset(name)
-    except (FileNotFoundError, ValueError) as error:
-        raise UserError(
-            f"The preset does not say how its pictures were preprocessed, and guessing would give wrong answers. "
-            f"Received: {spec.kind}:{spec.name}. Allowed: an image preset with an image converter."
-        ) from error
-    preprocessing = Preprocessing(_channels(converter.scale, 1.0), _channels(converter.offset, 0.0))
-    side = image_size or (converter.image_size or (224, 224))[0]
-    card_file = Path(name) / "card.json"
-    card = json.loads(card_file.read_text("utf-8")) if is_folder and card_file.is_file() else {}
-    card = {"origin": f"KerasHub preset {spec.name}", "licence": "see the preset's own page", "data": "see the preset's own page",
-            **{key: card[key] for key in ("licence", "data") if key in card}}  # fmt: skip
+            f"The preset is not a model of RGB pictures. Received: {spec.kind}:{spec.name}, {type(backbone).__name__}, "
+            f"with input {takes}. Allowed: a backbone that turns one RGB picture into one tensor."
+        )
+    native = takes.shape[1:3] if all(takes.shape[1:3]) else None  # None: it takes pictures of any size
+    size = (image_size, image_size) if image_size else tuple(converter.image_size or native or (224, 224))
+    if native and native != size:
+        try:
+            backbone = load(image_shape=(*size, 3))
+        except Exception as error:  # learned positions, for example, are as many as the picture has patches
+            raise UserError(
+                f"The preset takes pictures of {native[0]} x {native[1]} pixels only. "
+                f"Received: {spec.kind}:{spec.name} at {size[0]} x {size[1]}. Try it without --image-size. "
+                f"It said: {_said(error)}"
+            ) from error
+    preprocessing = Preprocessing(_channels(spec, converter.scale, 1.0), _channels(spec, converter.offset, 0.0))
+    card_file = folder / "card.json"
+    card = json.loads(card_file.read_text("utf-8")) if card_file.is_file() else {}
+    unknown = "see the preset's own page"
+    card = {"licence": unknown, "data": unknown, **{key: card[key] for key in ("licence", "data") if key in card}}
+    card["origin"] = f"KerasHub preset {spec.name}"
     if random_weights:
         card |= {"origin": card["origin"] + ", initial weights", "data": "none"}
-    return backbone, preprocessing, (side, side), card
+    return backbone, preprocessing, size, card
 
 
-def _channels(value: float | Sequence[float] | None, default: float) -> tuple[float, ...]:
-    if value is None:
-        return (default,)
-    return tuple(float(v) for v in np.ravel(value))
+def _preset_error(spec: SourceSpec, is_folder: bool, error: Exception) -> UserError:
+    import keras_hub
+
+    received = f"Received: {spec.kind}:{spec.name}."
+    if isinstance(error, FileNotFoundError) and re.search("image_converter|preprocessor_config", str(error)):
+        return UserError(
+            f"The preset does not say how its pictures were preprocessed, and guessing would give wrong answers. "
+            f"{received} Allowed: an image preset with an image converter (image_converter.json)."
+        )
+    if "subclass of ImageConverter" in str(error):
+        return UserError(f"The preset is not a picture model. {received} It said: {_said(error)}")
+    presets = keras_hub.models.ImageClassifier.presets
+    offline = (
+        "Without network, let a machine that has one write the folder (`save_to_preset` of backbone and image "
+        "converter, or `hf download OWNER/NAME --local-dir FOLDER`) and give --source preset:FOLDER. "
+    )
+    return UserError(
+        f"The preset cannot be loaded. {received} Allowed: a KerasHub name ({', '.join(sorted(presets)[:8])}, ...), "
+        f"hf://OWNER/NAME, or a folder with config.json, image_converter.json and model.weights.h5."
+        f"{'' if is_folder or '://' in spec.name or spec.name in presets else nearest(spec.name, presets)} "
+        f"{'' if is_folder else offline}It said: {_said(error)}"
+    )
+
+
+def _channels(spec: SourceSpec, value: float | Sequence[float] | None, default: float) -> tuple[float, ...]:
+    values = (default,) if value is None else tuple(float(v) for v in np.ravel(value))
+    if len(values) not in (1, 3):
+        raise UserError(
+            f"The preset's image converter has {len(values)} factors or offsets. Received: {spec.kind}:{spec.name}. "
+            "Allowed: one, or one for each of red, green and blue."
+        )
+    return values

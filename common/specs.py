@@ -63,15 +63,22 @@ def parse_source(text: str) -> SourceSpec:
     """
     kind, colon, rest = text.partition(":")
     if not colon or kind not in SOURCE_KINDS:
+        known = re.split(r"[@(]", text)[0] in KERAS_APPLICATIONS
         raise UserError(
             f"--source has an unknown kind. Allowed: {', '.join(f'{k}:NAME' for k in SOURCE_KINDS)}. "
-            f"Received: {text!r}.{nearest(kind, SOURCE_KINDS)} Try: --source bundled:resnet_mini"
+            f"Received: {text!r}.{nearest(kind, SOURCE_KINDS)} "
+            f"Try: --source {'keras:' + text if known else 'bundled:resnet_mini'}"
         )
     if kind == "keras":
         return _parse_keras(text, rest)
     name, random = (rest[: -len("@random")], "random") if rest.endswith("@random") else (rest, None)
     if kind == "bundled":
-        bundled = sorted(path.name for path in BUNDLED_FOLDER.iterdir() if path.is_dir())
+        bundled = sorted(path.parent.name for path in BUNDLED_FOLDER.glob("*/config.json"))
+        if not bundled:
+            raise UserError(
+                f"--source names a bundled model, but this checkout has none: {BUNDLED_FOLDER} is empty. "
+                f"Received: {text!r}. Fetch the repository again, or try --source keras:MobileNetV2"
+            )
         if name not in bundled:
             raise UserError(
                 f"--source names no bundled model. Allowed: {', '.join('bundled:' + b for b in bundled)}. "
@@ -80,15 +87,16 @@ def parse_source(text: str) -> SourceSpec:
     elif not name:
         raise UserError(f"--source preset: needs a KerasHub name, hf://OWNER/NAME or a folder. Received: {text!r}.")
     elif ("/" in name or name.startswith(".")) and "://" not in name and not Path(name).expanduser().is_dir():
+        is_file = Path(name).expanduser().is_file()
         raise UserError(
-            f"--source names a preset folder that does not exist. Received: {text!r}. "
+            f"--source names a preset folder that {'is a file' if is_file else 'does not exist'}. Received: {text!r}. "
             "A preset folder holds config.json and model.weights.h5, as `python -m recipes run pretraining` writes it."
         )
     return SourceSpec(kind, name, weights=random)
 
 
 def _parse_keras(text: str, rest: str) -> SourceSpec:
-    architecture, _, weights = rest.partition("@")
+    architecture, at, weights = rest.partition("@")
     match = re.fullmatch(r"(\w+)(?:\(([^()]*)\))?", architecture)
     name = match[1] if match else architecture
     if name not in KERAS_APPLICATIONS:
@@ -106,11 +114,15 @@ def _parse_keras(text: str, rest: str) -> SourceSpec:
             )
         try:
             options[key] = _KERAS_OPTIONS[key](value)
+            if not 0 < options[key] < float("inf"):
+                raise ValueError
         except ValueError:
-            raise UserError(f"--source option {key} needs a number. Received: {value!r} in {text!r}.") from None
-    if weights and weights != "random" and not Path(weights).expanduser().is_file():
+            number = "a whole number" if _KERAS_OPTIONS[key] is int else "a number"
+            raise UserError(f"--source option {key} needs {number} above 0. Received: {value!r} in {text!r}.") from None
+    if at and weights != "random" and not Path(weights).expanduser().is_file():
+        problem = "is a folder" if weights and Path(weights).expanduser().is_dir() else "does not exist"
         raise UserError(
-            f"--source names a weights file that does not exist. Received: {weights!r}. Allowed after '@': the path "
+            f"--source names a weights file that {problem}. Received: {weights!r}. Allowed after '@': the path "
             f"of a 'no top' weights file of {name}, or 'random'. Without '@' the ImageNet weights are fetched."
         )
     return SourceSpec("keras", name, options, weights or None)
@@ -149,7 +161,7 @@ def parse_policy(policy: str) -> str:
     """Return a freezing policy as given; raise UserError unless it is one."""
     if policy in ("frozen", "last_block", "all") or re.fullmatch(r"last:[1-9]\d*", policy):
         return policy
-    if policy.startswith("regex:"):
+    if re.match("regex:.", policy):
         try:
             re.compile(policy.removeprefix("regex:"))
             return policy

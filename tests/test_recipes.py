@@ -37,7 +37,7 @@ def test_every_recipe_has_a_quick_run():
 def test_run_folder_holds_what_the_design_promises(finished):
     name, out, code = finished
     assert code == 0
-    for file in ("config.json", "metrics.json", "history.csv", "report.html", "serving/request.json"):
+    for file in ("config.json", "metrics.json", "history.csv", "report.html", "model_card.md", "serving/request.json"):
         assert (out / file).stat().st_size > 0, file
     metrics = json.loads((out / "metrics.json").read_text("utf-8"))
     assert {"recipe", "test", "baselines", "seconds", "counts", "parameters", "proof", "peak_memory_mb", "source",
@@ -73,9 +73,10 @@ def test_finished_run_is_not_overwritten(finished, capsys):
     assert (out / "metrics.json").read_bytes() == before
 
 
-def test_check_trains_nothing_and_draws_samples(tmp_path: Path, capsys):
+@pytest.mark.parametrize("name", NAMES)
+def test_check_trains_nothing_and_draws_samples(name: str, tmp_path: Path, capsys):
     out = tmp_path / "check"
-    assert main(["check", "image_classification", "--limit", "40", "--out", str(out)]) == 0
+    assert main(["check", name, "--limit", "40", "--out", str(out)]) == 0
     text = capsys.readouterr().out
     assert "estimate:" in text and "train" in text
     assert (out / "samples.png").exists() and not (out / "metrics.json").exists()

@@ -12,7 +12,9 @@ RESIZE_MODES = ("crop", "squash", "pad")
 
 
 def decode_image(encoded: tf.Tensor, size: tuple[int, int], resize: str = "crop") -> tf.Tensor:
-    """Decode one JPEG, PNG, GIF (first frame) or BMP file and resize it. Serving runs exactly this graph.
+    """Decode one JPEG, PNG, GIF (first frame), BMP or plain WebP file and resize it. Serving runs exactly this graph.
+
+    Transparency and a camera's note that the picture is to be turned (EXIF) are ignored, here as in serving.
 
     Args:
         encoded: scalar string, the bytes of the file.
@@ -23,6 +25,8 @@ def decode_image(encoded: tf.Tensor, size: tuple[int, int], resize: str = "crop"
     Returns:
         float32 [height, width, 3], RGB, 0 to 255.
     """
+    if resize not in RESIZE_MODES:
+        raise ValueError(f"resize must be one of {', '.join(RESIZE_MODES)}. Received: {resize!r}.")
     image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
     image = tf.ensure_shape(image, (None, None, 3))
     if resize == "crop":
@@ -154,6 +158,8 @@ def augment_images(images: tf.Tensor, names: Sequence[str], seed: tf.Tensor) -> 
     Returns:
         float32 [batch, height, width, 3], 0 to 255.
     """
+    if unknown := set(names) - set(AUGMENTATIONS):
+        raise ValueError(f"Augmentations are {', '.join(AUGMENTATIONS)}. Received: {sorted(unknown)}.")
     if not names:
         return images
     seeds = tf.unstack(tf.random.split(seed, 10), num=10)
@@ -175,7 +181,7 @@ def augment_images(images: tf.Tensor, names: Sequence[str], seed: tf.Tensor) -> 
         shift_x += uniform(seeds[5], -0.1, 0.1) * width
         shift_y += uniform(seeds[6], -0.1, 0.1) * height
     if "flip" in names:
-        zoom_x *= tf.sign(uniform(seeds[7], -1.0, 1.0))
+        zoom_x *= tf.where(uniform(seeds[7], 0.0, 1.0) < 0.5, -1.0, 1.0)
     if set(names) & {"flip", "crop", "rotate"}:
         cos, sin = tf.cos(angle), tf.sin(angle)
         centre_x, centre_y = (width - 1) / 2, (height - 1) / 2

@@ -45,7 +45,7 @@ def split_by_hash(hashes: Sequence[str], labels: Sequence[int], parts: dict[str,
 
 def _part_sizes(count: int, shares: list[float]) -> list[int]:
     """Split a count by shares; the last part takes what is left, and no part is empty while there are enough."""
-    sizes = [int(round(count * share)) for share in shares[:-1]]
+    sizes = [round(count * share) for share in shares[:-1]]
     if count >= len(shares):
         sizes = [max(1, size) for size in sizes]
     while sum(sizes) > max(0, count - 1):  # the last part, training, keeps at least one

@@ -22,7 +22,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from common import checking, evaluation, exporting, features, freezing, reporting, runs, training
+from common import checking, exporting, features, freezing, runs, training
+from common.concluding import conclude
 from common.data.image_sets import ImageSet, load_image_set
 from common.data.images import image_batches, steps_per_epoch, training_batches
 from common.sources import Source, load_source
@@ -220,36 +221,14 @@ def main(config: Config) -> dict:
         exporting.write_request(out / "serving" / "request.json", Path(data.test.paths[0]))
         proof = exporting.prove_image_classifier(version, data.test.paths, probabilities, data.class_names)
 
-    baselines = {name: said[name] for name in config.baselines.split(",") if name in said}
-    metrics = {
-        "recipe": "image_classification",
-        "test": evaluation.classification_metrics(data.test.labels, probabilities),
-        "baselines": {n: evaluation.classification_metrics(data.test.labels, p) for n, p in baselines.items()},
-        "seconds": clock.report(),
-        "counts": data.counts(),
-        "parameters": parameters,
-        "proof": proof,
-        "export": exporting.size_report(version, model),
-        "peak_memory_mb": runs.peak_memory_mb(),
-        "source": source.card,
-        "data": config.data,
-        "seed": config.seed,
-        "versions": runs.versions(),
-    }
-    sentences = evaluation.findings(data.test.labels, probabilities, baselines)
-    runs.finish(out, metrics, history)
-    title, settings = f"Image classification: {config.data}", vars(config)
-    reporting.write_report(
-        out, title=title, metrics=metrics, config=settings, history=history, class_names=data.class_names,
-        labels=data.test.labels, probabilities=probabilities, image_paths=data.test.paths, skipped=data.skipped,
-        per_class=evaluation.per_class_table(data.test.labels, probabilities, data.class_names), sentences=sentences,
+    seconds = clock.report()
+    spent = {"frozen": seconds["features"] + seconds["head"], "scratch": seconds.get("baselines")}
+    return conclude(
+        "image_classification", config, data, probabilities=probabilities,
+        baselines={name: (said[name], spent[name]) for name in config.baselines.split(",") if name in said},
+        history=history, seconds=seconds, parameters=parameters, proof=proof,
+        export=exporting.size_report(version, model), source_card=source.card,
     )  # fmt: skip
-    reporting.write_model_card(
-        out, title=title, metrics=metrics, config=settings, class_names=data.class_names, sentences=sentences,
-        source_card=source.card,
-    )  # fmt: skip
-    print(evaluation.summary(metrics, sentences, out))
-    return metrics
 
 
 def check(config: Config) -> None:

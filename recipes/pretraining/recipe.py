@@ -23,7 +23,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from common import evaluation, exporting, features, reporting, runs, training
+from common import checking, exporting, features, runs, training
+from common.concluding import conclude
 from common.data.image_sets import ImageSet, load_image_set
 from common.data.images import image_batches, steps_per_epoch, training_batches
 from common.errors import UserError
@@ -131,10 +132,8 @@ def train(config: Config, data: ImageSet, model: keras.Model, teacher: np.ndarra
             wanted["teacher"].set_shape((None, teacher.shape[1]))
         return wanted
 
-    size = (config.image_size, config.image_size)
     steps = steps_per_epoch(len(data.train), config.batch_size)
-    augment = ("flip", "crop", "color") if data.mirrors else ("crop", "rotate")
-    batches = training_batches(data.train.paths, targets, size, config.batch_size, seed=config.seed, augment=augment)
+    batches = shuffled_batches(config, data, targets)
     losses = {"classes": keras.losses.CategoricalCrossentropy(label_smoothing=config.label_smoothing)}
     weights = {"classes": 1.0}
     if teacher is not None:
@@ -152,7 +151,8 @@ def train(config: Config, data: ImageSet, model: keras.Model, teacher: np.ndarra
     classifier = classifier_of(model)
 
     def watch(epoch, logs):
-        probabilities = classifier.predict(image_batches(data.val.paths, size, config.batch_size), verbose=0)
+        pictures = image_batches(data.val.paths, model.input.shape[1:3], config.batch_size)
+        probabilities = classifier.predict(pictures, verbose=0)
         logs["val_accuracy"] = float(np.mean(probabilities.argmax(axis=1) == data.val.labels))
 
     lines = training.EpochLines("pretraining", config.epochs, steps)
@@ -165,6 +165,13 @@ def train(config: Config, data: ImageSet, model: keras.Model, teacher: np.ndarra
         callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=watch), lines],
     )
     return lines.rows
+
+
+def shuffled_batches(config: Config, data: ImageSet, targets) -> tf.data.Dataset:
+    """Stream augmented training pictures with their targets, a function of indices."""
+    size = (config.image_size, config.image_size)
+    augment = ("flip", "crop", "color") if data.mirrors else ("crop", "rotate")
+    return training_batches(data.train.paths, targets, size, config.batch_size, seed=config.seed, augment=augment)
 
 
 def classifier_of(model: keras.Model) -> keras.Model:
@@ -232,38 +239,39 @@ def finish(
         version = exporting.export_image_classifier(served, out / "serving" / "pretraining", data.class_names)
         exporting.write_request(out / "serving" / "request.json", Path(data.test.paths[0]))
         proof = exporting.prove_image_classifier(version, data.test.paths, probabilities, data.class_names)
-    metrics = {
-        "recipe": "pretraining",
-        "test": evaluation.classification_metrics(data.test.labels, probabilities),
-        "baselines": {},
-        "seconds": clock.report(),
-        "counts": data.counts(),
-        "parameters": {"total": served.count_params(), "backbone": backbone.count_params()},
-        "proof": proof,
-        "export": exporting.size_report(version, served),
-        "peak_memory_mb": runs.peak_memory_mb(),
-        "source": {"teacher": config.teacher},
-        "data": config.data,
-        "seed": config.seed,
-        "versions": runs.versions(),
-    }
+    seconds = clock.report()
+    use = f"python -m recipes run image_classification --source preset:{preset} --data folder:PHOTOS"
+    metrics = conclude(
+        "pretraining", config, data, probabilities=probabilities, baselines={}, history=history, seconds=seconds,
+        parameters={"total": served.count_params(), "backbone": backbone.count_params()}, proof=proof,
+        export=exporting.size_report(version, served), advice=(f"Use it: {use}",),
+        source_card={"spec": f"preset:{preset}", "origin": "this run", "licence": config.licence, "data": config.data},
+    )  # fmt: skip
     card = {
         "licence": config.licence,
         "data": f"{config.data}: {len(data.train):,} pictures of {len(data.class_names)} classes",
         "teacher": config.teacher,
         "command": runs.command("pretraining", config),
-        "seconds": metrics["seconds"],
+        "seconds": seconds,
         "test": metrics["test"],
         "versions": metrics["versions"],
     }
     runs.write_json(preset / "card.json", card)
-    runs.finish(out, metrics, history)
-    sentences = [f"Use it: python -m recipes run image_classification --source preset:{preset} --data folder:PHOTOS"]
-    reporting.write_report(
-        out, title=f"Pre-training: {config.data}", metrics=metrics, config=vars(config), history=history,
-        class_names=data.class_names, labels=data.test.labels, probabilities=probabilities,
-        image_paths=data.test.paths, skipped=data.skipped, sentences=sentences,
-        per_class=evaluation.per_class_table(data.test.labels, probabilities, data.class_names),
-    )  # fmt: skip
-    print(evaluation.summary(metrics, sentences, out))
     return metrics
+
+
+def check(config: Config) -> None:
+    """Say what a run would read and how long it would take; train nothing and write one picture."""
+    data = load_data(config)
+    print(checking.describe_counts(data))
+    images, indices = next(shuffled_batches(config, data, lambda i: i).as_numpy_iterator())
+    titles = [data.class_names[data.train.labels[i]] for i in indices[:24]]
+    print(f"samples as trained on: {checking.write_sample_grid(Path(config.out) / 'samples.png', images[:24], titles)}")
+    with training.dtype_policy("mixed_bfloat16" if config.mixed_precision else "float32"):
+        model, backbone = build_model(config, len(data.class_names), 0)
+    print(f"backbone: {backbone.count_params():,} parameters, {2 * backbone.count_params() / 2**20:.1f} MB as a preset")
+    model.compile("adam", {"classes": "sparse_categorical_crossentropy"}, jit_compile=training.use_xla())
+    labels = {"classes": data.train.labels[indices]}
+    step = checking.median_seconds(lambda: model.train_on_batch(images, labels))  # the weights are thrown away
+    seconds = config.epochs * steps_per_epoch(len(data.train), config.batch_size) * step
+    print(f"estimate: {training.format_seconds(seconds)} of training{', and the teacher' if config.teacher else ''}")

@@ -1,0 +1,81 @@
+"""The end of a classification run: metrics.json, history.csv, report.html, model_card.md, and what is printed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from common import evaluation, reporting, runs
+from common.data.image_sets import ImageSet
+
+
+def conclude(
+    recipe: str,
+    config,
+    data: ImageSet,
+    *,
+    probabilities: np.ndarray,
+    baselines: dict[str, tuple[np.ndarray, float]],
+    history: list[dict],
+    seconds: dict[str, float],
+    parameters: dict[str, int],
+    proof: dict,
+    export: dict[str, float],
+    source_card: dict,
+    advice: tuple[str, ...] = (),
+) -> dict:
+    """Measure on the test part and write what a run promises to write.
+
+    Args:
+        recipe: its name.
+        config: its settings, a dataclass with `out`, `data` and `seed`.
+        data: the pictures.
+        probabilities: of the exported model on the test part, float32 [n, classes].
+        baselines: for each name its probabilities on the test part and the seconds it took.
+        history: rows of history.csv.
+        seconds: of each part of the run, and `total`.
+        parameters: counts.
+        proof: as `exporting.prove_image_classifier` returns it.
+        export: as `exporting.size_report` returns it.
+        source_card: where the source came from.
+        advice: sentences to add to the findings.
+
+    Returns:
+        What metrics.json holds.
+    """
+    out, labels = Path(config.out), data.test.labels
+    metrics = {
+        "recipe": recipe,
+        "test": evaluation.classification_metrics(labels, probabilities),
+        "baselines": {
+            name: evaluation.classification_metrics(labels, said) | {"seconds": round(spent, 2)}
+            for name, (said, spent) in baselines.items()
+        },
+        "seconds": seconds,
+        "counts": data.counts(),
+        "parameters": parameters,
+        "proof": proof,
+        "export": export,
+        "peak_memory_mb": runs.peak_memory_mb(),
+        "source": source_card,
+        "data": config.data,
+        "seed": config.seed,
+        "versions": runs.versions(),
+    }
+    sentences = [
+        *evaluation.findings(labels, probabilities, {name: said for name, (said, _) in baselines.items()}),
+        *advice,
+    ]
+    told = dict(
+        title=f"{recipe.replace('_', ' ').capitalize()}: {config.data}", metrics=metrics, config=vars(config),
+        class_names=data.class_names, sentences=sentences,
+    )  # fmt: skip
+    reporting.write_report(
+        out, history=history, labels=labels, probabilities=probabilities, image_paths=data.test.paths,
+        per_class=evaluation.per_class_table(labels, probabilities, data.class_names), skipped=data.skipped, **told,
+    )  # fmt: skip
+    reporting.write_model_card(out, source_card=source_card, **told)
+    runs.finish(out, metrics, history)
+    print(evaluation.summary(metrics, sentences, out))
+    return metrics
