@@ -89,11 +89,11 @@ def start(out: Path, config) -> None:
 
 
 def command(recipe: str, config) -> str:
-    """Return the command line that repeats a run: the flags that differ from the recipe's defaults."""
+    """Return the command line that repeats a run: the flags that differ from the recipe's defaults, and `--out OUT`."""
     parts = ["python -m recipes run", recipe]
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if value == field.default:
+        if value == field.default or field.name == "out":
             continue
         flag = field.name.replace("_", "-")
         if isinstance(value, bool):
@@ -101,7 +101,7 @@ def command(recipe: str, config) -> str:
         else:
             values = value if isinstance(value, tuple) else (value,)
             parts.append(" ".join([f"--{flag}", *(shlex.quote(str(item)) for item in values)]))
-    return " ".join(parts)
+    return " ".join([*parts, "--out OUT"])
 
 
 def finish(out: Path, metrics: Mapping, history: Sequence[Mapping]) -> None:

@@ -8,6 +8,7 @@ import io
 import os
 import sys
 import threading
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -278,6 +279,19 @@ def test_checking_uses_several_threads(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(image_sets, "_read_one", wait_for_another)
     load(photos, tmp_path)
     assert len(threads) >= 2
+
+
+def test_checking_lets_other_threads_run(tmp_path):
+    # Threads are of use only if the decoder lets go of the GIL: this one must come to its turn meanwhile.
+    noise = np.random.default_rng(0).integers(0, 256, (500, 500, 3), dtype=np.uint8)
+    Image.fromarray(np.tile(noise, (8, 8, 1))).save(tmp_path / "large.jpg")
+    row = image_sets._Row(str(tmp_path / "large.jpg"), "cat", None)
+    worker, turns = threading.Thread(target=image_sets._read_one, args=(row,)), 0
+    worker.start()
+    while worker.is_alive():
+        time.sleep(0.001)
+        turns += 1
+    assert turns > 10
 
 
 class Terminal(io.StringIO):

@@ -366,9 +366,10 @@ from pathlib import Path
 from common.data.images import training_batches
 paths = sorted(Path(sys.argv[1]).glob("*.png"))
 def read(paths, batches):
-    for _ in training_batches(paths, lambda index: index, (32, 32), 50, seed=0).take(batches):
+    for _ in training_batches(paths, lambda index: index, (96, 96), 50, seed=0).take(batches):
         pass
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+read(paths[:200], 40)  # fills the pools of the allocator
 few = read(paths[:200], 40)  # as many batches, so that only the number of files differs
 print(read(paths, 40) - few)
 """
@@ -384,5 +385,5 @@ def test_memory_holds_paths_and_not_pictures(tmp_path):
         cwd=Path(__file__).parents[1], timeout=120,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr[-2000:]
-    # The 1,800 additional pictures would take 22 MB as float32.
-    assert float(run.stdout.split()[-1]) < 8
+    # The 1,800 additional pictures would take 199 MB; the allocator wavers by some 10 MB.
+    assert float(run.stdout.split()[-1]) < 30
