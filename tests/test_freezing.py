@@ -161,6 +161,14 @@ def test_policies_do_not_add_up(build):
     assert len({tuple(paths) for _, paths in alone.values()}) > 4
 
 
+def test_what_was_frozen_by_hand_before_trains_again():
+    backbone = tiny_resnet()
+    model = classifier(backbone)
+    model.trainable = False
+    assert freeze(model, backbone, "last_block").layers == 4  # three convolutions and the head
+    assert {"head/kernel", "stack1_block0_1_conv/kernel"} < {weight.path for weight in model.trainable_weights}
+
+
 def test_old_compilation_cannot_train_in_silence():
     inputs = keras.Input((8, 8, 3))
     backbone = keras.Model(inputs, keras.layers.Conv2D(4, 3, name="block2_conv1")(inputs))
@@ -268,6 +276,28 @@ def test_a_layer_that_is_used_twice_is_one_layer():
     inner = keras.Model(inputs, shared(shared(inputs)), name="inner")
     backbone = keras.Model(inputs, keras.layers.Dense(2, name="out")(inner(shared(inputs))))
     assert [layer.name for layer in weight_layers(backbone)] == ["shared", "out"]
+
+
+class Scaled(keras.layers.Layer):
+    """A layer with a weight of its own around a layer that others use too."""
+
+    def __init__(self, inner):
+        super().__init__(name="scaled")
+        self.inner, self.factor = inner, self.add_weight(shape=(), initializer="ones", name="factor")
+
+    def call(self, inputs):
+        return self.inner(inputs) * self.factor
+
+
+@pytest.mark.parametrize("chosen", ["shared", "scaled"])
+def test_a_layer_made_of_layers_leaves_those_inside_alone(chosen):
+    shared = keras.layers.Dense(4, name="shared")
+    inputs = keras.Input((4,))
+    backbone = keras.Model(inputs, Scaled(shared)(shared(inputs)))
+    model = keras.Model(inputs, keras.layers.Dense(2, name="head")(backbone(inputs)))
+    freeze(model, backbone, f"regex:^{chosen}$")
+    expected = {"shared": {"shared/kernel", "shared/bias"}, "scaled": {"scaled/factor"}}[chosen]
+    assert {weight.path for weight in model.trainable_weights} == expected | {"head/kernel", "head/bias"}
 
 
 def refusal(*arguments) -> str:

@@ -43,7 +43,7 @@ class Config:
     unfreeze: str = "all"
     """What fine-tuning trains: frozen (no fine-tuning), last:N (layers), last_block, all, regex:PATTERN."""
     epochs: int | None = None
-    """Fine-tuning passes; the default is 6, and more for few pictures. 0 is the same as --unfreeze frozen."""
+    """Fine-tuning passes; the default is 5, and more for few pictures. 0 is the same as --unfreeze frozen."""
     head_epochs: int = 60
     """Passes of the head over the stored features; they take milliseconds each and stop by themselves."""
     batch_size: int = 32
@@ -114,9 +114,10 @@ def build_model(source: Source, classes: int, config: Config) -> keras.Model:
 def extract(source: Source, data: ImageSet, config: Config) -> tuple[np.ndarray, np.ndarray]:
     """Return what the frozen source says of the training pictures, [views, n, width], and of val, [m, width]."""
     settings = dict(cache=Path(config.out) / "features", resize=config.resize)
+    augment = augmentations(config, data)
     train = features.extract_features(
         source, data.train.paths, title="features of train", seed=config.seed,
-        views=config.views, augment=augmentations(config, data), **settings,
+        views=config.views if augment else 1, augment=augment, **settings,
     )  # fmt: skip
     return train, features.extract_features(source, data.val.paths, title="features of val", **settings)[0]
 
@@ -269,7 +270,7 @@ def pictures(source: Source, paths: np.ndarray, config: Config) -> tf.data.Datas
 def augmentations(config: Config, data: ImageSet) -> tuple[str, ...]:
     """Return the random changes; by default those that leave the class of these pictures as it is."""
     if config.augment == "auto":
-        return ("flip", "crop", "color") if data.mirrors else ("crop", "rotate")
+        return ("flip", "crop", "color") if data.mirrors else ("rotate",)  # half a digit is no digit
     return () if config.augment == "none" else tuple(config.augment.split(","))
 
 
@@ -278,7 +279,7 @@ def fine_tuning_epochs(data: ImageSet, config: Config) -> int:
     if config.unfreeze == "frozen":
         return 0
     steps = steps_per_epoch(len(data.train), config.batch_size)
-    return max(6, ceil(100 / steps)) if config.epochs is None else config.epochs
+    return max(5, ceil(60 / steps)) if config.epochs is None else config.epochs
 
 
 def one_hot(data: ImageSet, labels: np.ndarray) -> np.ndarray:
