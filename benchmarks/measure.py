@@ -1,7 +1,7 @@
 """Measure the recipes on real data and write recipes/*/results.json and the tables of README.md from it.
 
     python benchmarks/prepare_data.py                        # once: the data, outside the checkout
-    python benchmarks/measure.py                             # everything; about an hour and a half on 2 cores
+    python benchmarks/measure.py                             # everything; half an hour on 2 cores
     python benchmarks/measure.py hymenoptera demo            # only these; the others keep their last numbers
     python benchmarks/measure.py --table                     # only write the tables of README.md again
 
@@ -68,7 +68,11 @@ MEASUREMENTS = (
     Measurement(
         "cifar10",
         "CIFAR-10 subset, 5,950 pictures, ImageNet MobileNetV2 at 96 pixels",
-        ("--data", CIFAR, "--source", MOBILENET, "--image-size", "96", "--baselines", "frozen,scratch"),
+        (
+            *("--data", CIFAR, "--source", MOBILENET, "--image-size", "96"),
+            *("--epochs", "4", "--baselines", "frozen,scratch"),
+        ),
+        seeds=(0,),  # minutes a seed
     ),
     probe("probe_cifar10", "Linear probe of bundled:resnet_mini, CIFAR-10 subset", CIFAR, "bundled:resnet_mini"),
     probe("probe_cifar10_random", "The same network, random weights", CIFAR, "bundled:resnet_mini@random"),
