@@ -58,7 +58,7 @@ def conclude(
         "proof": proof,
         "export": export,
         "peak_memory_mb": runs.peak_memory_mb(),
-        "source": source_card,
+        "source": source_card["spec"],
         "data": config.data,
         "seed": config.seed,
         "versions": runs.versions(),

@@ -94,6 +94,11 @@ def findings(labels: np.ndarray, ours: np.ndarray, baselines: dict[str, np.ndarr
     """
     sentences = []
     for name, probabilities in baselines.items():
+        if name == "frozen" and np.allclose(ours, probabilities, atol=1e-6):
+            sentences.append(
+                "The exported model is the frozen source with a linear head: no fine-tuning was better on validation."
+            )
+            continue
         gain, low, high = paired_gain(labels, ours, probabilities)
         points = f"{abs(gain) * 100:.1f} points (95 % interval {low * 100:+.1f} to {high * 100:+.1f})"
         if name == "scratch" and gain < 0 and high < 0:

@@ -191,6 +191,7 @@ def fit_linear_head(
             learning_rate=warmup_cosine(learning_rate, epochs * len(batches)), weight_decay=weight_decay
         ),
         loss=keras.losses.CategoricalCrossentropy(label_smoothing=label_smoothing),
+        select_by="cross_entropy",
         patience=patience,
         every=10,
     )

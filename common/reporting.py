@@ -130,7 +130,7 @@ def _shared_context(title, metrics, config, class_names, sentences) -> dict:
     parts = [_number(seconds.get(part)) for part in ("features", "head", "finetune")]
     known = [part for part in parts if part is not None]
     training = sum(known) if known else None
-    headline = [{**(metrics.get("test") or {}), "name": "Fine-tuned", "seconds": training}]
+    headline = [{**(metrics.get("test") or {}), "name": "Exported model", "seconds": training}]
     for key, values in (metrics.get("baselines") or {}).items():
         headline.append({**(values or {}), "name": BASELINES.get(key, key)})
     context = {"title": title, "metrics": metrics, "config": config, "class_names": list(class_names)}

@@ -44,7 +44,7 @@ class ProgressLine:
 
 def format_seconds(seconds: float) -> str:
     """Return 12 s, 3 min 05 s or 2 h 04 min."""
-    seconds = int(round(seconds))
+    seconds = round(seconds)
     if seconds < 100:
         return f"{seconds} s"
     if seconds < 3600:
@@ -102,25 +102,27 @@ def warmup_cosine(peak: float, steps: int, warmup_share: float = 0.1) -> keras.o
 
 
 class KeepBest(keras.callbacks.Callback):
-    """Keep the weights of the best epoch by validation accuracy (ties: lower cross-entropy); stop when it stalls.
+    """Keep the weights of the best epoch on validation; stop when it stalls.
 
     Args:
+        select_by: `accuracy` (ties: lower cross-entropy), or `cross_entropy`, which tells epochs apart even
+            where validation holds a few dozen pictures and accuracy moves in steps.
         patience: epochs without improvement before stopping; None never stops early.
         start: logs of the model before training, which is then a candidate too: a stage that makes a model
             worse hands back what it was given.
     """
 
-    def __init__(self, patience: int | None, start: dict[str, float] | None = None):
+    def __init__(self, select_by: str, patience: int | None, start: dict[str, float] | None = None):
         super().__init__()
-        self.patience, self.best_epoch = patience, 0
-        self.best = (-np.inf, -np.inf) if start is None else _rank(start)
+        self.select_by, self.patience, self.best_epoch = select_by, patience, 0
+        self.best = (-np.inf, -np.inf) if start is None else self._rank(start)
         self._weights: list[np.ndarray] | None = None
 
     def on_train_begin(self, logs=None):
         self._weights = self.model.get_weights()
 
     def on_epoch_end(self, epoch, logs=None):
-        rank = _rank(logs)
+        rank = self._rank(logs)
         if rank > self.best:
             self.best, self.best_epoch, self._weights = rank, epoch + 1, self.model.get_weights()
         elif self.patience is not None and epoch + 1 - self.best_epoch >= self.patience:
@@ -129,9 +131,9 @@ class KeepBest(keras.callbacks.Callback):
     def on_train_end(self, logs=None):
         self.model.set_weights(self._weights)
 
-
-def _rank(logs: dict[str, float]) -> tuple[float, float]:
-    return round(float(logs["val_accuracy"]), 6), -float(logs["val_cross_entropy"])
+    def _rank(self, logs: dict[str, float]) -> tuple[float, float]:
+        accuracy = round(float(logs["val_accuracy"]), 6) if self.select_by == "accuracy" else 0.0
+        return accuracy, -float(logs["val_cross_entropy"])
 
 
 class EpochLines(keras.callbacks.Callback):
@@ -175,6 +177,7 @@ def fit_stage(
     validation,
     optimizer: keras.optimizers.Optimizer,
     loss="categorical_crossentropy",
+    select_by: str = "accuracy",
     patience: int | None = None,
     start_counts: bool = False,
     every: int = 1,
@@ -190,6 +193,7 @@ def fit_stage(
         validation: dataset of (inputs, one-hot targets).
         optimizer: with its schedule.
         loss: Keras loss on probabilities and one-hot targets.
+        select_by: what makes an epoch the best, as for KeepBest.
         patience: epochs without improvement before stopping.
         start_counts: whether the model as given competes too.
         every: print each `every`-th epoch.
@@ -214,7 +218,7 @@ def fit_stage(
         validation_data=validation,
         verbose=0,
         shuffle=False,  # the batches come shuffled, by seed and epoch
-        callbacks=[lines, KeepBest(patience, start)],
+        callbacks=[lines, KeepBest(select_by, patience, start)],
     )
     return lines.rows
 

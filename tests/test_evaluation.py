@@ -57,7 +57,9 @@ def test_fine_tuning_is_judged_against_the_frozen_source(labels):
     weak, strong = answers(labels, right(0.6, 1), 3), answers(labels, right(0.9, 2), 3)
     assert "gains" in evaluation.findings(labels, strong, {"frozen": weak})[0]
     assert "hurts" in evaluation.findings(labels, weak, {"frozen": strong})[0]
-    assert "too close to call" in evaluation.findings(labels, strong, {"frozen": strong})[0]
+    other = answers(labels, right(0.9, 3), 3)
+    assert "too close to call" in evaluation.findings(labels, strong, {"frozen": other})[0]
+    assert "is the frozen source" in evaluation.findings(labels, strong, {"frozen": strong})[0]
 
 
 def test_per_class_table_counts_each_class(labels):

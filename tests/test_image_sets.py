@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from common.data import image_sets
+from common.data.image_rows import Row
 from common.data.image_sets import PARTS, ImageSet, load_image_set
 from common.data.images import image_batches
 from common.errors import UserError
@@ -285,7 +286,7 @@ def test_checking_lets_other_threads_run(tmp_path):
     # Threads are of use only if the decoder lets go of the GIL: this one must come to its turn meanwhile.
     noise = np.random.default_rng(0).integers(0, 256, (500, 500, 3), dtype=np.uint8)
     Image.fromarray(np.tile(noise, (8, 8, 1))).save(tmp_path / "large.jpg")
-    row = image_sets._Row(str(tmp_path / "large.jpg"), "cat", None)
+    row = Row(str(tmp_path / "large.jpg"), "cat", None)
     worker, turns = threading.Thread(target=image_sets._read_one, args=(row,)), 0
     worker.start()
     while worker.is_alive():

@@ -277,7 +277,7 @@ def test_card_has_front_matter_and_results(tmp_path):
     card = _card(tmp_path, title="été: 1 | `x` <b>", class_names=["蚂蚁", "_a_ | b", "<script>"])
     front = yaml.safe_load(card.split("---")[1])
     assert front["license"] == "apache-2.0" and "transfer-learning" in front["tags"] and "accuracy" in front["metrics"]
-    assert "| Fine-tuned | 95.0 % | 91.0 to 98.0 % | 94.9 % | 90.0 to 98.0 % |" in card
+    assert "| Exported model | 95.0 % | 91.0 to 98.0 % | 94.9 % | 90.0 to 98.0 % |" in card
     assert "**Proved**" in card and "蚂蚁" in card and "Fine-tuning gained 5 points." in card
     assert "<script>" not in card and r"\_a\_ \| b" in card and r"été: 1 \| \`x\` &lt;b&gt;" in card
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import os
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -18,16 +16,12 @@ import numpy as np
 import tensorflow as tf
 
 from common.data import splits
+from common.data.image_rows import Row, csv_rows, demo_rows, folder_rows, tfds_rows
 from common.errors import UserError
 from common.specs import parse_data
 
 DATA_KINDS = ("demo", "folder", "csv", "tfds")
 PARTS = ("train", "val", "test")
-_PART_OF_FOLDER = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
-                   "dev": "val", "test": "test", "testing": "test"}  # fmt: skip
-# Some of these the decoder cannot read: they are looked at, so that leaving them out is counted and explained.
-_PICTURE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp",
-                     ".heic", ".heif", ".avif", ".jxl", ".tif", ".tiff"}  # fmt: skip
 _READABLE = "JPEG, PNG, GIF, BMP, and WebP without transparency"
 
 
@@ -84,15 +78,6 @@ class ImageSet:
         return digest.hexdigest()[:16]
 
 
-@dataclass(frozen=True)
-class _Row:
-    """One picture as the user gave it; `part` is None where no split was given, `label` empty where there is none."""
-
-    path: str
-    label: str
-    part: str | None
-
-
 def load_image_set(
     data: str, out: Path, *, limit: int | None = None, strict: bool = False, val_share: float = splits.VALIDATION_SHARE
 ) -> ImageSet:
@@ -117,10 +102,10 @@ def load_image_set(
     """
     kind, value = parse_data(data, DATA_KINDS)
     rows, mirrors = {
-        "demo": lambda: (_demo_rows(out / "data"), False),
-        "folder": lambda: (_folder_rows(Path(value).expanduser()), True),
-        "csv": lambda: (_csv_rows(Path(value).expanduser()), True),
-        "tfds": lambda: (_tfds_rows(value, out / "data"), True),
+        "demo": lambda: (demo_rows(out / "data"), False),
+        "folder": lambda: (folder_rows(Path(value).expanduser()), True),
+        "csv": lambda: (csv_rows(Path(value).expanduser()), True),
+        "tfds": lambda: (tfds_rows(value, out / "data"), True),
     }[kind]()
     if not rows:
         raise UserError(
@@ -129,7 +114,7 @@ def load_image_set(
     return replace(_checked(data, rows, limit, strict, val_share), mirrors=mirrors)
 
 
-def _checked(data: str, rows: list[_Row], limit: int | None, strict: bool, val_share: float) -> ImageSet:
+def _checked(data: str, rows: list[Row], limit: int | None, strict: bool, val_share: float) -> ImageSet:
     """Leave out unreadable files and copies, split, and refuse a set that cannot work."""
     asked_for = {row.label for row in rows if row.label}
     hashes, reasons = _read_all(rows)
@@ -178,7 +163,7 @@ def _checked(data: str, rows: list[_Row], limit: int | None, strict: bool, val_s
     return ImageSet(data, class_names, **chosen, skipped=tuple(skipped))
 
 
-def _reasons_to_leave(rows: list[_Row], hashes: list[str], parts: np.ndarray) -> list[str]:
+def _reasons_to_leave(rows: list[Row], hashes: list[str], parts: np.ndarray) -> list[str]:
     """Say why a readable picture must leave its part, or "" where it may stay."""
     labels_of: dict[str, set[str]] = defaultdict(set)
     for row, content in zip(rows, hashes, strict=True):
@@ -194,7 +179,7 @@ def _reasons_to_leave(rows: list[_Row], hashes: list[str], parts: np.ndarray) ->
     return reasons
 
 
-def _count_text(rows: list[_Row], parts: np.ndarray, stays: np.ndarray) -> str:
+def _count_text(rows: list[Row], parts: np.ndarray, stays: np.ndarray) -> str:
     per_part = Counter((part, row.label) for row, part, stay in zip(rows, parts, stays, strict=True) if stay)
     return ", ".join(f"{part}/{label} {count}" for (part, label), count in sorted(per_part.items())[:20]) or "none"
 
@@ -208,7 +193,7 @@ def _printable(path: str) -> str:
     return os.fsencode(path).decode(errors="replace")
 
 
-def _assign_parts(data: str, rows: list[_Row], hashes: list[str], labels: np.ndarray, val_share: float) -> np.ndarray:
+def _assign_parts(data: str, rows: list[Row], hashes: list[str], labels: np.ndarray, val_share: float) -> np.ndarray:
     """Keep the parts that were given; carve the others out of the training part by content hash."""
     parts = np.array([row.part for row in rows], dtype=object)
     given = {part for part in parts if part}
@@ -232,7 +217,7 @@ def _assign_parts(data: str, rows: list[_Row], hashes: list[str], labels: np.nda
 # --- reading -------------------------------------------------------------------------------------------
 
 
-def _read_all(rows: Sequence[_Row]) -> tuple[list[str], list[str]]:
+def _read_all(rows: Sequence[Row]) -> tuple[list[str], list[str]]:
     """Hash and decode every file once, so that a bad one is known before training.
 
     Returns:
@@ -252,7 +237,7 @@ def _read_all(rows: Sequence[_Row]) -> tuple[list[str], list[str]]:
     return hashes, reasons
 
 
-def _read_one(row: _Row) -> tuple[str, str]:
+def _read_one(row: Row) -> tuple[str, str]:
     if not row.label:
         return "", "has no label (it stands in no class folder, or its cell in the table is empty)"
     if os.path.isdir(row.path):
@@ -286,157 +271,3 @@ def _has_coloured_palette(bmp: bytes) -> bool:
 
 def _first_line(message: str) -> str:
     return message.split("}} ")[-1].splitlines()[0].removesuffix(" [Op:DecodeImage]")[:160]
-
-
-# --- where the rows come from ---------------------------------------------------------------------------
-
-
-def _folder_rows(root: Path) -> list[_Row]:
-    folders = _subfolders(root)
-    if any(folder.name.lower() in _PART_OF_FOLDER for folder in folders):
-        strangers = [folder.name for folder in folders if folder.name.lower() not in _PART_OF_FOLDER]
-        if strangers:
-            raise UserError(
-                f"--data folder:{root} mixes parts and classes: {', '.join(map(repr, strangers[:5]))} stand beside "
-                "train/val/test. Allowed: either class folders, or train, val and test with class folders inside. "
-                "A class that is really called so needs a table: --data csv:PATH."
-            )
-        return [row for part in folders for row in _class_rows(part, _PART_OF_FOLDER[part.name.lower()])]
-    return _class_rows(root, None)
-
-
-def _subfolders(root: Path) -> list[Path]:
-    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
-def _class_rows(root: Path, part: str | None) -> list[_Row]:
-    """Return a row for each picture: without a label outside the class folders; an empty class has its folder's row."""
-    rows = [_Row(str(path), "", part) for path in sorted(root.iterdir()) if _is_picture(path)]
-    for folder in _subfolders(root):
-        rows += [_Row(str(path), folder.name, part) for path in _pictures(folder) or [folder]]
-    return rows
-
-
-def _pictures(folder: Path) -> list[Path]:
-    """Return the pictures anywhere under a folder. Links are followed, but never round in a circle."""
-    found, seen = [], {os.path.realpath(parent) for parent in folder.absolute().parents}
-    for base, folders, files in os.walk(folder, followlinks=True):
-        if os.path.realpath(base) in seen:
-            folders.clear()
-            continue
-        seen.add(os.path.realpath(base))
-        folders[:] = (name for name in folders if not name.startswith("."))
-        found += [path for path in (Path(base, name) for name in files) if _is_picture(path)]
-    return sorted(found)
-
-
-def _is_picture(path: Path) -> bool:
-    """Return whether a file's name is that of a picture; a broken link counts, to be reported."""
-    named = path.suffix.lower() in _PICTURE_SUFFIXES and not path.name.startswith(".")
-    return named and (path.is_file() or path.is_symlink())
-
-
-def _csv_rows(table: Path) -> list[_Row]:
-    try:
-        with open(table, newline="", encoding="utf-8-sig") as file:
-            rows = list(_table_rows(table, csv.DictReader(file, skipinitialspace=True)))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"--data csv:{table} cannot be read as a table with commas, in UTF-8: {error}.") from error
-    if len({row.part is None for row in rows}) > 1:
-        raise UserError(
-            f"--data csv:{table}: some lines have a split and some have none. Fill all or remove the column."
-        )
-    return rows
-
-
-def _table_rows(table: Path, reader: csv.DictReader) -> Iterator[_Row]:
-    columns = reader.fieldnames or []
-    if not {"path", "label"} <= set(columns):
-        raise UserError(
-            f"--data csv:{table} lacks a column. Needed: path, label, and split if there is one. "
-            f"Received: {', '.join(columns) or 'an empty file'}."
-        )
-    for line in reader:
-        if None in line:  # a comma that should have been quoted would shift a name into the wrong column
-            raise UserError(
-                f"--data csv:{table}, line {reader.line_num}: {len(columns)} cells are needed, one for each column; "
-                f"more were received, the last is {line[None][-1]!r}. Put a cell that holds a comma in quotes."
-            )
-        part = (line.get("split") or "").strip().lower()
-        if part and part not in _PART_OF_FOLDER:
-            raise UserError(
-                f"--data csv:{table}, line {reader.line_num}: unknown split {part!r}. Allowed: train, val, test."
-            )
-        path, label = str(table.parent / (line["path"] or "")), (line["label"] or "").strip()
-        yield _Row(path, label, _PART_OF_FOLDER.get(part))
-
-
-def _tfds_rows(name: str, folder: Path) -> list[_Row]:
-    try:
-        import tensorflow_datasets as tfds  # here: it takes seconds to import and few users need it
-    except ImportError as error:
-        raise UserError(
-            f"--data tfds:{name} needs TensorFlow Datasets: pip install tensorflow-datasets ({error})."
-        ) from error
-
-    print(f"Loading {name} with TensorFlow Datasets; it may download into {Path(tfds.core.constants.DATA_DIR)}")
-    try:
-        builder = tfds.builder(name)
-        builder.download_and_prepare()
-    except Exception as error:  # TFDS raises dozens of types for unknown names, no network and full disks
-        said = next(iter(str(error).splitlines()), type(error).__name__)[:300]
-        raise UserError(
-            f"--data tfds:{name} cannot be loaded: {said}. Names: "
-            "https://www.tensorflow.org/datasets/catalog/overview. Without a network, prepare it elsewhere and "
-            "set TFDS_DATA_DIR, or use --data folder:PATH."
-        ) from error
-    features, parts = builder.info.features, {s: _PART_OF_FOLDER.get(s.lower()) for s in builder.info.splits}
-    if not {"image", "label"} <= set(features) or not isinstance(features["label"], tfds.features.ClassLabel):
-        raise UserError(f"--data tfds:{name} has no image with a class label. Received: {features}.")
-    if not any(parts.values()):
-        raise UserError(f"--data tfds:{name} has no split named train, validation or test. Received: {list(parts)}.")
-    folder = folder / builder.info.full_name  # so that another data set in the same run folder is not taken for this
-    rows = []
-    decoders = {"image": tfds.decode.SkipDecoding()}  # the file's own bytes are what serving will see
-    for split, part in parts.items():
-        if part is None:
-            continue
-        for index, example in enumerate(builder.as_dataset(split=split, decoders=decoders).as_numpy_iterator()):
-            label = features["label"].int2str(int(example["label"]))
-            path = folder / split / label.replace(os.sep, "_") / f"{index:07d}.img"
-            _write_picture(path, example["image"])
-            rows.append(_Row(str(path), label, part))
-    return rows
-
-
-def _demo_rows(folder: Path) -> list[_Row]:
-    """scikit-learn's handwritten digits (8x8): 10 training pictures a class, 5 to choose on, the rest as test.
-
-    Few labels are what transfer learning is for; with all of them, training from scratch is enough.
-    """
-    from PIL import Image
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    pictures = (digits.images * (255 / 16)).round().astype(np.uint8)
-    rows, seen = [], Counter()
-    by_hash = sorted(range(len(pictures)), key=lambda i: hashlib.sha256(pictures[i].tobytes()).hexdigest())
-    for index in by_hash:
-        label = int(digits.target[index])
-        seen[label] += 1
-        part = "train" if seen[label] <= 10 else "val" if seen[label] <= 15 else "test"
-        encoded = io.BytesIO()
-        Image.fromarray(pictures[index]).save(encoded, "PNG")
-        path = folder / part / str(label) / f"{index:04d}.png"
-        _write_picture(path, encoded.getvalue())
-        rows.append(_Row(str(path), str(label), part))
-    return rows
-
-
-def _write_picture(path: Path, encoded: bytes) -> None:
-    if path.exists():  # a second run into the same folder
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(encoded)
-    partial.replace(path)

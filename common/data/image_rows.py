@@ -1,0 +1,197 @@
+"""What the user has as rows of (picture, label, part): class folders, a table, TensorFlow Datasets, the demo digits."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from common.errors import UserError
+
+PART_OF_FOLDER = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
+                   "dev": "val", "test": "test", "testing": "test"}  # fmt: skip
+# Some of these the decoder cannot read: they are looked at, so that leaving them out is counted and explained.
+PICTURE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp",
+                     ".heic", ".heif", ".avif", ".jxl", ".tif", ".tiff"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Row:
+    """One picture as the user gave it; `part` is None where no split was given, `label` empty where there is none."""
+
+    path: str
+    label: str
+    part: str | None
+
+
+def folder_rows(root: Path) -> list[Row]:
+    """Read class folders, or train/val/test with class folders inside.
+
+    Raises:
+        UserError: parts and classes stand side by side.
+    """
+    folders = _subfolders(root)
+    if any(folder.name.lower() in PART_OF_FOLDER for folder in folders):
+        strangers = [folder.name for folder in folders if folder.name.lower() not in PART_OF_FOLDER]
+        if strangers:
+            raise UserError(
+                f"--data folder:{root} mixes parts and classes: {', '.join(map(repr, strangers[:5]))} stand beside "
+                "train/val/test. Allowed: either class folders, or train, val and test with class folders inside. "
+                "A class that is really called so needs a table: --data csv:PATH."
+            )
+        return [row for part in folders for row in _class_rows(part, PART_OF_FOLDER[part.name.lower()])]
+    return _class_rows(root, None)
+
+
+def _subfolders(root: Path) -> list[Path]:
+    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _class_rows(root: Path, part: str | None) -> list[Row]:
+    """Return a row for each picture: without a label outside the class folders; an empty class has its folder's row."""
+    rows = [Row(str(path), "", part) for path in sorted(root.iterdir()) if _is_picture(path)]
+    for folder in _subfolders(root):
+        rows += [Row(str(path), folder.name, part) for path in _pictures(folder) or [folder]]
+    return rows
+
+
+def _pictures(folder: Path) -> list[Path]:
+    """Return the pictures anywhere under a folder. Links are followed, but never round in a circle."""
+    found, seen = [], {os.path.realpath(parent) for parent in folder.absolute().parents}
+    for base, folders, files in os.walk(folder, followlinks=True):
+        if os.path.realpath(base) in seen:
+            folders.clear()
+            continue
+        seen.add(os.path.realpath(base))
+        folders[:] = (name for name in folders if not name.startswith("."))
+        found += [path for path in (Path(base, name) for name in files) if _is_picture(path)]
+    return sorted(found)
+
+
+def _is_picture(path: Path) -> bool:
+    """Return whether a file's name is that of a picture; a broken link counts, to be reported."""
+    named = path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith(".")
+    return named and (path.is_file() or path.is_symlink())
+
+
+def csv_rows(table: Path) -> list[Row]:
+    """Read a table with the columns path (relative to the table), label and maybe split.
+
+    Raises:
+        UserError: it is no such table.
+    """
+    try:
+        with open(table, newline="", encoding="utf-8-sig") as file:
+            rows = list(_table_rows(table, csv.DictReader(file, skipinitialspace=True)))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"--data csv:{table} cannot be read as a table with commas, in UTF-8: {error}.") from error
+    if len({row.part is None for row in rows}) > 1:
+        raise UserError(
+            f"--data csv:{table}: some lines have a split and some have none. Fill all or remove the column."
+        )
+    return rows
+
+
+def _table_rows(table: Path, reader: csv.DictReader) -> Iterator[Row]:
+    columns = reader.fieldnames or []
+    if not {"path", "label"} <= set(columns):
+        raise UserError(
+            f"--data csv:{table} lacks a column. Needed: path, label, and split if there is one. "
+            f"Received: {', '.join(columns) or 'an empty file'}."
+        )
+    for line in reader:
+        if None in line:  # a comma that should have been quoted would shift a name into the wrong column
+            raise UserError(
+                f"--data csv:{table}, line {reader.line_num}: {len(columns)} cells are needed, one for each column; "
+                f"more were received, the last is {line[None][-1]!r}. Put a cell that holds a comma in quotes."
+            )
+        part = (line.get("split") or "").strip().lower()
+        if part and part not in PART_OF_FOLDER:
+            raise UserError(
+                f"--data csv:{table}, line {reader.line_num}: unknown split {part!r}. Allowed: train, val, test."
+            )
+        path, label = str(table.parent / (line["path"] or "")), (line["label"] or "").strip()
+        yield Row(path, label, PART_OF_FOLDER.get(part))
+
+
+def tfds_rows(name: str, folder: Path) -> list[Row]:
+    """Write the pictures of a TensorFlow data set into a folder, as the files they are, and list them.
+
+    Raises:
+        UserError: it cannot be loaded, or has no image with a class label.
+    """
+    try:
+        import tensorflow_datasets as tfds  # here: it takes seconds to import and few users need it
+    except ImportError as error:
+        raise UserError(
+            f"--data tfds:{name} needs TensorFlow Datasets: pip install tensorflow-datasets ({error})."
+        ) from error
+
+    print(f"Loading {name} with TensorFlow Datasets; it may download into {Path(tfds.core.constants.DATA_DIR)}")
+    try:
+        builder = tfds.builder(name)
+        builder.download_and_prepare()
+    except Exception as error:  # TFDS raises dozens of types for unknown names, no network and full disks
+        said = next(iter(str(error).splitlines()), type(error).__name__)[:300]
+        raise UserError(
+            f"--data tfds:{name} cannot be loaded: {said}. Names: "
+            "https://www.tensorflow.org/datasets/catalog/overview. Without a network, prepare it elsewhere and "
+            "set TFDS_DATA_DIR, or use --data folder:PATH."
+        ) from error
+    features, parts = builder.info.features, {s: PART_OF_FOLDER.get(s.lower()) for s in builder.info.splits}
+    if not {"image", "label"} <= set(features) or not isinstance(features["label"], tfds.features.ClassLabel):
+        raise UserError(f"--data tfds:{name} has no image with a class label. Received: {features}.")
+    if not any(parts.values()):
+        raise UserError(f"--data tfds:{name} has no split named train, validation or test. Received: {list(parts)}.")
+    folder = folder / builder.info.full_name  # so that another data set in the same run folder is not taken for this
+    rows = []
+    decoders = {"image": tfds.decode.SkipDecoding()}  # the file's own bytes are what serving will see
+    for split, part in parts.items():
+        if part is None:
+            continue
+        for index, example in enumerate(builder.as_dataset(split=split, decoders=decoders).as_numpy_iterator()):
+            label = features["label"].int2str(int(example["label"]))
+            path = folder / split / label.replace(os.sep, "_") / f"{index:07d}.img"
+            _write_picture(path, example["image"])
+            rows.append(Row(str(path), label, part))
+    return rows
+
+
+def demo_rows(folder: Path) -> list[Row]:
+    """scikit-learn's handwritten digits (8x8): 10 training pictures a class, 5 to choose on, the rest as test.
+
+    Few labels are what transfer learning is for; with all of them, training from scratch is enough.
+    """
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    pictures = (digits.images * (255 / 16)).round().astype(np.uint8)
+    rows, seen = [], Counter()
+    by_hash = sorted(range(len(pictures)), key=lambda i: hashlib.sha256(pictures[i].tobytes()).hexdigest())
+    for index in by_hash:
+        label = int(digits.target[index])
+        seen[label] += 1
+        part = "train" if seen[label] <= 10 else "val" if seen[label] <= 15 else "test"
+        encoded = io.BytesIO()
+        Image.fromarray(pictures[index]).save(encoded, "PNG")
+        path = folder / part / str(label) / f"{index:04d}.png"
+        _write_picture(path, encoded.getvalue())
+        rows.append(Row(str(path), str(label), part))
+    return rows
+
+
+def _write_picture(path: Path, encoded: bytes) -> None:
+    if path.exists():  # a second run into the same folder
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(encoded)
+    partial.replace(path)
