@@ -7,6 +7,10 @@ RUN := .venv/bin/python
 demo: .venv/installed
 	rm -rf runs/demo
 	$(RUN) -m recipes run image_classification --baselines frozen,scratch --out runs/demo
+	@echo "  Try next, after '. .venv/bin/activate':"
+	@echo "  your own photos   python -m recipes run image_classification --data folder:PHOTOS --out runs/mine"
+	@echo "  ImageNet weights  python -m recipes run image_classification --data folder:PHOTOS --source keras:ResNet50 --out runs/resnet50"
+	@echo "  serving           docker run -p 8501:8501 -v '$(CURDIR)/runs/demo/serving/image_classification:/models/digits' -e MODEL_NAME=digits tensorflow/serving"
 
 test: .venv/installed
 	$(RUN) -m pytest -m "not slow"

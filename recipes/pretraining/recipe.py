@@ -8,7 +8,7 @@ say what a stronger model says about each picture (distillation, arXiv:1503.0253
 tells more about a picture than its one label. What comes out is a KerasHub preset with its preprocessing
 and its card, and a report card of its own: the accuracy on the held-out part of the source data.
 
-With no arguments it trains on the demo digits in about a minute: a small source, for seeing how it works.
+With no arguments it trains on the demo digits: a small source, for seeing how it works.
 `bundled:resnet_mini`, the source that the other recipes use offline, was made by this file; its card.json
 holds the command, the seconds and the accuracy. (Self-supervised pre-training, from pictures without
 labels, has its place beside `train` and comes later.)
