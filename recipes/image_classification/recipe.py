@@ -152,12 +152,14 @@ def fine_tune(source: Source, model: keras.Model, data: ImageSet, config: Config
     print(f"{stage}: {counts}")
 
     epochs, steps = fine_tuning_epochs(data, config), steps_per_epoch(len(data.train), config.batch_size)
-    labels, weights = tf.constant(one_hot(data, data.train.labels)), tf.constant(sample_weights(data, config))
+    labels, weights = tf.constant(data.train.labels), tf.constant(sample_weights(data, config))
+    classes = len(data.class_names)
     batches = training_batches(
-        data.train.paths, lambda i: (tf.gather(labels, i), tf.gather(weights, i)), source.image_size,
-        config.batch_size, seed=config.seed, augment=augmentations(config, data), resize=config.resize,
+        data.train.paths, lambda i: (tf.one_hot(tf.gather(labels, i), classes), tf.gather(weights, i)),
+        source.image_size, config.batch_size,
+        seed=config.seed, augment=augmentations(config, data), resize=config.resize,
     )  # fmt: skip
-    val_labels = tf.data.Dataset.from_tensor_slices(one_hot(data, data.val.labels)).batch(64)
+    val_labels = tf.data.Dataset.from_tensor_slices(data.val.labels).batch(64).map(lambda y: tf.one_hot(y, classes))
     history = training.fit_stage(
         trained, batches, stage=stage, epochs=epochs, steps=steps,
         validation=tf.data.Dataset.zip(pictures(source, data.val.paths, config), val_labels),

@@ -111,32 +111,44 @@ def build_model(config: Config, classes: int, teacher_width: int) -> tuple[keras
     return keras.Model(pixels, outputs), backbone
 
 
-def teacher_features(config: Config, data: ImageSet) -> np.ndarray | None:
-    """Return what the teacher says of each training picture, standardised, float32 [n, width]; None without one."""
+@dataclass(frozen=True)
+class Teacher:
+    """What a teacher said of each training picture: on disk, standardised when it is read."""
+
+    said: np.ndarray  # float32 [pictures, width], a memory map
+    mean: np.ndarray
+    std: np.ndarray
+
+    def of(self, indices: np.ndarray) -> np.ndarray:
+        """Return float32 [indices, width]."""
+        return (self.said[indices] - self.mean) / self.std
+
+
+def ask_teacher(config: Config, data: ImageSet) -> Teacher | None:
+    """Let the teacher look at each training picture once; None without a teacher."""
     if not config.teacher:
         return None
-    teacher = load_source(config.teacher)
-    said = features.extract_features(teacher, data.train.paths, Path(config.out) / "features", title="teacher")[0]
-    mean, std = features.mean_and_std(said[None])
-    return (said - mean) / std
+    source = load_source(config.teacher)
+    said = features.extract_features(source, data.train.paths, Path(config.out) / "features", title="teacher")
+    return Teacher(said[0], *features.mean_and_std(said))
 
 
-def train(config: Config, data: ImageSet, model: keras.Model, teacher: np.ndarray | None) -> list[dict]:
+def train(config: Config, data: ImageSet, model: keras.Model, teacher: Teacher | None) -> list[dict]:
     """Train all weights from scratch on labels and, where there is one, the teacher."""
-    one_hot = tf.one_hot(data.train.labels, len(data.class_names))
+    labels = tf.constant(data.train.labels)
 
     def targets(indices):
-        wanted = {"classes": tf.gather(one_hot, indices)}
-        if teacher is not None:
-            wanted["teacher"] = tf.numpy_function(lambda i: teacher[i].astype("float32"), [indices], tf.float32)
-            wanted["teacher"].set_shape((None, teacher.shape[1]))
+        wanted = {"classes": tf.one_hot(tf.gather(labels, indices), len(data.class_names))}
+        if teacher:
+            wanted["teacher"] = tf.numpy_function(teacher.of, [indices], tf.float32)
+            wanted["teacher"].set_shape((None, teacher.said.shape[1]))
         return wanted
 
     steps = steps_per_epoch(len(data.train), config.batch_size)
     batches = shuffled_batches(config, data, targets)
     losses = {"classes": keras.losses.CategoricalCrossentropy(label_smoothing=config.label_smoothing)}
     weights = {"classes": 1.0}
-    if teacher is not None:
+    if teacher:
         losses["teacher"], weights["teacher"] = keras.losses.CosineSimilarity(), config.teacher_weight
     model.compile(
         optimizer=training.DiscriminativeAdamW(
@@ -212,9 +224,9 @@ def main(config: Config) -> dict:
         data = load_data(config)
     print(f"{config.data}: {data.counts()}, {len(data.class_names)} classes")
     with clock("features"):
-        teacher = teacher_features(config, data)
+        teacher = ask_teacher(config, data)
     with training.dtype_policy("mixed_bfloat16" if config.mixed_precision else "float32"):
-        model, backbone = build_model(config, len(data.class_names), 0 if teacher is None else teacher.shape[1])
+        model, backbone = build_model(config, len(data.class_names), teacher.said.shape[1] if teacher else 0)
     with clock("pretraining"):
         history = train(config, data, model, teacher)
     return finish(config, data, model, backbone, history, clock)
