@@ -23,6 +23,9 @@ _BLOCK_NAME = re.compile(
 _BLOCK_END = re.compile(r"mixed\d+|pool[2-4]_pool|transition\d+_pool")
 
 
+BATCH_NORM_MOMENTUM = 0.9  # moving statistics follow within some ten steps, which every fine-tuning has
+
+
 @dataclass(frozen=True)
 class TrainableCounts:
     """How many layers and parameters of a model train."""
@@ -73,6 +76,9 @@ def freeze(model: keras.Model, backbone: keras.Model, policy: str, batch_norm: s
                 weight.trainable = id(layer) in trains
         else:
             layer.trainable = id(layer) in trains
+            if isinstance(layer, keras.layers.BatchNormalization) and id(layer) in trains:
+                # MobileNetV2's 0.999 needs thousands of steps until its statistics are those of the new pictures.
+                layer.momentum = min(layer.momentum, BATCH_NORM_MOMENTUM)
     model.compiled = False
     return count_trainable(model)
 

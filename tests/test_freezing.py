@@ -339,3 +339,12 @@ def test_a_refused_policy_changes_nothing():
     with pytest.raises(UserError):
         freeze(model, backbone, "regex:conv6")
     assert [weight.path for weight in model.trainable_weights] == before
+
+
+def test_batch_norm_that_trains_follows_the_pictures_within_a_short_training():
+    """With MobileNetV2's own momentum the statistics would still be those of the start, and serving at chance."""
+    backbone = keras.applications.MobileNetV2(include_top=False, weights=None, input_shape=(SIZE, SIZE, 3), alpha=0.35)
+    norms = [layer for layer in weight_layers(backbone) if isinstance(layer, keras.layers.BatchNormalization)]
+    assert max(layer.momentum for layer in norms) > 0.99
+    freeze(keras.Model(backbone.input, backbone.output), backbone, "all", batch_norm="train")
+    assert max(layer.momentum for layer in norms) <= 0.9
