@@ -61,11 +61,6 @@ MEASUREMENTS = (
         seeds=(0, 1, 2, 3, 4),
     ),
     Measurement(
-        "demo_longer",
-        "The same, trained longer: from scratch catches up",
-        ("--epochs", "15", "--baselines", "frozen,scratch"),
-    ),
-    Measurement(
         "hymenoptera",
         "Ants or bees, 207 photos, ImageNet MobileNetV2",
         ("--data", HYMENOPTERA, "--source", MOBILENET, "--epochs", "3"),

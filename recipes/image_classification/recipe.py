@@ -281,7 +281,7 @@ def fine_tuning_epochs(data: ImageSet, config: Config) -> int:
     if config.unfreeze == "frozen":
         return 0
     steps = steps_per_epoch(len(data.train), config.batch_size)
-    return max(5, ceil(40 / steps)) if config.epochs is None else config.epochs
+    return max(5, ceil(60 / steps)) if config.epochs is None else config.epochs
 
 
 def one_hot(data: ImageSet, labels: np.ndarray) -> np.ndarray:
