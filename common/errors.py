@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class UserError(ValueError):
     """A mistake in what the user gave (data, a flag, a path), told in words.
@@ -10,3 +13,21 @@ class UserError(ValueError):
     The command line catches this class and prints only the message; every other exception keeps its
     traceback, because it is a bug of ours and must not be dressed up as the user's.
     """
+
+
+def nearest(word: str, candidates: Iterable[str]) -> str | None:
+    """Return the candidate that looks most like `word`, or None when none is near.
+
+    A part of a name counts as near ("bert" for "bert_sentiment"): people shorten more than they misspell.
+    """
+    by_key = {candidate.lower().replace("-", "_"): candidate for candidate in candidates}
+    word = word.lower().replace("-", "_")
+    alike = difflib.get_close_matches(word, by_key, n=1, cutoff=0.55)
+    containing = [key for key in by_key if len(word) >= 3 and word in key]
+    return next((by_key[key] for key in alike + containing), None)
+
+
+def did_you_mean(word: str, candidates: Iterable[str]) -> str:
+    """Return " Did you mean 'x'?" for the nearest candidate, or nothing if none is near: the end of a message."""
+    found = nearest(word, candidates)
+    return f" Did you mean {found!r}?" if found else ""

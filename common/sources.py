@@ -18,8 +18,8 @@ import numpy as np
 from keras.src.backend.config import keras_home
 from keras.src.utils import file_utils
 
-from common.errors import UserError
-from common.specs import BUNDLED_FOLDER, KERAS_APPLICATIONS, SourceSpec, nearest, parse_source
+from common.errors import UserError, did_you_mean
+from common.specs import BUNDLED_FOLDER, KERAS_APPLICATIONS, SourceSpec, parse_source
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -339,7 +339,7 @@ def _preset_error(spec: SourceSpec, is_folder: bool, error: Exception) -> UserEr
     return UserError(
         f"The preset cannot be loaded. {received} Allowed: a KerasHub name ({', '.join(sorted(presets)[:8])}, ...), "
         f"hf://OWNER/NAME, or a folder with config.json, image_converter.json and model.weights.h5."
-        f"{'' if is_folder or '://' in spec.name or spec.name in presets else nearest(spec.name, presets)} "
+        f"{'' if is_folder or '://' in spec.name or spec.name in presets else did_you_mean(spec.name, presets)} "
         f"{'' if is_folder else offline}It said: {_said(error)}"
     )
 

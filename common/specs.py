@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from common.errors import UserError
+from common.errors import UserError, did_you_mean
 
 SOURCE_KINDS = ("bundled", "keras", "preset")
 BUNDLED_FOLDER = Path(__file__).parent / "bundled"
@@ -41,13 +40,6 @@ class SourceSpec:
         return self.weights == "random"
 
 
-def nearest(word: str, allowed) -> str:
-    """Return " Did you mean 'x'?" for the nearest of the allowed words, or nothing if none is near."""
-    by_lower = {item.lower(): item for item in allowed}
-    found = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.5)
-    return f" Did you mean {by_lower[found[0]]!r}?" if found else ""
-
-
 def parse_source(text: str) -> SourceSpec:
     """Read a `--source` string.
 
@@ -66,7 +58,7 @@ def parse_source(text: str) -> SourceSpec:
         known = re.split(r"[@(]", text)[0] in KERAS_APPLICATIONS
         raise UserError(
             f"--source has an unknown kind. Allowed: {', '.join(f'{k}:NAME' for k in SOURCE_KINDS)}. "
-            f"Received: {text!r}.{nearest(kind, SOURCE_KINDS)} "
+            f"Received: {text!r}.{did_you_mean(kind, SOURCE_KINDS)} "
             f"Try: --source {'keras:' + text if known else 'bundled:resnet_mini'}"
         )
     if kind == "keras":
@@ -82,7 +74,7 @@ def parse_source(text: str) -> SourceSpec:
         if name not in bundled:
             raise UserError(
                 f"--source names no bundled model. Allowed: {', '.join('bundled:' + b for b in bundled)}. "
-                f"Received: {text!r}.{nearest(name, bundled)}"
+                f"Received: {text!r}.{did_you_mean(name, bundled)}"
             )
     elif not name:
         raise UserError(f"--source preset: needs a KerasHub name, hf://OWNER/NAME or a folder. Received: {text!r}.")
@@ -102,7 +94,7 @@ def _parse_keras(text: str, rest: str) -> SourceSpec:
     if name not in KERAS_APPLICATIONS:
         raise UserError(
             f"--source names no keras.applications model that is supported. Received: {text!r}."
-            f"{nearest(name, KERAS_APPLICATIONS)} Allowed: {', '.join(KERAS_APPLICATIONS)}."
+            f"{did_you_mean(name, KERAS_APPLICATIONS)} Allowed: {', '.join(KERAS_APPLICATIONS)}."
         )
     options = {}
     for part in filter(None, (match[2] or "").split(",")):
@@ -144,7 +136,7 @@ def parse_data(text: str, kinds: tuple[str, ...]) -> tuple[str, str]:
     kind, _, value = text.partition(":")
     allowed = ", ".join("demo" if k == "demo" else f"{k}:{'NAME' if k == 'tfds' else 'PATH'}" for k in kinds)
     if kind not in kinds or (kind != "demo" and not value) or (kind == "demo" and value):
-        hint = f" Try: --data folder:{text}" if Path(text).is_dir() else nearest(kind, kinds)
+        hint = f" Try: --data folder:{text}" if Path(text).is_dir() else did_you_mean(kind, kinds)
         raise UserError(f"--data cannot be read. Allowed: {allowed}. Received: {text!r}.{hint}")
     path = Path(value).expanduser()
     if kind not in ("demo", "tfds") and not path.exists():
@@ -171,7 +163,7 @@ def parse_policy(policy: str) -> str:
             ) from None
     raise UserError(
         "--unfreeze is unknown. Allowed: frozen, last:N (layers), last_block, all, regex:PATTERN. "
-        f"Received: {policy!r}.{nearest(policy, ('frozen', 'last_block', 'all'))}"
+        f"Received: {policy!r}.{did_you_mean(policy, ('frozen', 'last_block', 'all'))}"
     )
 
 
@@ -197,7 +189,7 @@ def parse_list(flag: str, text: str, allowed: tuple[str, ...], alone: tuple[str,
         if word not in allowed:
             raise UserError(
                 f"{flag} has an unknown word. Allowed: {', '.join(allowed)}"
-                f"{', or alone: ' + ', '.join(alone) if alone else ''}. Received: {text!r}.{nearest(word, allowed)}"
+                f"{', or alone: ' + ', '.join(alone) if alone else ''}. Received: {text!r}.{did_you_mean(word, allowed)}"
             )
     return words
 
@@ -206,7 +198,7 @@ def check_choice(flag: str, value: str, allowed: tuple[str, ...]) -> None:
     """Raise UserError unless the value is one of those allowed."""
     if value not in allowed:
         raise UserError(
-            f"{flag} is unknown. Allowed: {', '.join(allowed)}. Received: {value!r}.{nearest(value, allowed)}"
+            f"{flag} is unknown. Allowed: {', '.join(allowed)}. Received: {value!r}.{did_you_mean(value, allowed)}"
         )
 
 

@@ -19,8 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from common.errors import UserError
-from recipes.discovery import Recipe, config_class, find_recipe, find_recipes, nearest
+from common.errors import UserError, nearest
+from recipes.discovery import Recipe, config_class, find_recipe, find_recipes
 from recipes.execution import complain, load_recipe, predict
 
 RECIPES = Path(__file__).resolve().parent

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import ast
-import difflib
 import sys
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-from common.errors import UserError
+from common.errors import UserError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -50,23 +48,11 @@ def find_recipe(root: Path, name: str) -> Recipe:
     recipes = {recipe.name: recipe for recipe in find_recipes(root)}
     if name in recipes:
         return recipes[name]
-    suggestion = nearest(name, recipes)
     raise UserError(
         f"there is no recipe {name!r}."
-        + (f" Did you mean {suggestion!r}?" if suggestion else "")
+        + did_you_mean(name, recipes)
         + f" Recipes: {', '.join(recipes) or f'none in {root}'}. Type: python -m recipes list"
     )
-
-
-def nearest(word: str, candidates: Iterable[str]) -> str | None:
-    """The candidate that looks most like `word`, or None when none is near.
-
-    A part of a name counts as near ("bert" for "bert_sentiment"): people shorten more than they misspell.
-    """
-    word, candidates = word.lower().replace("-", "_"), list(candidates)
-    alike = difflib.get_close_matches(word, candidates, n=1, cutoff=0.6)
-    containing = [candidate for candidate in candidates if len(word) >= 3 and word in candidate]
-    return next(iter(alike + containing), None)
 
 
 def config_class(recipe_file: Path) -> type:

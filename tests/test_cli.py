@@ -12,7 +12,7 @@ import pytest
 
 from common.errors import UserError
 from recipes.__main__ import main
-from recipes.discovery import config_class, find_recipes, nearest
+from recipes.discovery import config_class, find_recipes
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -274,11 +274,6 @@ def test_wrong_words_are_answered_with_the_nearest_right_one(
 def test_help_is_no_error(heavy: Path, arguments: list[str], capsys: pytest.CaptureFixture) -> None:
     assert exit_code(arguments, heavy) == 0
     assert "python -m recipes" in capsys.readouterr().out
-
-
-def test_nearest_is_none_when_nothing_is_near() -> None:
-    assert nearest("zebra", ["image_classification"]) is None
-    assert nearest("classification", ["image_classification"]) == "image_classification"
 
 
 # --- the real repository, in fresh processes ----------------------------------------------------

@@ -10,13 +10,12 @@ from types import SimpleNamespace
 import pytest
 
 from common import specs
-from common.errors import UserError
+from common.errors import UserError, did_you_mean, nearest
 from common.specs import (
     KERAS_APPLICATIONS,
     SourceSpec,
     check_choice,
     check_range,
-    nearest,
     parse_data,
     parse_list,
     parse_policy,
@@ -144,8 +143,9 @@ def test_no_bundled_model_at_all(exists, tmp_path, monkeypatch):
 
 
 def test_nearest_keeps_silent_when_nothing_is_near():
-    assert nearest("xyz", ("ResNet50", "VGG16")) == ""
-    assert nearest("vgg-16", ("ResNet50", "VGG16")) == " Did you mean 'VGG16'?"
+    assert nearest("xyz", ("ResNet50", "VGG16")) is None and did_you_mean("xyz", ("ResNet50", "VGG16")) == ""
+    assert nearest("vgg-16", ("ResNet50", "VGG16")) == "VGG16"
+    assert did_you_mean("classification", ["image_classification"]) == " Did you mean 'image_classification'?"
 
 
 # --- data, policies, lists, ranges ----------------------------------------------------------------------

@@ -67,6 +67,10 @@ class ImageSet:
         """Return the number of examples in each part and of skipped files."""
         return {part: len(getattr(self, part)) for part in PARTS} | {"skipped": len(self.skipped)}
 
+    def safe_augmentations(self) -> tuple[str, ...]:
+        """Return the random changes that leave the class of these pictures as it is."""
+        return ("flip", "crop", "color") if self.mirrors else ("rotate",)  # half a digit is no digit
+
     def fingerprint(self) -> str:
         """Return a hash of paths, sizes, times and labels: the same set of files gives the same text."""
         digest = hashlib.sha256()

@@ -272,7 +272,7 @@ def pictures(source: Source, paths: np.ndarray, config: Config) -> tf.data.Datas
 def augmentations(config: Config, data: ImageSet) -> tuple[str, ...]:
     """Return the random changes; by default those that leave the class of these pictures as it is."""
     if config.augment == "auto":
-        return ("flip", "crop", "color") if data.mirrors else ("rotate",)  # half a digit is no digit
+        return data.safe_augmentations()
     return () if config.augment == "none" else tuple(config.augment.split(","))
 
 

@@ -182,8 +182,9 @@ def train(config: Config, data: ImageSet, model: keras.Model, teacher: Teacher |
 def shuffled_batches(config: Config, data: ImageSet, targets) -> tf.data.Dataset:
     """Stream augmented training pictures with their targets, a function of indices."""
     size = (config.image_size, config.image_size)
-    augment = ("flip", "crop", "color") if data.mirrors else ("crop", "rotate")
-    return training_batches(data.train.paths, targets, size, config.batch_size, seed=config.seed, augment=augment)
+    return training_batches(
+        data.train.paths, targets, size, config.batch_size, seed=config.seed, augment=data.safe_augmentations()
+    )
 
 
 def classifier_of(model: keras.Model) -> keras.Model:
