@@ -8,6 +8,7 @@ import numpy as np
 
 from common import evaluation, reporting, runs
 from common.data.image_sets import ImageSet
+from common.explaining import Explanation
 
 
 def conclude(
@@ -24,6 +25,7 @@ def conclude(
     export: dict[str, float],
     source_card: dict,
     advice: tuple[str, ...] = (),
+    explanation: Explanation | None = None,
 ) -> dict:
     """Measure on the test part and write what a run promises to write.
 
@@ -40,6 +42,7 @@ def conclude(
         export: as `exporting.size_report` returns it.
         source_card: where the source came from.
         advice: sentences to add to the findings.
+        explanation: as `explaining.explain` returns it.
 
     Returns:
         What metrics.json holds.
@@ -62,9 +65,10 @@ def conclude(
         "data": config.data,
         "seed": config.seed,
         "versions": runs.versions(),
-    }
+    } | (explanation.numbers if explanation else {})
     sentences = [
         *evaluation.findings(labels, probabilities, {name: said for name, (said, _) in baselines.items()}),
+        *(explanation.sentences if explanation else ()),
         *advice,
     ]
     told = dict(
@@ -73,7 +77,8 @@ def conclude(
     )  # fmt: skip
     reporting.write_report(
         out, history=history, labels=labels, probabilities=probabilities, image_paths=data.test.paths,
-        per_class=evaluation.per_class_table(labels, probabilities, data.class_names), skipped=data.skipped, **told,
+        per_class=evaluation.per_class_table(labels, probabilities, data.class_names), skipped=data.skipped,
+        explanation=explanation, **told,
     )  # fmt: skip
     reporting.write_model_card(out, source_card=source_card, **told)
     runs.finish(out, metrics, history)

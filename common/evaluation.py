@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 from sklearn.metrics import accuracy_score, f1_score, precision_recall_fscore_support
 
+from common.calibration import expected_calibration_error
+
 RESAMPLES = 1000
 
 
@@ -20,7 +22,7 @@ def classification_metrics(labels: np.ndarray, probabilities: np.ndarray, seed: 
         seed: decides the resampling.
 
     Returns:
-        {"accuracy", "accuracy_ci95": [low, high], "macro_f1", "macro_f1_ci95"}.
+        {"accuracy", "accuracy_ci95": [low, high], "macro_f1", "macro_f1_ci95", "ece"}.
     """
     predicted = probabilities.argmax(axis=1)
     classes = probabilities.shape[1]
@@ -32,11 +34,17 @@ def classification_metrics(labels: np.ndarray, probabilities: np.ndarray, seed: 
         f1s.append(_macro_f1(labels[chosen], predicted[chosen], classes))
     present = np.unique(labels)  # classes without test pictures have no F1
     return {
-        "accuracy": float(accuracy_score(labels, predicted)),
+        "accuracy": accuracy(labels, probabilities),
         "accuracy_ci95": _interval(accuracies),
         "macro_f1": float(f1_score(labels, predicted, labels=present, average="macro", zero_division=0)),
         "macro_f1_ci95": _interval(f1s),
+        "ece": expected_calibration_error(labels, probabilities),
     }
+
+
+def accuracy(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """Return the share of right answers; int [n] and float [n, classes]."""
+    return float(accuracy_score(labels, probabilities.argmax(axis=1)))
 
 
 def _macro_f1(labels: np.ndarray, predicted: np.ndarray, classes: int) -> float:

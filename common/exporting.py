@@ -81,6 +81,29 @@ def export_image_classifier(
     return write_version(folder, save)
 
 
+def save_keras_model(model: keras.Model, path: Path) -> Path:
+    """Write a model as one `.keras` file to go on training with, without the optimizer of its last stage.
+
+    Args:
+        model: Functional.
+        path: ends in `.keras`.
+
+    Returns:
+        The path. `keras.models.load_model(path)` reads it with Keras alone.
+    """
+    bare = keras.Model(model.inputs, model.outputs, name=model.name)
+    return runs.write_atomically(path, lambda partial: _save_as_keras(bare, partial))
+
+
+def _save_as_keras(model: keras.Model, path: Path) -> None:
+    named = path.with_name(path.name + ".keras")  # Keras insists on the ending
+    try:
+        model.save(named)
+        os.replace(named, path)
+    finally:
+        named.unlink(missing_ok=True)
+
+
 def write_version(folder: Path, save) -> Path:
     """Write the next integer version of a servable: aside first, then renamed into place.
 

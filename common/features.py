@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +13,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from common.checkpoints import stop_at_next_step
 from common.data.images import augment_images, image_batches
+from common.runs import write_json
 from common.sources import Source
 from common.training import DiscriminativeAdamW, ProgressLine, fit_stage, warmup_cosine
 
@@ -28,6 +31,7 @@ def extract_features(
     views: int = 1,
     seed: int = 0,
     title: str = "features",
+    save_every: float = 30.0,
 ) -> np.ndarray:
     """Run a source over pictures, or read what an earlier run wrote.
 
@@ -41,31 +45,53 @@ def extract_features(
         views: how many times to look at each picture: first as it is, then augmented.
         seed: decides the augmentation.
         title: what the progress line calls it.
+        save_every: seconds between saves; a killed process goes on from the last.
 
     Returns:
         A read-only memory map, float32 [views, n, feature_width].
     """
     key = _cache_key(source, paths, resize, views, *((tuple(augment), seed) if views > 1 else ()))
-    final, partial = cache / f"{key}.npy", cache / f"{key}.partial.npy"
+    final = cache / f"{key}.npy"
     if not final.exists():
         cache.mkdir(parents=True, exist_ok=True)
-        shape = (views, len(paths), source.feature_width)
-        written = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=shape)
-        predict = tf.function(lambda images: source.extractor(images, training=False), reduce_retracing=True)
-        batches = image_batches(paths, source.image_size, batch_size, resize=resize)
-        progress = ProgressLine(title, len(paths) * views)
-        for view in range(views):
-            for step, images in enumerate(batches):
+        _write_features(final, source, paths, batch_size, resize, augment, views, seed, title, save_every)
+    return np.load(final, mmap_mode="r")
+
+
+def _write_features(
+    final: Path, source: Source, paths, batch_size, resize, augment, views, seed, title, save_every
+) -> None:
+    """Fill a .partial file batch by batch, from where a killed process left it, and rename it when it is whole."""
+    partial, finished = final.with_suffix(".partial.npy"), final.with_suffix(".finished.json")
+    shape = (views, len(paths), source.feature_width)
+    steps = -(-len(paths) // batch_size)
+    done = json.loads(finished.read_text())["batches"] if finished.exists() and partial.exists() else 0
+    written = np.lib.format.open_memmap(partial, mode="r+" if done else "w+", dtype=np.float32, shape=shape)
+
+    predict = tf.function(lambda images: source.extractor(images, training=False), reduce_retracing=True)
+    progress = ProgressLine(title, len(paths) * views)
+    saved_at = time.monotonic()
+    with stop_at_next_step() as stop:
+        for view in range(done // steps, views):
+            first = done % steps
+            batches = image_batches(paths[first * batch_size :], source.image_size, batch_size, resize=resize)
+            for step, images in enumerate(batches, start=first):
                 if view:
                     images = augment_images(images, augment, seed=tf.constant([seed * 1000 + view, step], tf.int64))
                 start = step * batch_size
                 written[view, start : start + len(images)] = predict(images)
+                done += 1
                 progress.update(view * len(paths) + start + len(images))
-        progress.close()
-        written.flush()
-        del written
-        os.replace(partial, final)  # a killed run leaves only the .partial file, which nobody reads
-    return np.load(final, mmap_mode="r")
+                if stop.asked or time.monotonic() - saved_at > save_every:
+                    written.flush()  # first the rows, then the claim that they are there
+                    write_json(finished, {"batches": done})
+                    saved_at = time.monotonic()
+                if stop.asked:
+                    raise KeyboardInterrupt
+    progress.close()
+    written.flush()
+    os.replace(partial, final)
+    finished.unlink(missing_ok=True)
 
 
 def _cache_key(source: Source, paths: Sequence[str], resize: str, *settings) -> str:
@@ -77,38 +103,46 @@ def _cache_key(source: Source, paths: Sequence[str], resize: str, *settings) -> 
     return digest.hexdigest()[:24]
 
 
-class FeatureBatches(keras.utils.PyDataset):
-    """Shuffled batches of memory-mapped features: only the rows of one batch are in memory.
+def feature_batches(
+    features: np.ndarray, targets: np.ndarray, weights: np.ndarray, mean: np.ndarray, std: np.ndarray,
+    batch_size: int, seed: int | None, first: tuple[int, int] = (0, 0),
+) -> tf.data.Dataset:  # fmt: skip
+    """Stream standardised batches of memory-mapped features: only the rows of one batch are in memory.
+
+    Not a keras PyDataset: Keras ends an epoch of it after a first look, before there was one, and so shifts what
+    epoch has which order; a stage that is resumed inside an epoch would see other batches.
 
     Args:
         features: float32 [views, n, width], as `extract_features` returns them.
         targets: float32 [n, classes], one-hot.
         weights: float32 [n], sample weights.
         mean, std: float32 [width], to standardise with.
-        batch_size: rows in a batch.
-        seed: decides the order; None keeps the order given.
+        batch_size: rows in a batch; the last one of an epoch may hold fewer.
+        seed: with the epoch's number it decides the order, and there is no end; None keeps the order, once.
+        first: (epoch, step) to begin with.
+
+    Returns:
+        A dataset of (float32 [batch, width], float32 [batch, classes], float32 [batch]).
     """
+    count = features.shape[0] * features.shape[1]
 
-    def __init__(self, features, targets, weights, mean, std, batch_size: int, seed: int | None):
-        super().__init__()
-        self.features, self.targets, self.weights = features, targets, weights
-        self.mean, self.std, self.batch_size, self.seed, self.epoch = mean, std, batch_size, seed, 0
-        self.on_epoch_end()
+    def batches():
+        epoch, step = first
+        while True:
+            order = np.arange(count) if seed is None else np.random.default_rng((seed, epoch)).permutation(count)
+            for start in range(step * batch_size, count, batch_size):
+                views, rows = np.divmod(order[start : start + batch_size], features.shape[1])
+                yield (features[views, rows] - mean) / std, targets[rows], weights[rows]
+            if seed is None:
+                return
+            epoch, step = epoch + 1, 0
 
-    def __len__(self) -> int:
-        return -(-self.features.shape[0] * self.features.shape[1] // self.batch_size)
-
-    def __getitem__(self, step: int):
-        views, rows = np.divmod(
-            self.order[step * self.batch_size : (step + 1) * self.batch_size], self.features.shape[1]
-        )
-        return (self.features[views, rows] - self.mean) / self.std, self.targets[rows], self.weights[rows]
-
-    def on_epoch_end(self) -> None:
-        count = self.features.shape[0] * self.features.shape[1]
-        rng = np.random.default_rng((self.seed or 0, self.epoch))
-        self.order = np.arange(count) if self.seed is None else rng.permutation(count)
-        self.epoch += 1
+    signature = tuple(
+        tf.TensorSpec((None, *shape), tf.float32) for shape in (features.shape[2:], targets.shape[1:], ())
+    )
+    dataset = tf.data.Dataset.from_generator(batches, output_signature=signature)
+    length = tf.data.INFINITE_CARDINALITY if seed is not None else -(-count // batch_size)
+    return dataset.apply(tf.data.experimental.assert_cardinality(length)).prefetch(4)
 
 
 def mean_and_std(features: np.ndarray, chunk: int = 4096) -> tuple[np.ndarray, np.ndarray]:
@@ -146,6 +180,9 @@ def fit_linear_head(
     weight_decay: float = 0.05,
     label_smoothing: float = 0.0,
     seed: int = 0,
+    checkpoint: Path | None = None,
+    save_every: float = 30.0,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> list[dict]:
     """Train a linear softmax head on stored features and put it onto the whole model's head.
 
@@ -165,6 +202,9 @@ def fit_linear_head(
         weight_decay: decoupled, times the learning rate.
         label_smoothing: share of the target spread over all classes.
         seed: decides the order; the initial weights are zero, since one layer has no symmetry to break.
+        checkpoint: file that a killed run continues from; None for none.
+        save_every: seconds between saves.
+        callbacks: more Keras callbacks.
 
     Returns:
         History rows, as `training.fit_stage` gives them.
@@ -173,8 +213,8 @@ def fit_linear_head(
     batch_size = int(np.clip(rows // 20, 16, 256))  # few pictures still make 20 steps a pass
     mean, std = mean_and_std(train)
     weights = np.ones(len(train_targets), "float32") if sample_weights is None else sample_weights
-    batches = FeatureBatches(train, train_targets, weights, mean, std, batch_size, seed)
-    held_out = FeatureBatches(val[None], val_targets, np.ones(len(val), "float32"), mean, std, 1024, None)
+    steps = -(-rows // batch_size)
+    held_out = feature_batches(val[None], val_targets, np.ones(len(val), "float32"), mean, std, 1024, None)
     inputs = keras.Input((train.shape[2],))
     small = keras.layers.Dense(
         head.units, activation="softmax", dtype="float32", kernel_initializer="zeros", name="linear_head"
@@ -182,20 +222,38 @@ def fit_linear_head(
     model = keras.Model(inputs, small(inputs))
     history = fit_stage(
         model,
-        batches,
+        lambda *first: feature_batches(train, train_targets, weights, mean, std, batch_size, seed, first),
         stage="head",
         epochs=epochs,
-        steps=len(batches),
+        steps=steps,
         validation=held_out,
         optimizer=DiscriminativeAdamW(
-            learning_rate=warmup_cosine(learning_rate, epochs * len(batches)), weight_decay=weight_decay
+            learning_rate=warmup_cosine(learning_rate, epochs * steps), weight_decay=weight_decay
         ),
         loss=keras.losses.CategoricalCrossentropy(label_smoothing=label_smoothing),
         select_by="cross_entropy",
         patience=patience,
         every=10,
+        checkpoint=checkpoint,
+        save_every=save_every,
+        callbacks=callbacks,
     )
     kernel, bias = (weight.astype("float64") for weight in small.get_weights())
     kernel = kernel / std[:, None]
     head.set_weights([kernel, bias - mean @ kernel])
     return history
+
+
+def predict_head(head: keras.layers.Dense, features: np.ndarray, chunk: int = 4096) -> np.ndarray:
+    """Return what a head says of stored features, read in pieces.
+
+    Args:
+        head: [width] -> [classes].
+        features: float32 [n, width].
+        chunk: rows read at once.
+
+    Returns:
+        float32 [n, classes].
+    """
+    starts = range(0, len(features), chunk)
+    return np.concatenate([keras.ops.convert_to_numpy(head(np.asarray(features[at : at + chunk]))) for at in starts])

@@ -41,7 +41,7 @@ BASELINES = {"frozen": "Frozen source, linear head", "scratch": "From scratch", 
 def write_report(
     out: Path, *, title: str, metrics: dict, config: dict, history: list[dict], class_names: Sequence[str],
     labels: np.ndarray, probabilities: np.ndarray, image_paths: Sequence[str], per_class: list[dict],
-    skipped: Sequence[tuple[str, str]], sentences: Sequence[str],
+    skipped: Sequence[tuple[str, str]], sentences: Sequence[str], explanation=None,
 ) -> Path:  # fmt: skip
     """Write OUT/report.html, one file that needs nothing else to be read.
 
@@ -58,6 +58,7 @@ def write_report(
         per_class: rows of "class", "precision", "recall", "f1", "support".
         skipped: (path, reason) of every file that could not be used.
         sentences: findings in plain words, shown near the top.
+        explanation: an `explaining.Explanation`; None leaves its chapters out.
 
     Returns:
         The path of the report.
@@ -96,6 +97,7 @@ def write_report(
         "mistake_count": int((predicted != labels).sum()),
         "test_count": len(labels),
         "skipped": skipped,
+        "explained": _explained(explanation) if explanation else None,
     }
     return _render(Path(out) / "report.html", context)
 
@@ -221,6 +223,55 @@ def _mistakes(labels, predicted, confidence, image_paths) -> list[dict]:
     return found
 
 
+def _explained(explanation) -> dict:
+    """Turn an Explanation into what the template shows."""
+    near, suspects = explanation.near_duplicates, explanation.suspects
+    return {
+        "reliability": _reliability_plot(explanation.reliability),
+        "looks": [
+            {**look, "picture": _overlay(look["pixels"], look["heat"]), "name": Path(look["path"]).name}
+            for look in explanation.looks
+        ],
+        "near": [
+            {**pair, "picture": _thumbnail(pair["path"]), "other_picture": _thumbnail(pair["other_path"]),
+             "name": Path(pair["path"]).name, "other_name": Path(pair["other_path"]).name}
+            for pair in near[:MAX_MISTAKES]
+        ],
+        "near_count": len(near),
+        "suspects": [
+            {**one, "picture": _thumbnail(one["path"]), "name": Path(one["path"]).name}
+            for one in suspects[:MAX_MISTAKES]
+        ],
+        "suspect_count": len(suspects),
+    }  # fmt: skip
+
+
+def _reliability_plot(rows: list[dict]) -> str:
+    """Draw accuracy over confidence, and below it how many answers each range holds."""
+    figure = Figure(figsize=(5.6, 4.4), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    upper.plot([0, 1], [0, 1], color="#8a8f98", linestyle=":", label="means what it says")
+    means = [row["confidence"] for row in rows]
+    upper.plot(means, [row["accuracy"] for row in rows], marker="o", color="#2563a8", label="this model")
+    upper.set(ylabel="share of right answers", ylim=(0, 1.03), xlim=(0, 1.01))
+    upper.legend(frameon=False, fontsize=8)
+    widths = [row["high"] - row["low"] for row in rows]
+    lower.bar([row["low"] for row in rows], [row["count"] for row in rows], widths, align="edge", color="#9db7d5")
+    lower.set(xlabel="probability of the answer", ylabel="answers")
+    for axes in (upper, lower):
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    return _png(figure)
+
+
+def _overlay(pixels: np.ndarray, heat: np.ndarray) -> str:
+    """Return a picture with the heat map over it: what spoke for the answer keeps its colour and glows."""
+    strength = heat[..., None]
+    glow = np.stack([np.full_like(heat, 255), 200 * (1 - heat), np.zeros_like(heat)], axis=-1)
+    mixed = pixels * (0.45 + 0.55 * strength) * (1 - 0.4 * strength) + glow * 0.4 * strength
+    return _jpeg(Image.fromarray(np.clip(mixed, 0, 255).astype("uint8")))
+
+
 def _thumbnail(path: str) -> str | None:
     try:
         with Image.open(path) as image:
@@ -229,8 +280,12 @@ def _thumbnail(path: str) -> str | None:
             small = image.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None
+    return _jpeg(small)
+
+
+def _jpeg(image: Image.Image) -> str:
     buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=80)
+    image.save(buffer, "JPEG", quality=80)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 

@@ -11,6 +11,7 @@ import os
 import platform
 import resource
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,8 +32,12 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> Path:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    write(partial)
-    os.replace(partial, path)
+    try:
+        write(partial)
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)  # on a full disk every byte counts
+        raise
     return path
 
 
@@ -67,25 +72,106 @@ def peak_memory_mb() -> float:
     return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
 
 
-def start(out: Path, config) -> None:
-    """Make the run folder and write config.json: the settings, and the command line that repeats them.
+def start(config):
+    """Make the run folder and write config.json, or make ready to go on with a run that was stopped.
 
     Args:
-        out: the run folder.
-        config: the recipe's frozen dataclass.
+        config: the recipe's frozen dataclass, with `out` and `resume`.
+
+    Returns:
+        The settings to run with, as `settle` gives them.
 
     Raises:
-        UserError: the folder holds a finished run, or cannot be written.
+        UserError: as `settle`; or the folder cannot be written.
     """
+    settled = settle(config)
+    out = Path(settled.out)
+    try:
+        if config.resume is None:
+            out.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(out / "checkpoints", ignore_errors=True)  # of a run that ended before it had learned anything
+            write_json(out / "config.json", dataclasses.asdict(settled))
+        else:  # an export without metrics.json was never proved: nobody may have relied on it
+            shutil.rmtree(out / "serving", ignore_errors=True)
+        (out / "checkpoints").mkdir(exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {str(out)!r} cannot be written: {error.strerror}. Name another folder.") from error
+    return settled
+
+
+def settle(config):
+    """Return the settings to run with: the config itself, or with `resume` those of the run that was stopped.
+
+    Raises:
+        UserError: the folder holds a finished run, or one to go on with; there is nothing to resume.
+    """
+    if config.resume is not None:
+        return settings_to_resume(config)
+    out = Path(config.out)
     if (out / "metrics.json").exists():
         raise UserError(
             f"--out {str(out)!r} holds a finished run. Name another folder, or remove it first: rm -r {out}"
         )
+    if [*out.glob("checkpoints/*.npz"), *out.glob("features/*.npy")]:
+        raise UserError(
+            f"--out {str(out)!r} holds a run that was stopped. Go on with it: --resume {out} (without other flags); or "
+            f"name another folder, or remove it first: rm -r {out}"
+        )
+    return config
+
+
+def settings_to_resume(config):
+    """Return the settings of the stopped run in the folder `config.resume`.
+
+    Raises:
+        UserError: there is no such run, it is finished, or other settings were given too.
+    """
+    out, kind = Path(config.resume), type(config)
+    others = [
+        f"--{field.name.replace('_', '-')}"
+        for field in dataclasses.fields(config)
+        if field.name != "resume" and getattr(config, field.name) != field.default
+    ]
+    if others:
+        raise UserError(f"--resume {out} takes all settings from {out}/config.json. Leave out {', '.join(others)}.")
+    if (out / "metrics.json").exists():
+        raise UserError(
+            f"--resume {str(out)!r}: this run is finished; there is nothing to go on with. See {out}/report.html"
+        )
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(out / "config.json", dataclasses.asdict(config))
+        settings = json.loads((out / "config.json").read_text("utf-8"))
+        settings = {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
+        return kind(**settings | {"out": str(out), "resume": str(out)})
     except OSError as error:
-        raise UserError(f"--out {str(out)!r} cannot be written: {error.strerror}. Name another folder.") from error
+        raise UserError(
+            f"--resume {str(out)!r} holds no run that was stopped ({error.strerror}: config.json). Give the --out of "
+            f"one."
+        ) from error
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"--resume {str(out)!r}: its config.json is not of this recipe or this version: {error}. Start over in "
+            f"another --out."
+        ) from error
+
+
+def remember_inputs(out: Path, fingerprint: str) -> None:
+    """Refuse to go on with a run whose pictures, or other inputs, have changed since it was started.
+
+    Args:
+        out: the run folder.
+        fingerprint: a hash of everything that the run reads.
+
+    Raises:
+        UserError: it is not the one that the run began with.
+    """
+    path = out / "checkpoints" / "inputs.json"
+    if not path.exists():
+        write_json(path, {"fingerprint": fingerprint})
+    elif json.loads(path.read_text("utf-8"))["fingerprint"] != fingerprint:
+        raise UserError(
+            f"--resume {str(out)!r}: the data or the source changed since this run was started, so it cannot end as it "
+            f"would have. Put them back, or start over in another --out."
+        )
 
 
 def command(recipe: str, config) -> str:
@@ -93,7 +179,7 @@ def command(recipe: str, config) -> str:
     parts = ["python -m recipes run", recipe]
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if value == field.default or field.name == "out":
+        if value == field.default or field.name in ("out", "resume"):
             continue
         flag = field.name.replace("_", "-")
         if isinstance(value, bool):
@@ -105,21 +191,32 @@ def command(recipe: str, config) -> str:
 
 
 def finish(out: Path, metrics: Mapping, history: Sequence[Mapping]) -> None:
-    """Write history.csv and, last of the numbers, metrics.json, which marks the run as finished."""
+    """Write history.csv and, last of the numbers, metrics.json, which marks the run as finished.
+
+    What only `--resume` needed is removed then: checkpoints and stored features may be larger than the model.
+    """
     write_history(out / "history.csv", history)
     write_json(out / "metrics.json", metrics)
+    for folder in ("checkpoints", "features"):
+        shutil.rmtree(out / folder, ignore_errors=True)
 
 
 class Stopwatch:
-    """Seconds spent in each named part of a run.
+    """Seconds spent in each named part of a run, those before `--resume` included.
 
     with stopwatch("features"):
         ...
+
+    Args:
+        path: where the seconds are kept for a run that goes on later; None keeps them nowhere.
     """
 
-    def __init__(self):
-        self.started = time.monotonic()
+    def __init__(self, path: Path | None = None):
+        self.started, self.path = time.monotonic(), path
         self.seconds: dict[str, float] = {}
+        if path and path.exists():
+            self.seconds = json.loads(path.read_text("utf-8"))
+            self.started -= self.seconds.pop("total")
 
     @contextlib.contextmanager
     def __call__(self, name: str) -> Iterator[None]:
@@ -128,6 +225,8 @@ class Stopwatch:
             yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - began
+            if self.path:
+                write_json(self.path, self.report())
 
     def report(self) -> dict[str, float]:
         """Return the seconds so far, with their total since the start."""

@@ -189,7 +189,8 @@ def parse_list(flag: str, text: str, allowed: tuple[str, ...], alone: tuple[str,
         if word not in allowed:
             raise UserError(
                 f"{flag} has an unknown word. Allowed: {', '.join(allowed)}"
-                f"{', or alone: ' + ', '.join(alone) if alone else ''}. Received: {text!r}.{did_you_mean(word, allowed)}"
+                f"{', or alone: ' + ', '.join(alone) if alone else ''}. Received: {text!r}."
+                f"{did_you_mean(word, allowed)}"
             )
     return words
 

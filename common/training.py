@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import keras
 import numpy as np
 import tensorflow as tf
+
+from common.checkpoints import fit_with_checkpoints
 
 
 class ProgressLine:
@@ -102,7 +105,7 @@ def warmup_cosine(peak: float, steps: int, warmup_share: float = 0.1) -> keras.o
 
 
 class KeepBest(keras.callbacks.Callback):
-    """Keep the weights of the best epoch on validation; stop when it stalls.
+    """Remember the weights of the best epoch on validation; stop when it stalls.
 
     Args:
         select_by: `accuracy` (ties: lower cross-entropy), or `cross_entropy`, which tells epochs apart even
@@ -116,20 +119,18 @@ class KeepBest(keras.callbacks.Callback):
         super().__init__()
         self.select_by, self.patience, self.best_epoch = select_by, patience, 0
         self.best = (-np.inf, -np.inf) if start is None else self._rank(start)
-        self._weights: list[np.ndarray] | None = None
+        self.weights: list[np.ndarray] | None = None
 
     def on_train_begin(self, logs=None):
-        self._weights = self.model.get_weights()
+        if self.weights is None:
+            self.weights = self.model.get_weights()
 
     def on_epoch_end(self, epoch, logs=None):
         rank = self._rank(logs)
         if rank > self.best:
-            self.best, self.best_epoch, self._weights = rank, epoch + 1, self.model.get_weights()
+            self.best, self.best_epoch, self.weights = rank, epoch + 1, self.model.get_weights()
         elif self.patience is not None and epoch + 1 - self.best_epoch >= self.patience:
             self.model.stop_training = True
-
-    def on_train_end(self, logs=None):
-        self.model.set_weights(self._weights)
 
     def _rank(self, logs: dict[str, float]) -> tuple[float, float]:
         accuracy = round(float(logs["val_accuracy"]), 6) if self.select_by == "accuracy" else 0.0
@@ -152,15 +153,19 @@ class EpochLines(keras.callbacks.Callback):
         self.rows: list[dict] = []
 
     def on_train_begin(self, logs=None):
-        self.progress = ProgressLine(self.stage, self.epochs * self.steps)
+        # A resumed stage estimates the time left from what this process did.
+        self.first_epoch = len(self.rows)
+        self.progress = ProgressLine(self.stage, (self.epochs - self.first_epoch) * self.steps)
 
     def on_train_batch_end(self, batch, logs=None):
-        self.progress.update(len(self.rows) * self.steps + batch + 1, f" steps, loss {logs['loss']:.3f}")
+        done = (len(self.rows) - self.first_epoch) * self.steps + batch + 1
+        self.progress.update(done, f" steps, loss {logs['loss']:.3f}")
 
     def on_epoch_end(self, epoch, logs=None):
         self.rows.append({"stage": self.stage, "epoch": epoch + 1, **{k: float(v) for k, v in logs.items()}})
         if (epoch + 1) % self.every == 0:
-            left = (time.monotonic() - self.progress.started) / (epoch + 1) * (self.epochs - epoch - 1)
+            seconds = (time.monotonic() - self.progress.started) / (epoch + 1 - self.first_epoch)
+            left = seconds * (self.epochs - epoch - 1)
             start = "\r\033[K" if sys.stdout.isatty() else ""
             scores = ", ".join(f"{k} {logs[k]:.4f}" for k in ("loss", "val_loss", "val_accuracy") if k in logs)
             text = f"{start}  {self.stage} {epoch + 1}/{self.epochs}: {scores}, {format_seconds(left)} left"
@@ -169,7 +174,7 @@ class EpochLines(keras.callbacks.Callback):
 
 def fit_stage(
     model: keras.Model,
-    batches,
+    batches_from: Callable[[int, int], object],
     *,
     stage: str,
     epochs: int,
@@ -181,12 +186,15 @@ def fit_stage(
     patience: int | None = None,
     start_counts: bool = False,
     every: int = 1,
+    checkpoint: Path | None = None,
+    save_every: float = 30.0,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> list[dict]:
     """Train a classifier for one stage and leave it with its best weights on validation.
 
     Args:
         model: gives probabilities [batch, classes]; compiled here, so that what is frozen is frozen.
-        batches: what `fit` takes; an endless dataset or a PyDataset.
+        batches_from: gives what `fit` takes, from (epoch, step) on; the same ones, whenever it is asked.
         stage: name for the progress lines and the history.
         epochs: at most this many.
         steps: batches in an epoch.
@@ -197,6 +205,9 @@ def fit_stage(
         patience: epochs without improvement before stopping.
         start_counts: whether the model as given competes too.
         every: print each `every`-th epoch.
+        checkpoint: file that a killed run continues from; None for none.
+        save_every: seconds between saves.
+        callbacks: more Keras callbacks.
 
     Returns:
         One row an epoch: stage, epoch, loss, accuracy, val_loss, val_accuracy, val_cross_entropy.
@@ -208,19 +219,19 @@ def fit_stage(
         jit_compile=use_xla(),
     )
     start = None
-    if start_counts:
+    if start_counts and not (checkpoint and checkpoint.exists()):
         start = {f"val_{k}": v for k, v in model.evaluate(validation, verbose=0, return_dict=True).items()}
-    lines = EpochLines(stage, epochs, steps, every)
-    model.fit(
-        batches,
+    return fit_with_checkpoints(
+        model,
+        batches_from,
         epochs=epochs,
-        steps_per_epoch=steps,
-        validation_data=validation,
-        verbose=0,
-        shuffle=False,  # the batches come shuffled, by seed and epoch
-        callbacks=[lines, KeepBest(select_by, patience, start)],
+        lines=EpochLines(stage, epochs, steps, every),
+        keep=KeepBest(select_by, patience, start),
+        validation=validation,
+        checkpoint=checkpoint,
+        save_every=save_every,
+        callbacks=callbacks,
     )
-    return lines.rows
 
 
 def use_xla() -> bool | str:

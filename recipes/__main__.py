@@ -5,6 +5,7 @@ Usage:
     python -m recipes show NAME                 its description, its flags, its measured results
     python -m recipes check NAME [flags]        look at the data before training
     python -m recipes run NAME [flags]          train, evaluate, export and prove
+    python -m recipes run NAME --resume OUT     go on with a run that was stopped
     python -m recipes predict RUN FILE...       classify image files with the export of a run
 """
 
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError, nearest
+from common.runs import settle
 from recipes.discovery import Recipe, config_class, find_recipe, find_recipes
 from recipes.execution import complain, load_recipe, predict
 
@@ -131,8 +133,11 @@ def run_recipe(command: str, recipe: Recipe, arguments: list[str]) -> int:
         prog=f"python -m recipes {command} {recipe.name}",
         description=recipe.docstring().splitlines()[0],
     )
+    resumable = hasattr(config, "resume")
     try:
         validate(config)
+        if command == "run" and resumable:
+            folder = settle(config).out  # what cannot start is refused before the seconds of importing TensorFlow
     except (ValueError, OSError) as problem:
         raise UserError(str(problem)) from problem
 
@@ -142,7 +147,12 @@ def run_recipe(command: str, recipe: Recipe, arguments: list[str]) -> int:
     if command == "check":
         module.check(config)
         return 0
-    metrics = module.main(config)
+    try:
+        metrics = module.main(config)
+    except KeyboardInterrupt:
+        how = f" Go on with it: python -m recipes run {recipe.name} --resume {folder}" if resumable else ""
+        print(f"\ninterrupted.{how}", file=sys.stderr)
+        return 130
     proof = metrics.get("proof") or {}
     if not proof.get("passed", True):
         complain(f"the proof failed: the export in {config.out} does not answer as evaluated. Do not serve it.")

@@ -51,8 +51,8 @@ class Config:
     kind: Kind = "apple"
     """Which fruit counts as right."""
 
-    resume: bool = False
-    """Go on from the last checkpoint."""
+    ripe: bool = False
+    """Only ripe ones."""
 
     def __post_init__(self) -> None:
         if not is_allowed(self.epochs):
@@ -132,7 +132,7 @@ def test_show_prints_docstring_flags_and_results_without_importing(heavy: Path, 
         "--epochs",
         "How often each fruit is looked at.",
         "Which fruit counts as right.",
-        "--resume",
+        "--ripe",
     ):
         assert text in output
     assert "run fruit_sorting --epochs 3" in output
@@ -183,8 +183,8 @@ def test_wrong_flag_and_bad_value_are_told_before_the_recipe_is_imported(
 
 
 def test_run_gives_the_recipe_its_own_config(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    root = light(tmp_path, "print(type(config) is Config, config.epochs, config.resume); return {}")
-    assert exit_code(["run", "fruit_sorting", "--epochs", "7", "--resume"], root) == 0
+    root = light(tmp_path, "print(type(config) is Config, config.epochs, config.ripe); return {}")
+    assert exit_code(["run", "fruit_sorting", "--epochs", "7", "--ripe"], root) == 0
     assert capsys.readouterr().out == "True 7 True\n"
 
 

@@ -13,7 +13,7 @@ from sklearn.preprocessing import StandardScaler
 
 from common import features
 from common.data.images import image_batches
-from common.features import FeatureBatches, extract_features, fit_linear_head, mean_and_std
+from common.features import extract_features, feature_batches, fit_linear_head, mean_and_std
 from common.sources import Source
 from common.training import balanced_class_weights
 
@@ -190,46 +190,25 @@ def test_small_features_are_no_constants():
     np.testing.assert_allclose(mean_and_std(values)[1], values[0].std(axis=0), rtol=1e-3)
 
 
-def test_batches_hold_every_row_of_every_view_once():
+def test_batches_hold_every_row_of_every_view_once_an_epoch():
     count, views = 7, 3
     rows = np.arange(views * count, dtype="float32").reshape(views, count, 1)
     targets, weights = np.arange(count, dtype="float32")[:, None], np.arange(count, dtype="float32") * 10
-    batches = FeatureBatches(rows, targets, weights, np.float32(1), np.float32(2), 4, seed=0)
-    assert len(batches) == 6
-    orders = []
+    batches = feature_batches(rows, targets, weights, np.float32(1), np.float32(2), 4, seed=0)
+    stream, orders = batches.as_numpy_iterator(), []
     for _ in range(3):
-        x, y, w = (np.concatenate(parts) for parts in zip(*(batches[i] for i in range(len(batches))), strict=True))
+        x, y, w = (np.concatenate(parts) for parts in zip(*(next(stream) for _ in range(6)), strict=True))
         row = x[:, 0] * 2 + 1
         assert sorted(row) == list(range(21))
         np.testing.assert_array_equal(y[:, 0], row % count)
         np.testing.assert_array_equal(w, row % count * 10)
         orders.append(tuple(row))
-        batches.on_epoch_end()
     assert len({*orders, tuple(range(21))}) == 4
-    in_order = FeatureBatches(rows, targets, weights, 0, 1, 21, seed=None)
-    np.testing.assert_array_equal(in_order[0][0][:, 0], np.arange(21))
-
-
-def test_keras_fit_takes_every_row_once_an_epoch():
-    # Keras may prepare an iterator before it says that the epoch has ended; the order must not change under it.
-    taken: list[list[int]] = [[]]
-
-    class Watched(FeatureBatches):
-        def __getitem__(self, step):
-            batch = super().__getitem__(step)
-            taken[-1] += batch[0][:, 0].astype(int).tolist()
-            return batch
-
-    rows = np.arange(50, dtype="float32").reshape(1, 50, 1)
-    batches = Watched(rows, np.ones((50, 1), "float32"), np.ones(50, "float32"), 0, 1, 8, seed=0)
-    model = keras.Sequential([keras.layers.Dense(1)])
-    model.compile("sgd", "mse")
-    mark = keras.callbacks.LambdaCallback(
-        on_epoch_begin=lambda epoch, logs: taken.append([]) if epoch else taken.__setitem__(0, []),
-    )
-    model.fit(batches, epochs=4, steps_per_epoch=len(batches), shuffle=False, verbose=0, callbacks=[mark])
-    assert [sorted(epoch) for epoch in taken] == [list(range(50))] * 4
-    assert len(set(map(tuple, taken))) == 4
+    later = feature_batches(rows, targets, weights, 1, 2, 4, seed=0, first=(2, 1))
+    assert next(later.as_numpy_iterator())[0][:, 0].tolist() == [(row - 1) / 2 for row in orders[2][4:8]]
+    in_order = list(feature_batches(rows, targets, weights, 0, 1, 20, seed=None).as_numpy_iterator())
+    assert [len(batch[0]) for batch in in_order] == [20, 1]
+    np.testing.assert_array_equal(np.concatenate([batch[0] for batch in in_order])[:, 0], np.arange(21))
 
 
 # --- the head ---------------------------------------------------------------------------------------------

@@ -334,16 +334,18 @@ def test_each_epoch_holds_every_picture_once_in_its_own_order(tmp_path):
     assert order(take(paths, 3 * steps, seed=1)) != order(batches)
 
 
-def test_a_run_continues_at_any_epoch_bit_by_bit(tmp_path):
+def test_a_run_continues_at_any_step_bit_by_bit(tmp_path):
     paths = [tmp_path / f"{number}.png" for number in range(7)]
     for number, path in enumerate(paths):
         Image.fromarray(np.roll(noise(12, 12, 3), number, axis=1)).save(path)
     options = {"augment": AUGMENTATIONS, "batch_size": 3, "seed": 5}
     whole = take(paths, 9, **options)
-    tail = take(paths, 3, first_epoch=2, **options)
-    for (images, indices), (later_images, later_indices) in zip(whole[6:], tail, strict=True):
-        np.testing.assert_array_equal(indices, later_indices)
-        np.testing.assert_array_equal(images, later_images)
+    for first in ((2, 0), (1, 2), (0, 1)):
+        start = first[0] * 3 + first[1]
+        tail = take(paths, 9 - start, first=first, **options)
+        for (images, indices), (later_images, later_indices) in zip(whole[start:], tail, strict=True):
+            np.testing.assert_array_equal(indices, later_indices)
+            np.testing.assert_array_equal(images, later_images)
     # The same picture looks different in each epoch.
     views = [images[list(indices).index(0)] for images, indices in whole if 0 in indices]
     assert len(views) == 3 and not any(np.array_equal(views[0], view) for view in views[1:])

@@ -68,7 +68,13 @@ class Arrays(keras.utils.PyDataset):
 
 def stage(model: keras.Model, rate: float, **arguments) -> list[dict]:
     return training.fit_stage(
-        model, Arrays(), stage="test", steps=1, validation=Arrays(), optimizer=keras.optimizers.SGD(rate), **arguments
+        model,
+        lambda epoch, step: Arrays(),
+        stage="test",
+        steps=1,
+        validation=Arrays(),
+        optimizer=keras.optimizers.SGD(rate),
+        **arguments,
     )
 
 

@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from common.data import splits
 from common.data.image_rows import Row, csv_rows, demo_rows, folder_rows, tfds_rows
+from common.data.images import THUMBNAIL_SIDE, thumbnail
 from common.errors import UserError
 from common.specs import parse_data
 
@@ -32,10 +33,12 @@ class Examples:
     Attributes:
         paths: file of each picture, str [n].
         labels: class number of each picture, int64 [n].
+        thumbnails: a tiny grey copy of each picture, uint8 [n, pixels].
     """
 
     paths: np.ndarray
     labels: np.ndarray
+    thumbnails: np.ndarray
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -121,13 +124,13 @@ def load_image_set(
 def _checked(data: str, rows: list[Row], limit: int | None, strict: bool, val_share: float) -> ImageSet:
     """Leave out unreadable files and copies, split, and refuse a set that cannot work."""
     asked_for = {row.label for row in rows if row.label}
-    hashes, reasons = _read_all(rows)
+    hashes, thumbnails, reasons = _read_all(rows)
     skipped = [(_printable(row.path), reason) for row, reason in zip(rows, reasons, strict=True) if reason]
     first = f"{skipped[0][0]}: {skipped[0][1]}" if skipped else ""
     if strict and skipped:
         raise UserError(f"--strict: {len(skipped)} file(s) cannot be used; the first is {first}")
     kept = [index for index, reason in enumerate(reasons) if not reason]
-    rows, hashes = [rows[i] for i in kept], [hashes[i] for i in kept]
+    rows, hashes, thumbnails = [rows[i] for i in kept], [hashes[i] for i in kept], thumbnails[kept]
     class_names = tuple(sorted({row.label for row in rows}))
     if len(class_names) < 2:
         raise UserError(
@@ -156,7 +159,9 @@ def _checked(data: str, rows: list[Row], limit: int | None, strict: bool, val_sh
             )
         if limit:
             indices = indices[splits.limit_per_class(labels[indices], limit)]
-        chosen[part] = Examples(np.array([rows[i].path for i in indices], dtype=str), labels[indices])
+        chosen[part] = Examples(
+            np.array([rows[i].path for i in indices], dtype=str), labels[indices], thumbnails[indices]
+        )
     trained = set(chosen["train"].labels.tolist())
     if missing := [name for number, name in enumerate(class_names) if number not in trained]:
         advice = f" --limit {limit} may be too small for {len(class_names)} classes." if limit else ""
@@ -221,47 +226,58 @@ def _assign_parts(data: str, rows: list[Row], hashes: list[str], labels: np.ndar
 # --- reading -------------------------------------------------------------------------------------------
 
 
-def _read_all(rows: Sequence[Row]) -> tuple[list[str], list[str]]:
+def _read_all(rows: Sequence[Row]) -> tuple[list[str], np.ndarray, list[str]]:
     """Hash and decode every file once, so that a bad one is known before training.
 
     Returns:
-        (content hash of each file, reason why it cannot be used or "").
+        (content hash of each file, its thumbnail, the reason why it cannot be used or "").
     """
     hashes, reasons, shown = [], [], 0.0
+    thumbnails = np.zeros((len(rows), THUMBNAIL_SIDE**2), "uint8")
     # Threads: reading and decoding let go of the GIL. A futures executor would hold 2 kB for each file.
     with ThreadPool(max(2, os.cpu_count() or 2)) as pool:
-        for done, (content, reason) in enumerate(pool.imap(_read_one, rows, chunksize=16), start=1):
+        for done, (content, small, reason) in enumerate(pool.imap(_read_one, rows, chunksize=16), start=1):
             hashes.append(content)
             reasons.append(reason)
+            thumbnails[done - 1] = small
             if sys.stderr.isatty() and time.monotonic() - shown > 0.2:
                 print(f"\r  checking pictures: {done:,} of {len(rows):,}", end="", file=sys.stderr, flush=True)
                 shown = time.monotonic()
     if shown:
         print("\r\033[K", end="", file=sys.stderr, flush=True)
-    return hashes, reasons
+    return hashes, thumbnails, reasons
 
 
-def _read_one(row: Row) -> tuple[str, str]:
+def _read_one(row: Row) -> tuple[str, np.ndarray | int, str]:
+    """Return the hash of a file's content, its thumbnail, and the reason why it cannot be used or ""."""
+    encoded, reason = _read_bytes(row)
+    if reason:
+        return "", 0, reason
+    try:
+        image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
+    except tf.errors.OpError as error:
+        reason = f"cannot be decoded ({_first_line(error.message)}). Allowed: {_READABLE}; convert it to JPEG or PNG"
+        return "", 0, reason
+    return hashlib.sha256(encoded).hexdigest(), thumbnail(image), ""
+
+
+def _read_bytes(row: Row) -> tuple[bytes, str]:
     if not row.label:
-        return "", "has no label (it stands in no class folder, or its cell in the table is empty)"
+        return b"", "has no label (it stands in no class folder, or its cell in the table is empty)"
     if os.path.isdir(row.path):
-        return "", "is a folder, not a picture"
+        return b"", "is a folder, not a picture"
     try:
         row.path.encode()
         encoded = Path(row.path).read_bytes()
     except UnicodeEncodeError:
-        return "", "has a name that is not UTF-8; rename it"
+        return b"", "has a name that is not UTF-8; rename it"
     except (OSError, ValueError) as error:
-        return "", f"cannot be read: {getattr(error, 'strerror', None) or error}"
+        return b"", f"cannot be read: {getattr(error, 'strerror', None) or error}"
     if not encoded:
-        return "", "is empty (0 bytes)"
+        return b"", "is empty (0 bytes)"
     if encoded.startswith(b"BM") and _has_coloured_palette(encoded):
-        return "", "is a BMP with a palette, whose colours the decoder does not read; convert it to PNG"
-    try:
-        tf.io.decode_image(encoded, channels=3, expand_animations=False)
-    except tf.errors.OpError as error:
-        return "", f"cannot be decoded ({_first_line(error.message)}). Allowed: {_READABLE}; convert it to JPEG or PNG"
-    return hashlib.sha256(encoded).hexdigest(), ""
+        return b"", "is a BMP with a palette, whose colours the decoder does not read; convert it to PNG"
+    return encoded, ""
 
 
 def _has_coloured_palette(bmp: bytes) -> bool:

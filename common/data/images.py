@@ -68,6 +68,22 @@ def decode_images(encoded: tf.Tensor, size: tuple[int, int], resize: str = "crop
     return tf.map_fn(lambda one: decode_image(one, size, resize), encoded, fn_output_signature=spec)
 
 
+THUMBNAIL_SIDE = 16
+
+
+def thumbnail(image: tf.Tensor) -> np.ndarray:
+    """Return a tiny grey copy that tells near-duplicates.
+
+    Args:
+        image: uint8 [height, width, 3].
+
+    Returns:
+        uint8 [THUMBNAIL_SIDE * THUMBNAIL_SIDE].
+    """
+    small = tf.image.resize(image, (THUMBNAIL_SIDE, THUMBNAIL_SIDE), method="area")
+    return tf.reduce_mean(small, axis=-1).numpy().round().astype("uint8").ravel()
+
+
 def image_batches(
     paths: Sequence[str], size: tuple[int, int], batch_size: int, *, resize: str = "crop"
 ) -> tf.data.Dataset:
@@ -98,7 +114,7 @@ def training_batches(
     seed: int,
     augment: Sequence[str] = (),
     resize: str = "crop",
-    first_epoch: int = 0,
+    first: tuple[int, int] = (0, 0),
 ) -> tf.data.Dataset:
     """Stream shuffled, augmented pictures without end; the order and every random choice follow from the seed.
 
@@ -108,10 +124,10 @@ def training_batches(
             a tuple (labels, sample weights).
         size: (height, width), in pixels.
         batch_size: pictures in a batch; the last batch of an epoch may hold fewer.
-        seed: with the epoch's number it decides order and augmentation, so a run can continue at any epoch.
+        seed: with the epoch's number it decides order and augmentation, so a run can continue at any step.
         augment: names out of AUGMENTATIONS.
         resize: as for `decode_image`.
-        first_epoch: where to begin.
+        first: (epoch, step) to begin with.
 
     Returns:
         A dataset of (float32 [batch, height, width, 3], *targets); an epoch is `steps_per_epoch` batches.
@@ -121,7 +137,8 @@ def training_batches(
 
     def one_epoch(epoch):
         order = tf.random.experimental.stateless_shuffle(tf.range(count, dtype=tf.int64), seed=[seed, epoch])
-        return tf.data.Dataset.from_tensor_slices(order)
+        seen = tf.where(epoch == first[0], tf.constant(first[1] * batch_size, tf.int64), 0)
+        return tf.data.Dataset.from_tensor_slices(order[seen:])
 
     def load(index):
         return decode_image(tf.io.read_file(all_paths[index]), size, resize), index
@@ -132,12 +149,12 @@ def training_batches(
         wanted = targets(indices)
         return (images, *wanted) if isinstance(wanted, tuple) else (images, wanted)
 
-    epochs = tf.data.Dataset.range(first_epoch, tf.int64.max)
+    epochs = tf.data.Dataset.range(first[0], tf.int64.max)
     # Batches are made inside an epoch, so that an epoch is always the same number of steps.
     batches = epochs.flat_map(
         lambda epoch: one_epoch(epoch).map(load, num_parallel_calls=tf.data.AUTOTUNE).batch(batch_size)
     )
-    return batches.enumerate(start=first_epoch * steps).map(finish, num_parallel_calls=2).prefetch(4)
+    return batches.enumerate(start=first[0] * steps + first[1]).map(finish, num_parallel_calls=2).prefetch(4)
 
 
 def steps_per_epoch(count: int, batch_size: int) -> int:

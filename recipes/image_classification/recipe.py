@@ -22,7 +22,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from common import checking, exporting, features, freezing, runs, training
+from common import calibration, checking, explaining, exporting, features, freezing, runs, training
 from common.concluding import conclude
 from common.data.image_sets import ImageSet, load_image_set
 from common.data.images import image_batches, steps_per_epoch, training_batches
@@ -40,6 +40,10 @@ class Config:
     """Pretrained model: bundled:NAME, keras:NAME[@WEIGHTS] or preset:NAME_OR_FOLDER."""
     out: str = "runs/image_classification"
     """Folder for everything this run writes."""
+    resume: str | None = None
+    """Go on with the run that was stopped in this folder, with its settings; no other flag is needed."""
+    save_every: float = 30.0
+    """Seconds between checkpoints: a killed run loses no more than that."""
     unfreeze: str = "all"
     """What fine-tuning trains: frozen (no fine-tuning), last:N (layers), last_block, all, regex:PATTERN."""
     epochs: int | None = None
@@ -74,6 +78,10 @@ class Config:
     """Stop fine-tuning after this many epochs without a better validation result."""
     baselines: str = "frozen"
     """What the result is set beside: frozen (seconds), frozen,scratch (as long as fine-tuning again), or none."""
+    calibrate: bool = False
+    """Divide the logits by the temperature that fits validation best: probabilities then mean what they say."""
+    explain: bool = True
+    """Look for near-duplicates across parts and doubtful labels, and show where the model looked; takes seconds."""
     mixed_precision: bool = False
     """Fine-tune in bfloat16: faster where processor or GPU have it. Evaluation and export stay float32."""
     limit: int | None = None
@@ -93,7 +101,7 @@ class Config:
         check_choice("--batch-norm", self.batch_norm, ("frozen", "train"))
         check_choice("--class-weights", self.class_weights, ("none", "balanced"))
         check_range(self, 1, inf, "head_epochs", "batch_size", "views", "limit", "patience")
-        check_range(self, 0, inf, "epochs", "learning_rate", "weight_decay", "seed")
+        check_range(self, 0, inf, "save_every", "epochs", "learning_rate", "weight_decay", "seed")
         check_range(self, 0, 1, "backbone_factor", "dropout", "label_smoothing")
         check_range(self, 8, 4096, "image_size")
 
@@ -111,22 +119,26 @@ def build_model(source: Source, classes: int, config: Config) -> keras.Model:
     return keras.Model(pixels, probabilities, name="classifier")
 
 
-def extract(source: Source, data: ImageSet, config: Config) -> tuple[np.ndarray, np.ndarray]:
-    """Return what the frozen source says of the training pictures, [views, n, width], and of val, [m, width]."""
-    settings = dict(cache=Path(config.out) / "features", resize=config.resize)
+def extract(source: Source, data: ImageSet, config: Config) -> dict[str, np.ndarray]:
+    """Return what the frozen source says of the pictures of each part, [views, n, width]."""
+    settings = dict(cache=Path(config.out) / "features", resize=config.resize, save_every=config.save_every)
     augment = augmentations(config, data)
-    train = features.extract_features(
-        source, data.train.paths, title="features of train", seed=config.seed,
-        views=config.views if augment else 1, augment=augment, **settings,
-    )  # fmt: skip
-    return train, features.extract_features(source, data.val.paths, title="features of val", **settings)[0]
+    looks = {"train": dict(views=config.views if augment else 1, augment=augment, seed=config.seed)}
+    return {
+        part: features.extract_features(
+            source, getattr(data, part).paths, title=f"features of {part}", **settings, **looks.get(part, {})
+        )
+        for part in ("train", "val", "test")
+    }
 
 
-def train_head(model: keras.Model, train: np.ndarray, val: np.ndarray, data: ImageSet, config: Config) -> list[dict]:
+def train_head(model: keras.Model, said: dict[str, np.ndarray], data: ImageSet, config: Config) -> list[dict]:
     """Feature extraction: train the linear head on the stored features."""
     return features.fit_linear_head(
-        model.get_layer("head"), train, one_hot(data, data.train.labels), val, one_hot(data, data.val.labels),
+        model.get_layer("head"),
+        said["train"], one_hot(data, data.train.labels), said["val"][0], one_hot(data, data.val.labels),
         sample_weights=sample_weights(data, config), epochs=config.head_epochs, seed=config.seed,
+        checkpoint=checkpoint(config, "head"), save_every=config.save_every,
     )  # fmt: skip
 
 
@@ -154,14 +166,17 @@ def fine_tune(source: Source, model: keras.Model, data: ImageSet, config: Config
     epochs, steps = fine_tuning_epochs(data, config), steps_per_epoch(len(data.train), config.batch_size)
     labels, weights = tf.constant(data.train.labels), tf.constant(sample_weights(data, config))
     classes = len(data.class_names)
-    batches = training_batches(
-        data.train.paths, lambda i: (tf.one_hot(tf.gather(labels, i), classes), tf.gather(weights, i)),
-        source.image_size, config.batch_size,
-        seed=config.seed, augment=augmentations(config, data), resize=config.resize,
-    )  # fmt: skip
+
+    def batches_from(epoch, step):
+        return training_batches(
+            data.train.paths, lambda i: (tf.one_hot(tf.gather(labels, i), classes), tf.gather(weights, i)),
+            source.image_size, config.batch_size,
+            seed=config.seed, augment=augmentations(config, data), resize=config.resize, first=(epoch, step),
+        )  # fmt: skip
+
     val_labels = tf.data.Dataset.from_tensor_slices(data.val.labels).batch(64).map(lambda y: tf.one_hot(y, classes))
     history = training.fit_stage(
-        trained, batches, stage=stage, epochs=epochs, steps=steps,
+        trained, batches_from, stage=stage, epochs=epochs, steps=steps,
         validation=tf.data.Dataset.zip(pictures(source, data.val.paths, config), val_labels),
         optimizer=training.DiscriminativeAdamW(
             learning_rate=training.warmup_cosine(config.learning_rate, epochs * steps),
@@ -170,7 +185,8 @@ def fine_tune(source: Source, model: keras.Model, data: ImageSet, config: Config
             slow_factor=config.backbone_factor,
         ),
         loss=keras.losses.CategoricalCrossentropy(label_smoothing=config.label_smoothing),
-        patience=config.patience, start_counts=not scratch,
+        patience=config.patience, start_counts=not scratch, checkpoint=checkpoint(config, stage),
+        save_every=config.save_every,
     )  # fmt: skip
     if trained is not model:
         training.copy_weights(trained, model)
@@ -184,14 +200,16 @@ def predict(source: Source, model: keras.Model, paths: np.ndarray, config: Confi
 
 def main(config: Config) -> dict:
     """Run the whole story: data -> source -> head -> fine-tuning -> evaluation -> export -> proof -> report."""
-    out, clock = Path(config.out), runs.Stopwatch()
-    runs.start(out, config)
-    keras.utils.set_random_seed(config.seed)
+    config = runs.start(config)
+    out = Path(config.out)
+    clock = runs.Stopwatch(out / "checkpoints" / "seconds.json")
 
     with clock("data"):
         data = load_data(config)
     print(f"{config.data}: {data.counts()}, {len(data.class_names)} classes")
+    keras.utils.set_random_seed(config.seed)
     source = load_source(config.source, config.image_size)
+    runs.remember_inputs(out, data.fingerprint() + source.fingerprint())
     model = build_model(source, len(data.class_names), config)
 
     parameters = {
@@ -199,25 +217,38 @@ def main(config: Config) -> dict:
         "trainable_head": freezing.freeze(model, source.backbone, "frozen").parameters,
     }
     with clock("features"):
-        train, val = extract(source, data, config)
+        said = extract(source, data, config)
     with clock("head"):
-        history = train_head(model, train, val, data, config)
-    said = {"frozen": predict(source, model, data.test.paths, config)}
+        history = train_head(model, said, data, config)
+    baselines = {"frozen": features.predict_head(model.get_layer("head"), said["test"][0])}
     if fine_tuning_epochs(data, config):
         with clock("finetune"):
             rows, parameters["trainable_finetune"] = fine_tune(source, model, data, config)
         history += rows
     with clock("evaluate"):
+        val_probabilities = predict(source, model, data.val.paths, config)
+        temperature = calibration.fit_temperature(data.val.labels, val_probabilities) if config.calibrate else None
+        if temperature:
+            calibration.divide_logits(model.get_layer("head"), temperature)
         probabilities = predict(source, model, data.test.paths, config)
     if "scratch" in config.baselines:
         with clock("baselines"):
+            keras.utils.set_random_seed(config.seed)  # whether or not the run was resumed
             random_source = load_source(config.source, config.image_size, random_weights=True)
             random_model = build_model(random_source, len(data.class_names), config)
             history += fine_tune(random_source, random_model, data, config, stage="scratch")[0]
-            said["scratch"] = predict(random_source, random_model, data.test.paths, config)
+            baselines["scratch"] = predict(random_source, random_model, data.test.paths, config)
+    explanation = None
+    if config.explain:
+        with clock("explain"):
+            explanation = explaining.explain(
+                out, source, model, data, features={part: views[0] for part, views in said.items()},
+                probabilities=probabilities, val_probabilities=val_probabilities,
+                applied_temperature=temperature, resize=config.resize,
+            )  # fmt: skip
 
     with clock("export"):
-        model.save(out / "model.keras")  # to go on training; the SavedModel below is to serve
+        exporting.save_keras_model(model, out / "model.keras")  # to go on training; what follows is to serve
         version = exporting.export_image_classifier(
             model, out / "serving" / "image_classification", data.class_names, resize=config.resize
         )
@@ -228,9 +259,10 @@ def main(config: Config) -> dict:
     spent = {"frozen": seconds["features"] + seconds["head"], "scratch": seconds.get("baselines")}
     return conclude(
         "image_classification", config, data, probabilities=probabilities,
-        baselines={name: (said[name], spent[name]) for name in config.baselines.split(",") if name in said},
+        baselines={name: (baselines[name], spent[name]) for name in config.baselines.split(",") if name in baselines},
         history=history, seconds=seconds, parameters=parameters, proof=proof,
         export=exporting.size_report(version, model), source_card=source.card,
+        explanation=explanation,
     )  # fmt: skip
 
 
@@ -274,6 +306,11 @@ def augmentations(config: Config, data: ImageSet) -> tuple[str, ...]:
     if config.augment == "auto":
         return data.safe_augmentations()
     return () if config.augment == "none" else tuple(config.augment.split(","))
+
+
+def checkpoint(config: Config, stage: str) -> Path:
+    """Return where a stage saves what `--resume` needs."""
+    return Path(config.out) / "checkpoints" / f"{stage}.npz"
 
 
 def fine_tuning_epochs(data: ImageSet, config: Config) -> int:

@@ -24,6 +24,7 @@ import numpy as np
 import tensorflow as tf
 
 from common import checking, exporting, features, runs, training
+from common.checkpoints import fit_with_checkpoints
 from common.concluding import conclude
 from common.data.image_sets import ImageSet, load_image_set
 from common.data.images import image_batches, steps_per_epoch, training_batches
@@ -40,6 +41,10 @@ class Config:
     """Pictures to learn from: demo, folder:PATH, csv:PATH or tfds:NAME."""
     out: str = "runs/pretraining"
     """Folder for everything this run writes; the preset is in OUT/preset."""
+    resume: str | None = None
+    """Go on with the run that was stopped in this folder, with its settings; no other flag is needed."""
+    save_every: float = 30.0
+    """Seconds between checkpoints: a killed run loses no more than that."""
     image_size: int = 64
     """Side of the square input in pixels; smaller is faster."""
     filters: tuple[int, ...] = (64, 128, 256)
@@ -129,7 +134,9 @@ def ask_teacher(config: Config, data: ImageSet) -> Teacher | None:
     if not config.teacher:
         return None
     source = load_source(config.teacher)
-    said = features.extract_features(source, data.train.paths, Path(config.out) / "features", title="teacher")
+    said = features.extract_features(
+        source, data.train.paths, Path(config.out) / "features", title="teacher", save_every=config.save_every
+    )
     return Teacher(said[0], *features.mean_and_std(said))
 
 
@@ -145,7 +152,6 @@ def train(config: Config, data: ImageSet, model: keras.Model, teacher: Teacher |
         return wanted
 
     steps = steps_per_epoch(len(data.train), config.batch_size)
-    batches = shuffled_batches(config, data, targets)
     losses = {"classes": keras.losses.CategoricalCrossentropy(label_smoothing=config.label_smoothing)}
     weights = {"classes": 1.0}
     if teacher:
@@ -167,24 +173,23 @@ def train(config: Config, data: ImageSet, model: keras.Model, teacher: Teacher |
         probabilities = classifier.predict(pictures, verbose=0)
         logs["val_accuracy"] = float(np.mean(probabilities.argmax(axis=1) == data.val.labels))
 
-    lines = training.EpochLines("pretraining", config.epochs, steps)
-    model.fit(
-        batches,
+    return fit_with_checkpoints(
+        model,
+        lambda *first: shuffled_batches(config, data, targets, first),
         epochs=config.epochs,
-        steps_per_epoch=steps,
-        verbose=0,
-        shuffle=False,
-        callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=watch), lines],
+        lines=training.EpochLines("pretraining", config.epochs, steps),
+        callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=watch)],
+        checkpoint=Path(config.out) / "checkpoints" / "pretraining.npz",
+        save_every=config.save_every,
     )
-    return lines.rows
 
 
-def shuffled_batches(config: Config, data: ImageSet, targets) -> tf.data.Dataset:
-    """Stream augmented training pictures with their targets, a function of indices."""
-    size = (config.image_size, config.image_size)
+def shuffled_batches(config: Config, data: ImageSet, targets, first: tuple[int, int] = (0, 0)) -> tf.data.Dataset:
+    """Stream augmented training pictures with their targets, a function of indices, from (epoch, step) on."""
     return training_batches(
-        data.train.paths, targets, size, config.batch_size, seed=config.seed, augment=data.safe_augmentations()
-    )
+        data.train.paths, targets, (config.image_size, config.image_size), config.batch_size,
+        seed=config.seed, augment=data.safe_augmentations(), first=first,
+    )  # fmt: skip
 
 
 def classifier_of(model: keras.Model) -> keras.Model:
@@ -218,14 +223,16 @@ def build_served(preset: Path, model: keras.Model) -> keras.Model:
 
 def main(config: Config) -> dict:
     """Run the whole story: data -> teacher -> training -> preset -> evaluation -> export -> proof."""
-    out, clock = Path(config.out), runs.Stopwatch()
-    runs.start(out, config)
-    keras.utils.set_random_seed(config.seed)
+    config = runs.start(config)
+    out = Path(config.out)
+    clock = runs.Stopwatch(out / "checkpoints" / "seconds.json")
     with clock("data"):
         data = load_data(config)
+    runs.remember_inputs(out, data.fingerprint())
     print(f"{config.data}: {data.counts()}, {len(data.class_names)} classes")
     with clock("features"):
         teacher = ask_teacher(config, data)
+    keras.utils.set_random_seed(config.seed)
     with training.dtype_policy("mixed_bfloat16" if config.mixed_precision else "float32"):
         model, backbone = build_model(config, len(data.class_names), teacher.said.shape[1] if teacher else 0)
     with clock("pretraining"):

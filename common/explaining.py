@@ -1,0 +1,176 @@
+"""What a report says beyond the score: calibration, where the model looked, near-duplicates, suspected labels."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from common import calibration, data_quality, evaluation, gradcam
+from common.data.image_sets import PARTS, ImageSet
+from common.data.images import image_batches
+from common.runs import write_atomically
+from common.sources import Source
+
+LOOKED_AT = 6  # pictures with a heat map among the right answers, and as many among the wrong ones
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What was found out about a finished model and its data.
+
+    Attributes:
+        numbers: for metrics.json: "calibration" and "data_quality".
+        reliability: rows of `calibration.reliability` for the test part.
+        looks: one dict for each heat map: path, true, predicted, probability, pixels [h, w, 3], heat [h, w].
+        near_duplicates: one dict each: part, path, other_part, other_path, similarity, the most alike first.
+        suspects: one dict each: part, path, given, suggested, probability_of_given, the worst first.
+        sentences: findings in plain words.
+    """
+
+    numbers: dict
+    reliability: list[dict]
+    looks: list[dict]
+    near_duplicates: list[dict]
+    suspects: list[dict]
+    sentences: tuple[str, ...]
+
+
+def explain(
+    out: Path, source: Source, model: keras.Model, data: ImageSet, *, features: dict[str, np.ndarray],
+    probabilities: np.ndarray, val_probabilities: np.ndarray, applied_temperature: float | None, resize: str,
+) -> Explanation:  # fmt: skip
+    """Look behind the score of a classifier; also writes near_duplicates.csv and suspected_labels.csv into OUT.
+
+    Args:
+        out: the run folder.
+        source: the model's extractor, with the weights that it has now.
+        model: whose layer `head` maps the features to probabilities.
+        data: the pictures.
+        features: of each part from the frozen source, float32 [n, width].
+        probabilities: of the test part, as exported, float32 [n, classes].
+        val_probabilities: of the validation part, before any temperature, float32 [m, classes].
+        applied_temperature: the one built into the model; None where there is none.
+        resize: how pictures come to the model's size.
+
+    Returns:
+        The Explanation.
+    """
+    parts = [getattr(data, part) for part in PARTS]
+    paths = np.concatenate([part.paths for part in parts])
+    labels = np.concatenate([part.labels for part in parts])
+    part_of = np.repeat(PARTS, [len(part) for part in parts])
+
+    pairs = data_quality.near_duplicates([part.thumbnails for part in parts], [features[part] for part in PARTS])
+    near = [
+        {"part": str(part_of[pair.place]), "path": str(paths[pair.place]), "other_part": str(part_of[pair.other]),
+         "other_path": str(paths[pair.other]), "similarity": round(pair.similarity, 4)}
+        for pair in pairs
+    ]  # fmt: skip
+    suspects = [
+        {"part": str(part_of[one.place]), "path": str(paths[one.place]), "given": data.class_names[labels[one.place]],
+         "suggested": data.class_names[one.suggested], "probability_of_given": round(one.probability_of_given, 4)}
+        for one in data_quality.suspected_labels([features[p] for p in PARTS], labels, len(data.class_names))
+    ]  # fmt: skip
+    write_table(out / "near_duplicates.csv", near, ("part", "path", "other_part", "other_path", "similarity"))
+    write_table(out / "suspected_labels.csv", suspects, ("part", "path", "given", "suggested", "probability_of_given"))
+
+    in_test = np.array([pair.place for pair in pairs if part_of[pair.place] == "test"], int)
+    clean = np.setdiff1d(np.arange(len(data.test)), in_test - len(data.train) - len(data.val))
+    without = evaluation.accuracy(data.test.labels[clean], probabilities[clean]) if len(clean) else None
+    fitted = calibration.fit_temperature(data.val.labels, val_probabilities)
+    raw = probabilities
+    if applied_temperature is not None:
+        raw = calibration.apply_temperature(probabilities, 1 / applied_temperature)
+    numbers = {
+        "calibration": {
+            "temperature": round(fitted, 4),
+            "applied": applied_temperature is not None,
+            "ece_without": calibration.expected_calibration_error(data.test.labels, raw),
+            "ece_with": calibration.expected_calibration_error(
+                data.test.labels, calibration.apply_temperature(raw, fitted)
+            ),
+        },
+        "data_quality": {
+            "near_duplicates": len(near),
+            "near_duplicates_in_test": len(in_test),
+            "accuracy_without_near_duplicates": without,
+            "suspected_labels": len(suspects),
+        },
+    }
+    return Explanation(
+        numbers=numbers,
+        reliability=calibration.reliability(data.test.labels, probabilities),
+        looks=_looks(source, model, data, probabilities, resize),
+        near_duplicates=near,
+        suspects=suspects,
+        sentences=_sentences(numbers, len(paths), probabilities, data.test.labels),
+    )
+
+
+def _looks(source: Source, model: keras.Model, data: ImageSet, probabilities: np.ndarray, resize: str) -> list[dict]:
+    """Return heat maps of the surest wrong answers and of the surest right ones, each class in its turn."""
+    if not gradcam.has_feature_map(source.extractor):
+        return []
+    predicted, surest = probabilities.argmax(axis=1), np.argsort(-probabilities.max(axis=1), kind="stable")
+    right = predicted[surest] == data.test.labels[surest]
+    chosen = [*surest[~right][:LOOKED_AT], *_in_turn(surest[right], predicted)[:LOOKED_AT]]
+    pixels = next(
+        image_batches(data.test.paths[chosen], source.image_size, 2 * LOOKED_AT, resize=resize).as_numpy_iterator()
+    )
+    heat = gradcam.grad_cam(source.extractor, model.get_layer("head"), pixels, predicted[chosen])
+    return [
+        {"path": str(data.test.paths[i]), "true": data.class_names[data.test.labels[i]],
+         "predicted": data.class_names[predicted[i]], "probability": float(probabilities[i].max()),
+         "pixels": pixels[row], "heat": heat[row]}
+        for row, i in enumerate(chosen)
+    ]  # fmt: skip
+
+
+def _in_turn(places: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """Reorder places so that each class gives one before any gives its second."""
+    seen: dict[int, int] = {}
+    turn = []
+    for place in places:
+        turn.append(seen.setdefault(int(classes[place]), 0))
+        seen[int(classes[place])] += 1
+    return places[np.argsort(turn, kind="stable")]
+
+
+def _sentences(numbers: dict, pictures: int, probabilities: np.ndarray, labels: np.ndarray) -> tuple[str, ...]:
+    quality, found = numbers["data_quality"], []
+    if count := quality["near_duplicates_in_test"]:
+        without = quality["accuracy_without_near_duplicates"]
+        score = "no test picture is left without them" if without is None else f"without them accuracy is {without:.3f}"
+        found.append(
+            f"{count} of {len(labels)} test pictures have a near-duplicate in another part, so the model may have seen "
+            f"them: {score}, with them {evaluation.accuracy(labels, probabilities):.3f}. See near_duplicates.csv."
+        )
+    if count := quality["suspected_labels"]:
+        found.append(
+            f"{count} of {pictures} labels are contradicted by the other pictures; the worst are shown below. "
+            "See suspected_labels.csv."
+        )
+    calibrated = numbers["calibration"]
+    if not calibrated["applied"] and calibrated["ece_without"] - calibrated["ece_with"] > 0.02:
+        found.append(
+            f"The probabilities are off by {100 * calibrated['ece_without']:.1f} points on average; --calibrate would "
+            f"make that {100 * calibrated['ece_with']:.1f}."
+        )
+    return tuple(found)
+
+
+def write_table(path: Path, rows: Sequence[dict], columns: Sequence[str]) -> Path:
+    """Write rows as a csv file, with its heading even where there is no row."""
+
+    def write(partial: Path) -> None:
+        with open(partial, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(rows)
+
+    return write_atomically(path, write)
