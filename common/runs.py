@@ -47,6 +47,15 @@ def write_json(path: Path, content: Mapping) -> Path:
     return write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
+def flatten(content: Mapping, prefix: str = "") -> dict[str, object]:
+    """Return the leaves of nested dicts under names like `seconds.total`."""
+    flat: dict[str, object] = {}
+    for key, value in content.items():
+        name = f"{prefix}{key}"
+        flat |= flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+    return flat
+
+
 def write_history(path: Path, rows: Sequence[Mapping]) -> Path:
     """Write history.csv: one row an epoch of each stage, with every column that any stage has."""
     columns = list(dict.fromkeys(key for row in rows for key in row))

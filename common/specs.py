@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -193,6 +194,16 @@ def parse_list(flag: str, text: str, allowed: tuple[str, ...], alone: tuple[str,
                 f"{did_you_mean(word, allowed)}"
             )
     return words
+
+
+def check_installed(flag: str, package: str, requirements: str) -> None:
+    """Refuse a flag whose optional package is missing, before any work is done.
+
+    Raises:
+        UserError: it cannot be imported; the message says what to install.
+    """
+    if importlib.util.find_spec(package) is None:
+        raise UserError(f"{flag} needs the package {package!r}, which is not installed: pip install -r {requirements}")
 
 
 def check_choice(flag: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -64,6 +65,29 @@ def dtype_policy(name: str) -> Iterator[None]:
         yield
     finally:
         keras.config.set_dtype_policy(before)
+
+
+@functools.cache
+def _mirrored_strategy() -> tf.distribute.MirroredStrategy:
+    # One for the whole process: a second one fails as soon as its models have other shapes.
+    return tf.distribute.MirroredStrategy()
+
+
+def devices(mirrored: bool) -> contextlib.AbstractContextManager:
+    """Return the scope in which to build and train a model: all devices of this host, or the default one.
+
+    Args:
+        mirrored: whether every GPU (or logical device) holds a copy of the model and takes its share of each batch
+            (tf.distribute.MirroredStrategy); say how many there are with CUDA_VISIBLE_DEVICES.
+
+    Returns:
+        A context manager.
+    """
+    if not mirrored:
+        return contextlib.nullcontext()
+    strategy = _mirrored_strategy()
+    print(f"mirrored on {strategy.num_replicas_in_sync} device(s)")
+    return strategy.scope()
 
 
 class DiscriminativeAdamW(keras.optimizers.Adam):
@@ -235,8 +259,8 @@ def fit_stage(
 
 
 def use_xla() -> bool | str:
-    """Return Keras' own choice on an accelerator, and False on a CPU, where XLA slows convolutions down."""
-    return "auto" if tf.config.list_physical_devices("GPU") else False
+    """Return Keras' own choice on an accelerator, and False where XLA slows down (CPU) or fails (several devices)."""
+    return "auto" if tf.config.list_physical_devices("GPU") and not tf.distribute.has_strategy() else False
 
 
 def balanced_class_weights(labels: np.ndarray, classes: int) -> np.ndarray:

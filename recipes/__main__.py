@@ -7,6 +7,7 @@ Usage:
     python -m recipes run NAME [flags]          train, evaluate, export and prove
     python -m recipes run NAME --resume OUT     go on with a run that was stopped
     python -m recipes predict RUN FILE...       classify image files with the export of a run
+    python -m recipes compare RUN RUN...        finished runs side by side
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ from typing import Any
 
 from common.errors import UserError, nearest
 from common.runs import settle
+from recipes.comparing import compare
 from recipes.discovery import Recipe, config_class, find_recipe, find_recipes
 from recipes.execution import complain, load_recipe, predict
 
 RECIPES = Path(__file__).resolve().parent
-COMMANDS = ("list", "show", "check", "run", "predict")
+COMMANDS = ("list", "show", "check", "run", "predict", "compare")
 HELP_FLAGS = ("-h", "--help")
 
 
@@ -77,6 +79,8 @@ def _dispatch(arguments: list[str], root: Path) -> int:
         return 2
     if command == "predict":
         return predict(rest)
+    if command == "compare":
+        return compare(rest)
     if rest and rest[0] in HELP_FLAGS:
         print(__doc__)
         return 0

@@ -22,12 +22,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from common import calibration, checking, explaining, exporting, features, freezing, runs, training
+from common import calibration, checking, explaining, exporting, features, freezing, observing, runs, training
 from common.concluding import conclude
 from common.data.image_sets import ImageSet, load_image_set
 from common.data.images import image_batches, steps_per_epoch, training_batches
 from common.sources import Source, load_source
-from common.specs import check_choice, check_range, parse_data, parse_list, parse_policy, parse_source
+from common.specs import check_choice, check_installed, check_range, parse_data, parse_list, parse_policy, parse_source
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,12 @@ class Config:
     """Divide the logits by the temperature that fits validation best: probabilities then mean what they say."""
     explain: bool = True
     """Look for near-duplicates across parts and doubtful labels, and show where the model looked; takes seconds."""
+    tensorboard: bool = False
+    """Write curves to OUT/tensorboard while training."""
+    mlflow: str | None = None
+    """Log the finished run to this MLflow tracking server or folder."""
+    mirrored: bool = False
+    """Fine-tune on all GPUs of this machine, each with its share of every batch."""
     mixed_precision: bool = False
     """Fine-tune in bfloat16: faster where processor or GPU have it. Evaluation and export stay float32."""
     limit: int | None = None
@@ -97,6 +103,10 @@ class Config:
         parse_policy(self.unfreeze)
         parse_list("--augment", self.augment, ("flip", "crop", "rotate", "color"), alone=("auto", "none"))
         parse_list("--baselines", self.baselines, ("frozen", "scratch"), alone=("none",))
+        if self.tensorboard:
+            check_installed("--tensorboard", "tensorboard", "requirements-observe.txt")
+        if self.mlflow:
+            check_installed("--mlflow", "mlflow", "requirements-observe.txt")
         check_choice("--resize", self.resize, ("crop", "squash", "pad"))
         check_choice("--batch-norm", self.batch_norm, ("frozen", "train"))
         check_choice("--class-weights", self.class_weights, ("none", "balanced"))
@@ -119,7 +129,7 @@ def build_model(source: Source, classes: int, config: Config) -> keras.Model:
     return keras.Model(pixels, probabilities, name="classifier")
 
 
-def extract(source: Source, data: ImageSet, config: Config) -> dict[str, np.ndarray]:
+def extract(source: Source, data: ImageSet, config: Config, parts=("train", "val", "test")) -> dict[str, np.ndarray]:
     """Return what the frozen source says of the pictures of each part, [views, n, width]."""
     settings = dict(cache=Path(config.out) / "features", resize=config.resize, save_every=config.save_every)
     augment = augmentations(config, data)
@@ -128,7 +138,7 @@ def extract(source: Source, data: ImageSet, config: Config) -> dict[str, np.ndar
         part: features.extract_features(
             source, getattr(data, part).paths, title=f"features of {part}", **settings, **looks.get(part, {})
         )
-        for part in ("train", "val", "test")
+        for part in parts
     }
 
 
@@ -138,7 +148,7 @@ def train_head(model: keras.Model, said: dict[str, np.ndarray], data: ImageSet, 
         model.get_layer("head"),
         said["train"], one_hot(data, data.train.labels), said["val"][0], one_hot(data, data.val.labels),
         sample_weights=sample_weights(data, config), epochs=config.head_epochs, seed=config.seed,
-        checkpoint=checkpoint(config, "head"), save_every=config.save_every,
+        **observed(config, "head"),
     )  # fmt: skip
 
 
@@ -150,8 +160,9 @@ def fine_tune(source: Source, model: keras.Model, data: ImageSet, config: Config
     """
     scratch = stage == "scratch"
     trained_source, trained = source, model
-    if config.mixed_precision:  # a twin trains in bfloat16; the float32 model takes its weights back
-        with training.dtype_policy("mixed_bfloat16"):
+    if config.mixed_precision or config.mirrored:  # a twin trains; the plain float32 model takes its weights back
+        precision = "mixed_bfloat16" if config.mixed_precision else "float32"
+        with training.devices(config.mirrored), training.dtype_policy(precision):
             trained_source = load_source(config.source, config.image_size, random_weights=scratch)
             trained = build_model(trained_source, len(data.class_names), config)
         training.copy_weights(model, trained)
@@ -175,19 +186,19 @@ def fine_tune(source: Source, model: keras.Model, data: ImageSet, config: Config
         )  # fmt: skip
 
     val_labels = tf.data.Dataset.from_tensor_slices(data.val.labels).batch(64).map(lambda y: tf.one_hot(y, classes))
-    history = training.fit_stage(
-        trained, batches_from, stage=stage, epochs=epochs, steps=steps,
-        validation=tf.data.Dataset.zip(pictures(source, data.val.paths, config), val_labels),
-        optimizer=training.DiscriminativeAdamW(
+    validation = tf.data.Dataset.zip(pictures(source, data.val.paths, config), val_labels)
+    with training.devices(config.mirrored):
+        optimizer = training.DiscriminativeAdamW(
             learning_rate=training.warmup_cosine(config.learning_rate, epochs * steps),
             weight_decay=config.weight_decay,
             slow=() if scratch else trained_source.backbone.variables,
             slow_factor=config.backbone_factor,
-        ),
-        loss=keras.losses.CategoricalCrossentropy(label_smoothing=config.label_smoothing),
-        patience=config.patience, start_counts=not scratch, checkpoint=checkpoint(config, stage),
-        save_every=config.save_every,
-    )  # fmt: skip
+        )
+        history = training.fit_stage(
+            trained, batches_from, stage=stage, epochs=epochs, steps=steps, validation=validation,
+            optimizer=optimizer, loss=keras.losses.CategoricalCrossentropy(label_smoothing=config.label_smoothing),
+            patience=config.patience, start_counts=not scratch, **observed(config, stage),
+        )  # fmt: skip
     if trained is not model:
         training.copy_weights(trained, model)
     return history, counts.parameters
@@ -257,13 +268,16 @@ def main(config: Config) -> dict:
 
     seconds = clock.report()
     spent = {"frozen": seconds["features"] + seconds["head"], "scratch": seconds.get("baselines")}
-    return conclude(
+    metrics = conclude(
         "image_classification", config, data, probabilities=probabilities,
         baselines={name: (baselines[name], spent[name]) for name in config.baselines.split(",") if name in baselines},
         history=history, seconds=seconds, parameters=parameters, proof=proof,
         export=exporting.size_report(version, model), source_card=source.card,
         explanation=explanation,
     )  # fmt: skip
+    if config.mlflow:
+        observing.log_to_mlflow(config.mlflow, "image_classification", config, metrics, history)
+    return metrics
 
 
 def check(config: Config) -> None:
@@ -308,9 +322,11 @@ def augmentations(config: Config, data: ImageSet) -> tuple[str, ...]:
     return () if config.augment == "none" else tuple(config.augment.split(","))
 
 
-def checkpoint(config: Config, stage: str) -> Path:
-    """Return where a stage saves what `--resume` needs."""
-    return Path(config.out) / "checkpoints" / f"{stage}.npz"
+def observed(config: Config, stage: str) -> dict:
+    """Return where a stage saves what `--resume` needs, and who watches it."""
+    callbacks = observing.tensorboard_callbacks(Path(config.out), stage) if config.tensorboard else ()
+    checkpoint = Path(config.out) / "checkpoints" / f"{stage}.npz"
+    return {"checkpoint": checkpoint, "save_every": config.save_every, "callbacks": callbacks}
 
 
 def fine_tuning_epochs(data: ImageSet, config: Config) -> int:
