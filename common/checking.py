@@ -22,6 +22,7 @@ def describe_counts(data: ImageSet) -> str:
     lines.append(f"  {'all':{width}}  " + "".join(f"{counts[part].sum():7,}" for part in PARTS))
     lines.append(f"  skipped: {len(data.skipped)}")
     lines += [f"    {path}: {reason}" for path, reason in data.skipped[:10]]
+    lines += [f"  {sentence}" for sentence in data.advice()]
     rare, common = counts["train"].min(), counts["train"].max()
     if common >= 3 * rare:
         lines.append(

@@ -248,24 +248,3 @@ def fit_with_checkpoints(
     save.set_model(model)
     save.save(done=True)
     return lines.rows
-
-
-def once(path: Path, compute: Callable[[], np.ndarray]) -> np.ndarray:
-    """Return what an earlier process wrote to `path` (`.npy`), or compute and write it.
-
-    Args:
-        path: inside the checkpoints of one run; not a cache between runs.
-        compute: gives an array.
-
-    Returns:
-        The array.
-    """
-    if not path.exists():
-        computed = compute()
-
-        def write(partial: Path) -> None:
-            with open(partial, "wb") as file:
-                np.save(file, computed, allow_pickle=False)
-
-        write_atomically(path, write)
-    return np.load(path, allow_pickle=False)

@@ -69,6 +69,7 @@ def conclude(
     sentences = [
         *evaluation.findings(labels, probabilities, {name: said for name, (said, _) in baselines.items()}),
         *(explanation.sentences if explanation else ()),
+        *data.advice(),
         *advice,
     ]
     told = dict(

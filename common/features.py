@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import keras
 import numpy as np
 import tensorflow as tf
+from scipy.optimize import minimize
 
 from common.checkpoints import stop_at_next_step
 from common.data.images import augment_images, image_batches
 from common.runs import write_json
 from common.sources import Source
-from common.training import DiscriminativeAdamW, ProgressLine, fit_stage, warmup_cosine
+from common.training import ProgressLine
 
 
 def extract_features(
@@ -68,7 +70,6 @@ def _write_features(
     done = json.loads(finished.read_text())["batches"] if finished.exists() and partial.exists() else 0
     written = np.lib.format.open_memmap(partial, mode="r+" if done else "w+", dtype=np.float32, shape=shape)
 
-    predict = tf.function(lambda images: source.extractor(images, training=False), reduce_retracing=True)
     progress = ProgressLine(title, len(paths) * views)
     saved_at = time.monotonic()
     with stop_at_next_step() as stop:
@@ -79,7 +80,7 @@ def _write_features(
                 if view:
                     images = augment_images(images, augment, seed=tf.constant([seed * 1000 + view, step], tf.int64))
                 start = step * batch_size
-                written[view, start : start + len(images)] = predict(images)
+                written[view, start : start + len(images)] = source.look(images)
                 done += 1
                 progress.update(view * len(paths) + start + len(images))
                 if stop.asked or time.monotonic() - saved_at > save_every:
@@ -103,48 +104,6 @@ def _cache_key(source: Source, paths: Sequence[str], resize: str, *settings) -> 
     return digest.hexdigest()[:24]
 
 
-def feature_batches(
-    features: np.ndarray, targets: np.ndarray, weights: np.ndarray, mean: np.ndarray, std: np.ndarray,
-    batch_size: int, seed: int | None, first: tuple[int, int] = (0, 0),
-) -> tf.data.Dataset:  # fmt: skip
-    """Stream standardised batches of memory-mapped features: only the rows of one batch are in memory.
-
-    Not a keras PyDataset: Keras ends an epoch of it after a first look, before there was one, and so shifts what
-    epoch has which order; a stage that is resumed inside an epoch would see other batches.
-
-    Args:
-        features: float32 [views, n, width], as `extract_features` returns them.
-        targets: float32 [n, classes], one-hot.
-        weights: float32 [n], sample weights.
-        mean, std: float32 [width], to standardise with.
-        batch_size: rows in a batch; the last one of an epoch may hold fewer.
-        seed: with the epoch's number it decides the order, and there is no end; None keeps the order, once.
-        first: (epoch, step) to begin with.
-
-    Returns:
-        A dataset of (float32 [batch, width], float32 [batch, classes], float32 [batch]).
-    """
-    count = features.shape[0] * features.shape[1]
-
-    def batches():
-        epoch, step = first
-        while True:
-            order = np.arange(count) if seed is None else np.random.default_rng((seed, epoch)).permutation(count)
-            for start in range(step * batch_size, count, batch_size):
-                views, rows = np.divmod(order[start : start + batch_size], features.shape[1])
-                yield (features[views, rows] - mean) / std, targets[rows], weights[rows]
-            if seed is None:
-                return
-            epoch, step = epoch + 1, 0
-
-    signature = tuple(
-        tf.TensorSpec((None, *shape), tf.float32) for shape in (features.shape[2:], targets.shape[1:], ())
-    )
-    dataset = tf.data.Dataset.from_generator(batches, output_signature=signature)
-    length = tf.data.INFINITE_CARDINALITY if seed is not None else -(-count // batch_size)
-    return dataset.apply(tf.data.experimental.assert_cardinality(length)).prefetch(4)
-
-
 def mean_and_std(features: np.ndarray, chunk: int = 4096) -> tuple[np.ndarray, np.ndarray]:
     """Return mean and standard deviation of each feature, reading the memory map in pieces.
 
@@ -166,82 +125,108 @@ def mean_and_std(features: np.ndarray, chunk: int = 4096) -> tuple[np.ndarray, n
     return mean.astype("float32"), np.where(std > noise, std, 1.0).astype("float32")
 
 
+# Strong to weak, per example and on standardised features: from a handful of pictures to hundreds of thousands.
+PENALTIES = tuple(float(penalty) for penalty in np.geomspace(10.0, 1e-3, 9))
+_IN_MEMORY = 2**28  # bytes of features that are standardised once; more are read again in each pass
+
+
 def fit_linear_head(
     head: keras.layers.Dense,
     train: np.ndarray,
-    train_targets: np.ndarray,
+    train_labels: np.ndarray,
     val: np.ndarray,
-    val_targets: np.ndarray,
+    val_labels: np.ndarray,
     *,
     sample_weights: np.ndarray | None = None,
-    epochs: int = 60,
-    patience: int = 10,
-    learning_rate: float = 2e-3,
-    weight_decay: float = 0.05,
-    label_smoothing: float = 0.0,
-    seed: int = 0,
-    checkpoint: Path | None = None,
-    save_every: float = 30.0,
-    callbacks: Sequence[keras.callbacks.Callback] = (),
+    penalties: Sequence[float] = PENALTIES,
+    patience: int = 2,
 ) -> list[dict]:
-    """Train a linear softmax head on stored features and put it onto the whole model's head.
+    """Fit a linear softmax head on stored features and put it onto the whole model's head.
 
-    The features are standardised for the training, which makes one learning rate fit every backbone; the
-    standardisation is folded into the head's weights, so the whole model needs no extra layer.
+    Multinomial logistic regression by L-BFGS on all features, one penalty on the squared weights after the other,
+    each from the solution of the one before; validation cross-entropy chooses. The features are standardised for
+    that, which makes the same penalties fit every backbone; the standardisation is folded into the head's weights.
 
     Args:
         head: the Dense layer of the whole model, [width] -> [classes]; its weights are set.
         train: float32 [views, n, width].
-        train_targets: one-hot float32 [n, classes].
+        train_labels: int [n].
         val: float32 [m, width].
-        val_targets: one-hot float32 [m, classes].
+        val_labels: int [m].
         sample_weights: float32 [n]; all 1 where None.
-        epochs: at most this many passes.
-        patience: passes without a better validation result before stopping.
-        learning_rate: peak.
-        weight_decay: decoupled, times the learning rate.
-        label_smoothing: share of the target spread over all classes.
-        seed: decides the order; the initial weights are zero, since one layer has no symmetry to break.
-        checkpoint: file that a killed run continues from; None for none.
-        save_every: seconds between saves.
-        callbacks: more Keras callbacks.
+        penalties: falling.
+        patience: penalties without a better validation result before stopping.
 
     Returns:
-        History rows, as `training.fit_stage` gives them.
+        A history row for each penalty: stage, epoch (its number), penalty, loss, val_loss, val_accuracy,
+        val_cross_entropy.
     """
-    rows = train.shape[0] * train.shape[1]
-    batch_size = int(np.clip(rows // 20, 16, 256))  # few pictures still make 20 steps a pass
+    views, count, width = train.shape
+    weights = np.ones(count, "float32") if sample_weights is None else sample_weights / sample_weights.mean()
     mean, std = mean_and_std(train)
-    weights = np.ones(len(train_targets), "float32") if sample_weights is None else sample_weights
-    steps = -(-rows // batch_size)
-    held_out = feature_batches(val[None], val_targets, np.ones(len(val), "float32"), mean, std, 1024, None)
-    inputs = keras.Input((train.shape[2],))
-    small = keras.layers.Dense(
-        head.units, activation="softmax", dtype="float32", kernel_initializer="zeros", name="linear_head"
-    )
-    model = keras.Model(inputs, small(inputs))
-    history = fit_stage(
-        model,
-        lambda *first: feature_batches(train, train_targets, weights, mean, std, batch_size, seed, first),
-        stage="head",
-        epochs=epochs,
-        steps=steps,
-        validation=held_out,
-        optimizer=DiscriminativeAdamW(
-            learning_rate=warmup_cosine(learning_rate, epochs * steps), weight_decay=weight_decay
-        ),
-        loss=keras.losses.CategoricalCrossentropy(label_smoothing=label_smoothing),
-        select_by="cross_entropy",
-        patience=patience,
-        every=10,
-        checkpoint=checkpoint,
-        save_every=save_every,
-        callbacks=callbacks,
-    )
-    kernel, bias = (weight.astype("float64") for weight in small.get_weights())
-    kernel = kernel / std[:, None]
-    head.set_weights([kernel, bias - mean @ kernel])
+    blocks = functools.partial(_standardised_blocks, train, mean, std)
+    if train.nbytes <= _IN_MEMORY:
+        kept = [(start, tf.constant(rows)) for start, rows in blocks()]
+        blocks = functools.partial(iter, kept)
+
+    def loss_and_gradient(flat: np.ndarray, penalty: float) -> tuple[float, np.ndarray]:
+        solution = tf.constant(flat.reshape(width + 1, head.units), tf.float32)
+        loss, slope = 0.0, np.zeros((width + 1, head.units))
+        for start, rows in blocks():
+            own = slice(start, start + len(rows))
+            block_loss, block_slope = _cross_entropy_and_slope(rows, train_labels[own], weights[own], solution)
+            loss += float(block_loss)
+            slope += block_slope.numpy()
+        share, kernel = 1 / (views * count), flat.reshape(width + 1, head.units)[:-1]
+        slope = share * slope
+        slope[:-1] += penalty * kernel
+        return share * loss + penalty / 2 * float(np.sum(kernel**2)), slope.ravel()
+
+    progress = ProgressLine("head", len(penalties))
+    solution, best, history = np.zeros((width + 1) * head.units), (np.inf, 0, None), []
+    for number, penalty in enumerate(penalties, start=1):
+        found = minimize(
+            loss_and_gradient,
+            solution,
+            args=(penalty,),
+            jac=True,
+            method="L-BFGS-B",
+            options={"maxiter": 200, "ftol": 1e-5},
+        )
+        solution = found.x
+        kernel = solution[: -head.units].reshape(width, head.units) / std[:, None]
+        head.set_weights([kernel, solution[-head.units :] - mean @ kernel])
+        said = predict_head(head, val)
+        cross_entropy = -float(np.mean(np.log(np.maximum(said[np.arange(len(val)), val_labels], 1e-30))))
+        history.append(
+            {"stage": "head", "epoch": number, "penalty": penalty, "loss": float(found.fun), "val_loss": cross_entropy,
+             "val_accuracy": float(np.mean(said.argmax(axis=1) == val_labels)), "val_cross_entropy": cross_entropy}
+        )  # fmt: skip
+        progress.update(number)
+        if cross_entropy < best[0]:
+            best = (cross_entropy, number, head.get_weights())
+        elif number - best[1] >= patience:
+            break
+    head.set_weights(best[2])
+    chosen = history[best[1] - 1]
+    progress.close(f"; penalty {chosen['penalty']:.3g}, validation accuracy {chosen['val_accuracy']:.4f}")
     return history
+
+
+@tf.function(reduce_retracing=True)
+def _cross_entropy_and_slope(rows, labels, weights, solution):
+    """Return the weighted sum of the cross-entropies of a block, and its slope in (kernel, then bias)."""
+    logits = rows @ solution[:-1] + solution[-1]
+    loss = weights * tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+    slope = weights[:, None] * (tf.nn.softmax(logits) - tf.one_hot(labels, tf.shape(logits)[1]))
+    return tf.reduce_sum(loss), tf.concat([tf.matmul(rows, slope, transpose_a=True), tf.reduce_sum(slope, 0)[None]], 0)
+
+
+def _standardised_blocks(train: np.ndarray, mean: np.ndarray, std: np.ndarray, rows: int = 4096) -> Iterator:
+    """Read the memory map of all views in pieces: (index of the first picture, float32 [rows, width])."""
+    for view in train:
+        for start in range(0, len(view), rows):
+            yield start, (np.asarray(view[start : start + rows]) - mean) / std
 
 
 def predict_head(head: keras.layers.Dense, features: np.ndarray, chunk: int = 4096) -> np.ndarray:

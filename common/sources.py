@@ -15,6 +15,7 @@ from pathlib import Path
 import h5py
 import keras
 import numpy as np
+import tensorflow as tf
 from keras.src.backend.config import keras_home
 from keras.src.utils import file_utils
 
@@ -100,6 +101,12 @@ class Source:
     def feature_width(self) -> int:
         """Length of the feature vector."""
         return int(self.extractor.output.shape[-1])
+
+    @functools.cached_property
+    def look(self) -> Callable[[tf.Tensor], tf.Tensor]:
+        """The extractor in inference mode as one graph, traced once for batches of every size."""
+        pixels = tf.TensorSpec((None, *self.image_size, 3), tf.float32)
+        return tf.function(lambda images: self.extractor(images, training=False), input_signature=[pixels])
 
     def fingerprint(self) -> str:
         """Return a hash of all weights and of the preprocessing: equal text, equal features."""

@@ -17,9 +17,9 @@ import pytest
 import tensorflow as tf
 
 from common import checkpoints, runs, training
-from common.checkpoints import StageState, fit_with_checkpoints, load_stage, once, save_stage, stop_at_next_step
+from common.checkpoints import StageState, fit_with_checkpoints, load_stage, save_stage, stop_at_next_step
 from common.errors import UserError
-from common.features import extract_features, feature_batches
+from common.features import extract_features
 from common.sources import Source
 
 EPOCHS, STEPS, BATCH = 4, 5, 8
@@ -33,7 +33,10 @@ class Killed(Exception):
 
 
 def batches_from(epoch: int, step: int) -> tf.data.Dataset:
-    return feature_batches(INPUTS[None], TARGETS, np.ones(len(INPUTS), "float32"), 0.0, 1.0, BATCH, 3, (epoch, step))
+    """Shuffled batches without end, from (epoch, step) on."""
+    orders = np.concatenate([np.random.default_rng(e).permutation(len(INPUTS)) for e in range(epoch, EPOCHS + 1)])
+    orders = orders[step * BATCH :]
+    return tf.data.Dataset.from_tensor_slices((INPUTS[orders], TARGETS[orders])).batch(BATCH)
 
 
 def fit(path: Path | None, *, killed_at: int | None = None, patience: int | None = None, rate=0.05, save_every=0.0):
@@ -52,7 +55,7 @@ def fit(path: Path | None, *, killed_at: int | None = None, patience: int | None
 
     rows = training.fit_stage(
         model, batches_from, stage="test", epochs=EPOCHS, steps=STEPS, checkpoint=path, patience=patience,
-        validation=feature_batches(INPUTS[None], TARGETS, np.ones(len(INPUTS), "float32"), 0.0, 1.0, 64, None),
+        validation=tf.data.Dataset.from_tensor_slices((INPUTS, TARGETS)).batch(64),
         optimizer=training.DiscriminativeAdamW(
             learning_rate=training.warmup_cosine(rate, EPOCHS * STEPS), weight_decay=0.1,
             slow=model.layers[1].variables, slow_factor=0.3,
@@ -206,18 +209,6 @@ def test_an_interrupted_save_leaves_the_one_before(tmp_path):
     state, arrays = load_stage(path)
     assert state.epoch == 1 and list(arrays["model"][0]) == [0, 1, 2]
     assert [file.name for file in tmp_path.iterdir()] == ["stage.npz"]
-
-
-def test_once_computes_once(tmp_path):
-    calls = []
-
-    def compute():
-        calls.append(1)
-        return np.arange(4)
-
-    for _ in range(2):
-        assert list(once(tmp_path / "a.npy", compute)) == [0, 1, 2, 3]
-    assert len(calls) == 1
 
 
 # --- features ---------------------------------------------------------------------------------------------------

@@ -230,7 +230,7 @@ def bad_files() -> dict[str, tuple[bytes, str]]:
         "empty.jpg": (b"", "is empty (0 bytes)"),
         "text.jpg": (b"404 not found", "Unknown image file format"),
         "scan.tiff": (converted("RGB", "TIFF"), "Unknown image file format"),
-        "phone.heic": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100), "Unknown image file format"),
+        "phone.heic": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100), "is a HEIC photo"),
         "transparent.webp": (see_through.getvalue(), "channels"),
         "palette.bmp": (converted("P", "BMP"), "BMP with a palette"),
         "black_and_white.bmp": (converted("1", "BMP"), "cannot be decoded"),

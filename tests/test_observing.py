@@ -44,7 +44,7 @@ def finished(out: Path, accuracy: float, data: str = "demo", **settings) -> Path
 def test_runs_stand_side_by_side_with_the_settings_in_which_they_differ(tmp_path, capsys):
     first, second = finished(tmp_path / "a", 0.9), finished(tmp_path / "b", 0.4, epochs=7)
     assert main(["compare", str(first), str(second)]) == 0
-    lines = {line[:18].strip(): line for line in capsys.readouterr().out.splitlines()}
+    lines = {line.split("  ")[0]: line for line in capsys.readouterr().out.splitlines()}
     assert "0.9000 (0.800 to 1.000)" in lines["accuracy"] and "0.4000" in lines["accuracy"]
     assert lines["frozen: accuracy"].count("0.5000") == 2
     assert lines["proof"].split() == ["proof", "passed", "FAILED"]
@@ -71,7 +71,10 @@ def test_what_is_no_finished_run_is_said(tmp_path, capsys):
 
 def test_compare_imports_no_tensorflow(tmp_path):
     run = finished(tmp_path / "a", 0.9)
-    code = f"import sys; from recipes.__main__ import main; main(['compare', {str(run)!r}]); assert 'tensorflow' not in sys.modules"
+    code = (
+        f"import sys; from recipes.__main__ import main; main(['compare', {str(run)!r}]); "
+        "assert 'tensorflow' not in sys.modules"
+    )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True).returncode == 0
 
 
@@ -79,7 +82,9 @@ def test_compare_imports_no_tensorflow(tmp_path):
 
 
 def test_a_missing_package_is_named_before_any_work():
-    with pytest.raises(UserError, match=r"--mlflow needs the package 'no_such'.*pip install -r requirements-observe.txt"):
+    with pytest.raises(
+        UserError, match=r"--mlflow needs the package 'no_such'.*pip install -r requirements-observe.txt"
+    ):
         check_installed("--mlflow", "no_such", "requirements-observe.txt")
 
 
@@ -130,12 +135,11 @@ cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 import keras
 from common import training
-from common.features import feature_batches
 
 rng = np.random.default_rng(0)
-x = rng.normal(size=(1, 64, 5)).astype("float32")
+x = rng.normal(size=(64, 5)).astype("float32")
 y = np.eye(3, dtype="float32")[rng.integers(0, 3, 64)]
-batches = lambda *first: feature_batches(x, y, np.ones(64, "float32"), 0.0, 1.0, 16, 0, first)
+data = tf.data.Dataset.from_tensor_slices((x, y))
 
 def train(mirrored, width):
     keras.utils.set_random_seed(0)
@@ -146,8 +150,10 @@ def train(mirrored, width):
         optimizer = training.DiscriminativeAdamW(
             learning_rate=1e-2, weight_decay=0.1, slow=model.layers[1].variables, slow_factor=0.1
         )
-        training.fit_stage(model, batches, stage="toy", epochs=3, steps=4, optimizer=optimizer,
-                           validation=feature_batches(x, y, np.ones(64, "float32"), 0.0, 1.0, 64, None))
+        training.fit_stage(
+            model, lambda epoch, step: data.batch(16).repeat(), stage="toy", epochs=3, steps=4,
+            optimizer=optimizer, validation=data.batch(64),
+        )
     return model.get_weights()
 
 for width in (8, 12):  # the second model has other shapes: one shared strategy is what makes it work

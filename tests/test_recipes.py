@@ -18,7 +18,7 @@ from recipes.__main__ import RECIPES, main
 NAMES = [recipe.name for recipe in discovery.find_recipes(RECIPES)]
 # A few examples and one pass of everything: seconds, not results.
 QUICK = {
-    "image_classification": ["--limit", "40", "--epochs", "1", "--head-epochs", "5", "--baselines", "frozen,scratch"],
+    "image_classification": ["--limit", "40", "--epochs", "1", "--baselines", "frozen,scratch"],
     "pretraining": ["--limit", "40", "--epochs", "1", "--filters", "64", "64", "--image-size", "32"],
 }
 

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import os
+import shlex
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,8 +36,18 @@ def folder_rows(root: Path) -> list[Row]:
     """Read class folders, or train/val/test with class folders inside.
 
     Raises:
-        UserError: parts and classes stand side by side.
+        UserError: parts and classes stand side by side, or a folder cannot be read.
     """
+    try:
+        return _folder_rows(root)
+    except OSError as error:  # a folder left out would be a class that lacks pictures, and nobody would know
+        raise UserError(
+            f"--data folder:{root} has a folder that cannot be read: {error.filename} ({error.strerror}). "
+            f"Remove it, or make it readable: chmod -R u+rX {shlex.quote(str(root))}"
+        ) from error
+
+
+def _folder_rows(root: Path) -> list[Row]:
     folders = _subfolders(root)
     if any(folder.name.lower() in PART_OF_FOLDER for folder in folders):
         strangers = [folder.name for folder in folders if folder.name.lower() not in PART_OF_FOLDER]
@@ -65,7 +76,7 @@ def _class_rows(root: Path, part: str | None) -> list[Row]:
 def _pictures(folder: Path) -> list[Path]:
     """Return the pictures anywhere under a folder. Links are followed, but never round in a circle."""
     found, seen = [], {os.path.realpath(parent) for parent in folder.absolute().parents}
-    for base, folders, files in os.walk(folder, followlinks=True):
+    for base, folders, files in os.walk(folder, followlinks=True, onerror=_raise):
         if os.path.realpath(base) in seen:
             folders.clear()
             continue
@@ -73,6 +84,10 @@ def _pictures(folder: Path) -> list[Path]:
         folders[:] = (name for name in folders if not name.startswith("."))
         found += [path for path in (Path(base, name) for name in files) if _is_picture(path)]
     return sorted(found)
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _is_picture(path: Path) -> bool:
@@ -91,7 +106,10 @@ def csv_rows(table: Path) -> list[Row]:
         with open(table, newline="", encoding="utf-8-sig") as file:
             rows = list(_table_rows(table, csv.DictReader(file, skipinitialspace=True)))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"--data csv:{table} cannot be read as a table with commas, in UTF-8: {error}.") from error
+        raise UserError(
+            f"--data csv:{table} cannot be read as a table with commas, in UTF-8: {error}. "
+            "A spreadsheet program writes one with 'Save as', 'CSV UTF-8'."
+        ) from error
     if len({row.part is None for row in rows}) > 1:
         raise UserError(
             f"--data csv:{table}: some lines have a split and some have none. Fill all or remove the column."
@@ -106,6 +124,8 @@ def _table_rows(table: Path, reader: csv.DictReader) -> Iterator[Row]:
             f"--data csv:{table} lacks a column. Needed: path, label, and split if there is one. "
             f"Received: {', '.join(columns) or 'an empty file'}."
         )
+    if twice := [name for name, count in Counter(columns).items() if count > 1 and name in ("path", "label", "split")]:
+        raise UserError(f"--data csv:{table} has more than one column {twice[0]!r}. Rename or remove the others.")
     for line in reader:
         if None in line:  # a comma that should have been quoted would shift a name into the wrong column
             raise UserError(

@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from common.data import splits
 from common.data.image_rows import Row, csv_rows, demo_rows, folder_rows, tfds_rows
-from common.data.images import THUMBNAIL_SIDE, thumbnail
+from common.data.images import THUMBNAIL_SIDE, camera_turns, thumbnail, why_unusable
 from common.errors import UserError
 from common.specs import parse_data
 
@@ -56,6 +56,7 @@ class ImageSet:
         test: what is read once, at the end.
         skipped: (file, reason) of everything left out.
         mirrors: whether a mirrored picture still shows the same class (not so for digits and letters).
+        turned: how many of the pictures the camera asks to turn, which training and serving both ignore.
     """
 
     name: str
@@ -65,6 +66,7 @@ class ImageSet:
     test: Examples
     skipped: tuple[tuple[str, str], ...] = ()
     mirrors: bool = True
+    turned: int = 0
 
     def counts(self) -> dict[str, int]:
         """Return the number of examples in each part and of skipped files."""
@@ -73,6 +75,23 @@ class ImageSet:
     def safe_augmentations(self) -> tuple[str, ...]:
         """Return the random changes that leave the class of these pictures as it is."""
         return ("flip", "crop", "color") if self.mirrors else ("rotate",)  # half a digit is no digit
+
+    def advice(self) -> tuple[str, ...]:
+        """Return what somebody who reads the result should know of these pictures, in sentences."""
+        sentences = []
+        tested = set(self.test.labels.tolist())
+        if untested := [name for number, name in enumerate(self.class_names) if number not in tested]:
+            sentences.append(
+                f"No test picture shows {_some(untested)}: the result says nothing about it. A class is in every part "
+                "where it has 3 different pictures."
+            )
+        if self.turned:
+            sentences.append(
+                f"{self.turned:,} of {sum(len(getattr(self, part)) for part in PARTS):,} pictures carry the camera's "
+                "note (EXIF) to turn them, which training and serving both ignore: the model sees them as they are "
+                "stored. To turn them for good (ImageMagick): mogrify -auto-orient FILES"
+            )
+        return tuple(sentences)
 
     def fingerprint(self) -> str:
         """Return a hash of paths, sizes, times and labels: the same set of files gives the same text."""
@@ -124,13 +143,14 @@ def load_image_set(
 def _checked(data: str, rows: list[Row], limit: int | None, strict: bool, val_share: float) -> ImageSet:
     """Leave out unreadable files and copies, split, and refuse a set that cannot work."""
     asked_for = {row.label for row in rows if row.label}
-    hashes, thumbnails, reasons = _read_all(rows)
+    hashes, thumbnails, turned, reasons = _read_all(rows)
     skipped = [(_printable(row.path), reason) for row, reason in zip(rows, reasons, strict=True) if reason]
     first = f"{skipped[0][0]}: {skipped[0][1]}" if skipped else ""
     if strict and skipped:
         raise UserError(f"--strict: {len(skipped)} file(s) cannot be used; the first is {first}")
     kept = [index for index, reason in enumerate(reasons) if not reason]
-    rows, hashes, thumbnails = [rows[i] for i in kept], [hashes[i] for i in kept], thumbnails[kept]
+    rows, hashes = [rows[i] for i in kept], [hashes[i] for i in kept]
+    thumbnails, turned = thumbnails[kept], turned[kept]
     class_names = tuple(sorted({row.label for row in rows}))
     if len(class_names) < 2:
         raise UserError(
@@ -149,7 +169,7 @@ def _checked(data: str, rows: list[Row], limit: int | None, strict: bool, val_sh
     skipped += [(row.path, reason) for row, reason in zip(rows, reasons, strict=True) if reason]
     stays = np.array([not reason for reason in reasons])
 
-    chosen = {}
+    chosen, chosen_turned = {}, 0
     for part in PARTS:
         indices = np.nonzero((parts == part) & stays)[0]
         if not len(indices):
@@ -162,6 +182,7 @@ def _checked(data: str, rows: list[Row], limit: int | None, strict: bool, val_sh
         chosen[part] = Examples(
             np.array([rows[i].path for i in indices], dtype=str), labels[indices], thumbnails[indices]
         )
+        chosen_turned += int(turned[indices].sum())
     trained = set(chosen["train"].labels.tolist())
     if missing := [name for number, name in enumerate(class_names) if number not in trained]:
         advice = f" --limit {limit} may be too small for {len(class_names)} classes." if limit else ""
@@ -169,7 +190,7 @@ def _checked(data: str, rows: list[Row], limit: int | None, strict: bool, val_sh
             f"--data {data!r}: no training pictures for {_some(missing)}. Each class needs at least one.{advice} "
             f"Counts: {_count_text(rows, parts, stays)}; {len(skipped)} file(s) left out."
         )
-    return ImageSet(data, class_names, **chosen, skipped=tuple(skipped))
+    return ImageSet(data, class_names, **chosen, skipped=tuple(skipped), turned=chosen_turned)
 
 
 def _reasons_to_leave(rows: list[Row], hashes: list[str], parts: np.ndarray) -> list[str]:
@@ -226,39 +247,40 @@ def _assign_parts(data: str, rows: list[Row], hashes: list[str], labels: np.ndar
 # --- reading -------------------------------------------------------------------------------------------
 
 
-def _read_all(rows: Sequence[Row]) -> tuple[list[str], np.ndarray, list[str]]:
+def _read_all(rows: Sequence[Row]) -> tuple[list[str], np.ndarray, np.ndarray, list[str]]:
     """Hash and decode every file once, so that a bad one is known before training.
 
     Returns:
-        (content hash of each file, its thumbnail, the reason why it cannot be used or "").
+        (content hash of each file, its thumbnail, whether its camera asks to turn it, the reason why it cannot be
+        used or "").
     """
     hashes, reasons, shown = [], [], 0.0
-    thumbnails = np.zeros((len(rows), THUMBNAIL_SIDE**2), "uint8")
+    thumbnails, turned = np.zeros((len(rows), THUMBNAIL_SIDE**2), "uint8"), np.zeros(len(rows), bool)
     # Threads: reading and decoding let go of the GIL. A futures executor would hold 2 kB for each file.
     with ThreadPool(max(2, os.cpu_count() or 2)) as pool:
-        for done, (content, small, reason) in enumerate(pool.imap(_read_one, rows, chunksize=16), start=1):
+        for done, (content, small, turn, reason) in enumerate(pool.imap(_read_one, rows, chunksize=16), start=1):
             hashes.append(content)
             reasons.append(reason)
-            thumbnails[done - 1] = small
+            thumbnails[done - 1], turned[done - 1] = small, turn
             if sys.stderr.isatty() and time.monotonic() - shown > 0.2:
                 print(f"\r  checking pictures: {done:,} of {len(rows):,}", end="", file=sys.stderr, flush=True)
                 shown = time.monotonic()
     if shown:
         print("\r\033[K", end="", file=sys.stderr, flush=True)
-    return hashes, thumbnails, reasons
+    return hashes, thumbnails, turned, reasons
 
 
-def _read_one(row: Row) -> tuple[str, np.ndarray | int, str]:
-    """Return the hash of a file's content, its thumbnail, and the reason why it cannot be used or ""."""
+def _read_one(row: Row) -> tuple[str, np.ndarray | int, bool, str]:
+    """Return one row of what `_read_all` returns."""
     encoded, reason = _read_bytes(row)
     if reason:
-        return "", 0, reason
+        return "", 0, False, reason
     try:
         image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
     except tf.errors.OpError as error:
         reason = f"cannot be decoded ({_first_line(error.message)}). Allowed: {_READABLE}; convert it to JPEG or PNG"
-        return "", 0, reason
-    return hashlib.sha256(encoded).hexdigest(), thumbnail(image), ""
+        return "", 0, False, reason
+    return hashlib.sha256(encoded).hexdigest(), thumbnail(image), camera_turns(encoded), ""
 
 
 def _read_bytes(row: Row) -> tuple[bytes, str]:
@@ -266,6 +288,8 @@ def _read_bytes(row: Row) -> tuple[bytes, str]:
         return b"", "has no label (it stands in no class folder, or its cell in the table is empty)"
     if os.path.isdir(row.path):
         return b"", "is a folder, not a picture"
+    if os.path.exists(row.path) and not os.path.isfile(row.path):  # a pipe or /dev/zero would never end
+        return b"", "is no file but a device, pipe or socket"
     try:
         row.path.encode()
         encoded = Path(row.path).read_bytes()
@@ -273,20 +297,7 @@ def _read_bytes(row: Row) -> tuple[bytes, str]:
         return b"", "has a name that is not UTF-8; rename it"
     except (OSError, ValueError) as error:
         return b"", f"cannot be read: {getattr(error, 'strerror', None) or error}"
-    if not encoded:
-        return b"", "is empty (0 bytes)"
-    if encoded.startswith(b"BM") and _has_coloured_palette(encoded):
-        return b"", "is a BMP with a palette, whose colours the decoder does not read; convert it to PNG"
-    return encoded, ""
-
-
-def _has_coloured_palette(bmp: bytes) -> bool:
-    """Return whether the bytes of a BMP picture are places in a palette; the decoder takes them for grey levels."""
-    start, end = 14 + int.from_bytes(bmp[14:18], "little"), int.from_bytes(bmp[10:14], "little")
-    palette = bmp[start : min(end, start + 1024)]
-    return bmp[28:30] == b"\x08\x00" and any(
-        palette[at : at + 3] != bytes([at // 4] * 3) for at in range(0, len(palette), 4)
-    )
+    return encoded, why_unusable(encoded)
 
 
 def _first_line(message: str) -> str:

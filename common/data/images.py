@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -14,7 +15,8 @@ RESIZE_MODES = ("crop", "squash", "pad")
 def decode_image(encoded: tf.Tensor, size: tuple[int, int], resize: str = "crop") -> tf.Tensor:
     """Decode one JPEG, PNG, GIF (first frame), BMP or plain WebP file and resize it. Serving runs exactly this graph.
 
-    Transparency and a camera's note that the picture is to be turned (EXIF) are ignored, here as in serving.
+    Transparency and a camera's note that the picture is to be turned (EXIF) are ignored, here as in serving;
+    `camera_turns` tells whether there is such a note.
 
     Args:
         encoded: scalar string, the bytes of the file.
@@ -66,6 +68,65 @@ def decode_images(encoded: tf.Tensor, size: tuple[int, int], resize: str = "crop
     """
     spec = tf.TensorSpec((*size, 3), tf.float32)
     return tf.map_fn(lambda one: decode_image(one, size, resize), encoded, fn_output_signature=spec)
+
+
+def why_unusable(encoded: bytes) -> str:
+    """Say why a file is no picture for `decode_image`, where its first bytes tell more than the decoder would.
+
+    Args:
+        encoded: the bytes of the file.
+
+    Returns:
+        The reason, with advice, or "".
+    """
+    if not encoded:
+        return "is empty (0 bytes)"
+    if encoded[4:8] == b"ftyp" and (brand := _STILL_PICTURES.search(encoded[8:64])):
+        kind = "an AVIF picture" if brand[0] == b"avif" else "a HEIC photo, as phones take them"
+        return f"is {kind}, which neither training nor serving can read; convert it to JPEG"
+    if encoded.startswith(b"BM") and _has_coloured_palette(encoded):
+        return "is a BMP with a palette, whose colours the decoder does not read; convert it to PNG"
+    return ""
+
+
+# Brands of the container that films and still pictures share (ISO/IEC 14496-12); those of films are not here.
+_STILL_PICTURES = re.compile(b"avif|heic|heix|heim|heis|hevc|hevx|mif1|msf1")
+
+
+def _has_coloured_palette(bmp: bytes) -> bool:
+    """Return whether the bytes of a BMP picture are places in a palette; the decoder takes them for grey levels."""
+    start, end = 14 + int.from_bytes(bmp[14:18], "little"), int.from_bytes(bmp[10:14], "little")
+    palette = bmp[start : min(end, start + 1024)]
+    return bmp[28:30] == b"\x08\x00" and any(
+        palette[at : at + 3] != bytes([at // 4] * 3) for at in range(0, len(palette), 4)
+    )
+
+
+def camera_turns(encoded: bytes) -> bool:
+    """Return whether a camera noted in a picture (EXIF) that it is to be turned or mirrored before it is shown.
+
+    Args:
+        encoded: the bytes of a JPEG, PNG or WebP file.
+    """
+    # Not with Pillow: it decodes a whole PNG to get at its note, and warns of damaged notes and of large pictures.
+    note = _EXIF.search(encoded[:_NOTE_BYTES] + encoded[-_NOTE_BYTES:])
+    if not note:
+        return False
+    tiff, order = note[1], "little" if note[1].startswith(b"II") else "big"
+
+    def number(at: int, size: int) -> int:
+        return int.from_bytes(tiff[at : at + size], order)
+
+    table = number(4, 4)
+    first, end = table + 2, min(table + 2 + 12 * number(table, 2), len(tiff))
+    # 2 to 8 are the ways to turn and mirror; 1 is upright, and other numbers mean nothing.
+    return any(number(at, 2) == _ORIENTATION and 2 <= number(at + 8, 2) <= 8 for at in range(first, end, 12))
+
+
+_ORIENTATION = 0x0112
+# A note stands near the beginning of a JPEG or PNG file and at the end of a WebP; a JPEG allows it this much room.
+_NOTE_BYTES = 2**16
+_EXIF = re.compile(rb"(?:Exif\0\0|eXIf|EXIF....(?:Exif\0\0)?)((?:II\*\0|MM\0\*).*)", re.DOTALL)
 
 
 THUMBNAIL_SIDE = 16

@@ -48,8 +48,6 @@ class Config:
     """What fine-tuning trains: frozen (no fine-tuning), last:N (layers), last_block, all, regex:PATTERN."""
     epochs: int | None = None
     """Fine-tuning passes; the default is 5, and more for few pictures. 0 is the same as --unfreeze frozen."""
-    head_epochs: int = 60
-    """Passes of the head over the stored features; they take milliseconds each and stop by themselves."""
     batch_size: int = 32
     """Pictures in a fine-tuning step."""
     image_size: int | None = None
@@ -110,7 +108,7 @@ class Config:
         check_choice("--resize", self.resize, ("crop", "squash", "pad"))
         check_choice("--batch-norm", self.batch_norm, ("frozen", "train"))
         check_choice("--class-weights", self.class_weights, ("none", "balanced"))
-        check_range(self, 1, inf, "head_epochs", "batch_size", "views", "limit", "patience")
+        check_range(self, 1, inf, "batch_size", "views", "limit", "patience")
         check_range(self, 0, inf, "save_every", "epochs", "learning_rate", "weight_decay", "seed")
         check_range(self, 0, 1, "backbone_factor", "dropout", "label_smoothing")
         check_range(self, 8, 4096, "image_size")
@@ -143,12 +141,10 @@ def extract(source: Source, data: ImageSet, config: Config, parts=("train", "val
 
 
 def train_head(model: keras.Model, said: dict[str, np.ndarray], data: ImageSet, config: Config) -> list[dict]:
-    """Feature extraction: train the linear head on the stored features."""
+    """Feature extraction: fit the linear head on the stored features."""
     return features.fit_linear_head(
-        model.get_layer("head"),
-        said["train"], one_hot(data, data.train.labels), said["val"][0], one_hot(data, data.val.labels),
-        sample_weights=sample_weights(data, config), epochs=config.head_epochs, seed=config.seed,
-        **observed(config, "head"),
+        model.get_layer("head"), said["train"], data.train.labels, said["val"][0], data.val.labels,
+        sample_weights=sample_weights(data, config),
     )  # fmt: skip
 
 
@@ -298,7 +294,7 @@ def check(config: Config) -> None:
 
     freezing.freeze(model, source.backbone, config.unfreeze, config.batch_norm)
     model.compile("adam", "categorical_crossentropy", jit_compile=training.use_xla())
-    targets = one_hot(data, data.train.labels[indices])
+    targets = np.eye(len(data.class_names), dtype="float32")[data.train.labels[indices]]
     step = checking.median_seconds(lambda: model.train_on_batch(images, targets))  # the weights are thrown away
     look = checking.median_seconds(lambda: source.extractor.predict_on_batch(images)) / len(images)
     looks = len(data.train) * config.views + len(data.val) + 3 * len(data.test)
@@ -335,11 +331,6 @@ def fine_tuning_epochs(data: ImageSet, config: Config) -> int:
         return 0
     steps = steps_per_epoch(len(data.train), config.batch_size)
     return max(5, ceil(60 / steps)) if config.epochs is None else config.epochs
-
-
-def one_hot(data: ImageSet, labels: np.ndarray) -> np.ndarray:
-    """Return labels as float32 [n, classes]."""
-    return np.eye(len(data.class_names), dtype="float32")[labels]
 
 
 def sample_weights(data: ImageSet, config: Config) -> np.ndarray:
