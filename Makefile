@@ -22,7 +22,12 @@ lint: .venv/installed
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 
+# Needs ../shared/data; hours on 2 cores. Each script alone: see its first lines.
 bench: .venv/installed
+	$(RUN) benchmarks/prepare_data.py --out ../prepared_data
+	$(RUN) benchmarks/side_by_side.py
+	$(RUN) benchmarks/checks.py
+	$(RUN) benchmarks/kill_and_resume.py
 	$(RUN) benchmarks/measure.py
 
 clean:

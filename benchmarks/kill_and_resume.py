@@ -1,6 +1,6 @@
 """Kill a run with SIGKILL at random moments, resume it, and compare with a run that nobody disturbed.
 
-    python benchmarks/kill_and_resume.py                             # ten kills of the demo; half an hour on 2 cores
+    python benchmarks/kill_and_resume.py                             # ten kills of the demo; ten minutes on 2 cores
     python benchmarks/kill_and_resume.py --kills 3 -- --epochs 2     # flags after -- go to image_classification
 
 Writes benchmarks/results/kill_and_resume.json: for each kill the moment, what was being done, and whether test
@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT))
 
 from common import runs  # noqa: E402 (the script's folder, not the checkout, is on sys.path)
 
-FLAGS = ["--epochs", "4", "--baselines", "frozen,scratch", "--save-every", "1"]
+FLAGS = ["--epochs", "8", "--save-every", "1"]
 RUN = [sys.executable, "-m", "recipes", "run", "image_classification"]
 
 

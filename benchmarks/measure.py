@@ -161,8 +161,29 @@ def write_tables(readme: Path = ROOT / "README.md") -> None:
             lines.append("| " + " | ".join(cells) + " |")
         return "\n".join([match[0].splitlines()[0], *lines, "<!-- end -->"])
 
-    text = readme.read_text("utf-8")
-    readme.write_text(re.sub(r"<!-- results:(\w+) -->.*?<!-- end -->", table, text, flags=re.DOTALL), "utf-8")
+    text = re.sub(r"<!-- results:(\w+) -->.*?<!-- end -->", table, readme.read_text("utf-8"), flags=re.DOTALL)
+    text = re.sub(r"<!-- side_by_side -->.*?<!-- end -->", lambda match: _side_by_side(), text, flags=re.DOTALL)
+    readme.write_text(text, "utf-8")
+
+
+def _side_by_side() -> str:
+    """Return the table of benchmarks/side_by_side.py."""
+    file = ROOT / "benchmarks" / "results" / "side_by_side.json"
+    lines = [
+        "<!-- side_by_side -->",
+        "| data | tutorial, head | tutorial, end | logistic regression | ours | ours has the tutorial's head, end |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, found in json.loads(file.read_text("utf-8"))["data"].items() if file.exists() else ():
+        for run in found["seeds"]:
+            points, marks = run["points"], run["marks"]
+            head = next(point for point in reversed(points["tutorial"]) if point["stage"] == "head")
+            ends = [head, points["tutorial"][-1], points["logistic_regression"][-1], points["ours"][-1]]
+            cells = [f"{point['accuracy']:.3f} after {point['seconds']:.0f} s" for point in ends]
+            sooner = [marks[stage]["ours_times_sooner"] for stage in ("head", "finetune")]
+            cells.append(", ".join(f"{times:.1f} times sooner" if times else "not reached" for times in sooner))
+            lines.append("| " + " | ".join([f"{name}, seed {run['seed']}", *cells]) + " |")
+    return "\n".join([*lines, "<!-- end -->"])
 
 
 def _score(metric: dict | None) -> str:

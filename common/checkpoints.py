@@ -225,11 +225,15 @@ def fit_with_checkpoints(
     lines.rows = state.history
     if keep and state.best is not None:
         keep.best, keep.best_epoch, keep.weights = tuple(state.best), state.best_epoch, saved.pop("best", None)
-    if state.done:
+    over = state.done or state.stopped or state.epoch == epochs
+    if saved and over:
         restore(model.variables, saved["model"], checkpoint)
+    if state.done:
         return lines.rows
     with stop_at_next_step() as stop:
-        if saved:  # optimizer and metrics make their variables in a first step, whose effect is then overwritten
+        if (
+            saved and not over
+        ):  # optimizer and metrics make their variables in a first step, whose effect is then overwritten
             model.fit(batches_from(state.epoch, state.step), steps_per_epoch=1, verbose=0, shuffle=False)
         save = SaveProgress(checkpoint, save_every, state, saved, lines, keep, stop)
         while state.epoch < epochs and not state.stopped:

@@ -41,6 +41,9 @@ def export_image_classifier(
     Returns:
         The folder of the new version. Signatures: `serving_default` (image: file bytes), `tensors` (pixels),
         `embed` (image: file bytes, gives the features).
+
+    Raises:
+        UserError: the disk is full. Earlier versions stay as they are, and nothing of the new one is left.
     """
     halves = [weight.path for weight in model.weights if weight.dtype != "float32"]
     if halves:
@@ -78,7 +81,12 @@ def export_image_classifier(
         tf.saved_model.save(servable, str(partial), signatures)
         slim_graph(partial)
 
-    return write_version(folder, save)
+    with runs.room_for("the SavedModel", folder, _bytes_needed(model)):
+        return write_version(folder, save)
+
+
+def _bytes_needed(model: keras.Model) -> int:
+    return 4 * model.count_params() + 500_000  # the weights, and about as much for the graph of any network
 
 
 def save_keras_model(model: keras.Model, path: Path) -> Path:
@@ -90,9 +98,13 @@ def save_keras_model(model: keras.Model, path: Path) -> Path:
 
     Returns:
         The path. `keras.models.load_model(path)` reads it with Keras alone.
+
+    Raises:
+        UserError: the disk is full; a file that stood there before stays.
     """
     bare = keras.Model(model.inputs, model.outputs, name=model.name)
-    return runs.write_atomically(path, lambda partial: _save_as_keras(bare, partial))
+    with runs.room_for("the Keras model", path.parent, _bytes_needed(model)):
+        return runs.write_atomically(path, lambda partial: _save_as_keras(bare, partial))
 
 
 def _save_as_keras(model: keras.Model, path: Path) -> None:
@@ -151,12 +163,13 @@ def prove_image_classifier(
     """
     with tempfile.TemporaryDirectory() as folder:
         expected, result = Path(folder, "expected.npz"), Path(folder, "proof.json")
-        np.savez(
-            expected,
-            paths=np.asarray(paths, dtype=str),
-            probabilities=probabilities,
-            class_names=np.asarray(class_names, dtype=str),
-        )
+        with runs.room_for("the proof", Path(folder), 2 * probabilities.nbytes):
+            np.savez(
+                expected,
+                paths=np.asarray(paths, dtype=str),
+                probabilities=probabilities,
+                class_names=np.asarray(class_names, dtype=str),
+            )
         script = Path(__file__).with_name("proof.py")
         # -I: no PYTHONPATH and no current directory, so that nothing of this project can be imported.
         command = [sys.executable, "-I", str(script), str(version), str(expected), str(result)]

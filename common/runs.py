@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
+import errno
 import importlib.metadata
 import json
 import os
@@ -39,6 +40,39 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> Path:
         partial.unlink(missing_ok=True)  # on a full disk every byte counts
         raise
     return path
+
+
+# The disk is full, the user's share of it is, or a file is longer than the user may write.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextlib.contextmanager
+def room_for(what: str, folder: Path, needed: int | None = None) -> Iterator[None]:
+    """Turn the error of a full disk, whoever raises it, into one that says where room is missing and how much.
+
+    Args:
+        what: is written inside of this block.
+        folder: where; it need not exist yet.
+        needed: bytes, about; None where nobody knows.
+
+    Raises:
+        UserError: there is no room left.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # h5py, zipfile and TensorFlow each have their own, some without a number
+        says = [os.strerror(number) for number in _NO_ROOM]
+        said = next((text for text in says if text in str(error)), None)
+        if said is None:
+            raise
+        free = shutil.disk_usage(next(path for path in (folder, *folder.absolute().parents) if path.exists())).free
+        wants = f"about {needed / 1e6:,.1f} MB are needed, " if needed else ""
+        raise UserError(
+            f"There is no room for {what} in {folder}: {wants}{free / 1e6:,.1f} MB are free. The system says: {said}. "
+            f"Make room there."
+        ) from error
 
 
 def write_json(path: Path, content: Mapping) -> Path:
@@ -121,12 +155,17 @@ def settle(config):
         raise UserError(
             f"--out {str(out)!r} holds a finished run. Name another folder, or remove it first: rm -r {out}"
         )
-    if [*out.glob("checkpoints/*.npz"), *out.glob("features/*.npy")]:
+    if has_progress(out):
         raise UserError(
             f"--out {str(out)!r} holds a run that was stopped. Go on with it: --resume {out} (without other flags); or "
             f"name another folder, or remove it first: rm -r {out}"
         )
     return config
+
+
+def has_progress(out: Path) -> bool:
+    """Return whether a run folder holds something that `--resume` can go on with."""
+    return any(path for pattern in ("checkpoints/*.npz", "features/*.npy") for path in out.glob(pattern))
 
 
 def settings_to_resume(config):
@@ -235,7 +274,8 @@ class Stopwatch:
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - began
             if self.path:
-                write_json(self.path, self.report())
+                with contextlib.suppress(OSError):  # on a full disk, of which the work itself has more to say
+                    write_json(self.path, self.report())
 
     def report(self) -> dict[str, float]:
         """Return the seconds so far, with their total since the start."""

@@ -150,6 +150,18 @@ def load_source(text: str, image_size: int | None = None, *, random_weights: boo
     return Source(text, extractor, backbone, size, {"spec": text, **card})
 
 
+def in_bfloat16(source: Source) -> Source:
+    """Return a twin of a source, with the same weights, that computes in bfloat16 and gives float32 features."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        twin = load_source(source.spec, source.image_size[0])
+    finally:
+        keras.config.set_dtype_policy(before)
+    twin.extractor.set_weights(source.extractor.get_weights())
+    return twin
+
+
 def _pool(features):
     """Average a feature map [b, h, w, c] or tokens [b, n, c] to [b, c]; leave vectors alone."""
     if len(features.shape) == 4:

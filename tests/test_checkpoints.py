@@ -123,6 +123,41 @@ def test_a_stage_that_stopped_early_and_was_killed_before_its_end_does_not_go_on
     assert resumed[2] <= 1
 
 
+@pytest.mark.parametrize("killed_at", [EPOCHS * STEPS, None])
+def test_a_stage_that_keeps_its_last_weights_resumes_too(tmp_path, killed_at):
+    def run(path, killed_at=0):
+        keras.utils.set_random_seed(1)
+        model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(3, activation="softmax")])
+        model.compile(keras.optimizers.Adam(0.01), "categorical_crossentropy")
+        steps = []
+
+        def count(batch, logs):
+            steps.append(batch)
+            if len(steps) == killed_at:
+                raise Killed
+
+        rows = fit_with_checkpoints(
+            model, batches_from, epochs=EPOCHS, lines=training.EpochLines("test", EPOCHS, STEPS), checkpoint=path,
+            save_every=0, callbacks=[keras.callbacks.LambdaCallback(on_train_batch_begin=count)],
+        )  # fmt: skip
+        return model, rows, len(steps)
+
+    whole, path = run(None), tmp_path / "stage.npz"
+    if killed_at:
+        with pytest.raises(Killed):
+            run(path, killed_at)
+    else:  # after the last epoch, before the stage was marked as over
+        monkey = pytest.MonkeyPatch()
+        original = checkpoints.save_stage
+        monkey.setattr(
+            checkpoints, "save_stage", lambda path, state, **rest: None if state.done else original(path, state, **rest)
+        )
+        run(path)
+        monkey.undo()
+        assert load_stage(path)[0].epoch == EPOCHS and not load_stage(path)[0].done
+    assert_equal(whole, run(path))
+
+
 def test_without_time_between_saves_nothing_is_written_but_the_end(tmp_path):
     with pytest.raises(Killed):
         fit(tmp_path / "stage.npz", killed_at=12, save_every=60)

@@ -13,8 +13,8 @@ from sklearn.preprocessing import StandardScaler
 
 from common import features
 from common.data.images import image_batches
-from common.features import PENALTIES, extract_features, fit_linear_head, mean_and_std
-from common.sources import Source
+from common.features import PENALTIES, extract_features, faster_if_it_agrees, fit_linear_head, mean_and_std
+from common.sources import Source, load_source
 from common.training import balanced_class_weights
 
 WIDTH, CLASSES = 6, 3
@@ -188,6 +188,38 @@ def test_a_feature_that_never_changes_has_std_1(level):
 def test_small_features_are_no_constants():
     values = np.random.default_rng(0).normal(1e-7, 1e-8, (1, 1000, 4)).astype("float32")
     np.testing.assert_allclose(mean_and_std(values)[1], values[0].std(axis=0), rtol=1e-3)
+
+
+# --- bfloat16 ---------------------------------------------------------------------------------------------
+
+
+def test_bfloat16_is_used_only_where_it_says_the_same(two_classes, capsys):
+    paths = sorted(str(path) for path in two_classes.rglob("*.png"))
+    source = load_source("bundled:resnet_mini", 32)
+    twin = faster_if_it_agrees(source, paths)
+    assert twin is not source and twin.backbone.dtype_policy.compute_dtype == "bfloat16"
+    assert "features in bfloat16: smallest cosine of both 0.999" in capsys.readouterr().out
+    assert keras.config.dtype_policy().name == "float32"
+
+    class Rough(keras.layers.Layer):
+        """Loses in bfloat16 what it is there to tell: small differences on a large offset."""
+
+        def call(self, pixels):
+            offset = keras.ops.cast(1000.0, self.compute_dtype)
+            return (keras.ops.mean(keras.ops.cast(pixels, self.compute_dtype), axis=(1, 2)) / 255 + offset) - offset
+
+    def build(dtype: str) -> Source:
+        pixels = keras.Input((32, 32, 3))
+        extractor = keras.Model(pixels, keras.layers.Activation("linear", dtype="float32")(Rough(dtype=dtype)(pixels)))
+        return Source("rough", extractor, extractor, (32, 32), {})
+
+    rough = build("float32")
+    features.in_bfloat16, kept = lambda source: build("mixed_bfloat16"), features.in_bfloat16
+    try:
+        assert faster_if_it_agrees(rough, paths) is rough
+    finally:
+        features.in_bfloat16 = kept
+    assert "features in float32" in capsys.readouterr().out
 
 
 # --- the head ---------------------------------------------------------------------------------------------

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ from recipes.__main__ import RECIPES, main
 NAMES = [recipe.name for recipe in discovery.find_recipes(RECIPES)]
 # A few examples and one pass of everything: seconds, not results.
 QUICK = {
-    "image_classification": ["--limit", "40", "--epochs", "1", "--baselines", "frozen,scratch"],
+    "image_classification": ["--limit", "40", "--epochs", "1", "--baselines", "frozen,scratch", "--calibrate"],
     "pretraining": ["--limit", "40", "--epochs", "1", "--filters", "64", "64", "--image-size", "32"],
 }
 
@@ -71,6 +73,36 @@ def test_finished_run_is_not_overwritten(finished, capsys):
     assert main(["run", name, *QUICK[name], "--out", str(out)]) == 2
     assert "finished run" in capsys.readouterr().err
     assert (out / "metrics.json").read_bytes() == before
+
+
+def test_a_killed_run_resumes_to_the_same_result(finished, tmp_path):
+    """SIGKILL as soon as the first checkpoint lies there; `--resume` then ends where the undisturbed run ended."""
+    name, whole, _ = finished
+    out, command = tmp_path / "run", [sys.executable, "-m", "recipes", "run", name]
+    process = subprocess.Popen([*command, *QUICK[name], "--save-every", "0", "--out", str(out)], cwd=RECIPES.parent)
+    deadline = time.monotonic() + 300
+    while not any((out / "checkpoints").glob("*.npz")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert not (out / "metrics.json").exists()
+    assert main(["run", name, *QUICK[name], "--out", str(out)]) == 2  # not overwritten
+    assert main(["run", name, "--resume", str(out)]) == 0
+    assert (out / "history.csv").read_bytes() == (whole / "history.csv").read_bytes()
+    results = [json.loads((folder / "metrics.json").read_text("utf-8"))["test"] for folder in (whole, out)]
+    assert results[0] == results[1]
+    exports = [tf.saved_model.load(str(folder / "serving" / name / "1")) for folder in (whole, out)]
+    for one, other in zip(*(export.weights for export in exports), strict=True):
+        np.testing.assert_array_equal(one.numpy(), other.numpy())
+
+
+def test_a_calibrated_export_says_what_the_report_says(finished):
+    name, out, _ = finished
+    if name != "image_classification":
+        pytest.skip("only image_classification has --calibrate so far")
+    found = json.loads((out / "metrics.json").read_text("utf-8"))
+    assert found["calibration"]["applied"] and found["proof"]["passed"]
+    assert found["test"]["ece"] == pytest.approx(found["calibration"]["ece_with"], abs=0.02)
 
 
 @pytest.mark.parametrize("name", NAMES)

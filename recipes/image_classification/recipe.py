@@ -87,7 +87,7 @@ class Config:
     mirrored: bool = False
     """Fine-tune on all GPUs of this machine, each with its share of every batch."""
     mixed_precision: bool = False
-    """Fine-tune in bfloat16: faster where processor or GPU have it. Evaluation and export stay float32."""
+    """Extract features and fine-tune in bfloat16: faster where the hardware has it. The export stays float32."""
     limit: int | None = None
     """Use at most this many pictures of each part: a quick look."""
     strict: bool = False
@@ -131,6 +131,8 @@ def extract(source: Source, data: ImageSet, config: Config, parts=("train", "val
     """Return what the frozen source says of the pictures of each part, [views, n, width]."""
     settings = dict(cache=Path(config.out) / "features", resize=config.resize, save_every=config.save_every)
     augment = augmentations(config, data)
+    if config.mixed_precision:
+        source = features.faster_if_it_agrees(source, data.train.paths, config.resize)
     looks = {"train": dict(views=config.views if augment else 1, augment=augment, seed=config.seed)}
     return {
         part: features.extract_features(
