@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,7 @@ from scipy.optimize import minimize
 
 from common.checkpoints import stop_at_next_step
 from common.data.images import augment_images, image_batches
-from common.runs import write_json
+from common.runs import room_for, write_json
 from common.sources import Source, in_bfloat16
 from common.training import ProgressLine
 
@@ -51,6 +52,9 @@ def extract_features(
 
     Returns:
         A read-only memory map, float32 [views, n, feature_width].
+
+    Raises:
+        UserError: the disk has no room for it.
     """
     key = _cache_key(source, paths, resize, views, *((tuple(augment), seed) if views > 1 else ()))
     final = cache / f"{key}.npy"
@@ -91,7 +95,9 @@ def _write_features(
     shape = (views, len(paths), source.feature_width)
     steps = -(-len(paths) // batch_size)
     done = json.loads(finished.read_text())["batches"] if finished.exists() and partial.exists() else 0
-    written = np.lib.format.open_memmap(partial, mode="r+" if done else "w+", dtype=np.float32, shape=shape)
+    if not done:
+        _reserve(partial, shape)
+    written = np.lib.format.open_memmap(partial, mode="r+")
 
     progress = ProgressLine(title, len(paths) * views)
     saved_at = time.monotonic()
@@ -116,6 +122,19 @@ def _write_features(
     written.flush()
     os.replace(partial, final)
     finished.unlink(missing_ok=True)
+
+
+def _reserve(path: Path, shape: tuple[int, ...]) -> None:
+    """Make a file of zeros with all its room on the disk: a memory map that finds none later kills the process."""
+    with room_for("the features", path.parent, 4 * math.prod(shape)):
+        try:
+            np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+            if hasattr(os, "posix_fallocate"):  # not on macOS
+                with open(path, "r+b") as file:
+                    os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
 
 
 def _cache_key(source: Source, paths: Sequence[str], resize: str, *settings) -> str:

@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError, nearest
-from common.runs import settle
+from common.runs import has_progress, settle
 from recipes.comparing import compare
 from recipes.discovery import Recipe, config_class, find_recipe, find_recipes
-from recipes.execution import complain, load_recipe, predict
+from recipes.execution import complain, load_recipe, predict, trouble_told_plainly
 
 RECIPES = Path(__file__).resolve().parent
 COMMANDS = ("list", "show", "check", "run", "predict", "compare")
@@ -137,11 +137,11 @@ def run_recipe(command: str, recipe: Recipe, arguments: list[str]) -> int:
         prog=f"python -m recipes {command} {recipe.name}",
         description=recipe.docstring().splitlines()[0],
     )
-    resumable = hasattr(config, "resume")
+    resumable = command == "run" and hasattr(config, "resume")
     try:
         validate(config)
-        if command == "run" and resumable:
-            folder = settle(config).out  # what cannot start is refused before the seconds of importing TensorFlow
+        # What cannot start is refused before the seconds of importing TensorFlow.
+        settings = settle(config) if resumable else config
     except (ValueError, OSError) as problem:
         raise UserError(str(problem)) from problem
 
@@ -149,14 +149,20 @@ def run_recipe(command: str, recipe: Recipe, arguments: list[str]) -> int:
     fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config) if field.init}
     config = module.Config(**fields)
     if command == "check":
-        module.check(config)
+        with trouble_told_plainly(recipe, settings):
+            module.check(config)
         return 0
+    how = f" Go on with it: python -m recipes run {recipe.name} --resume {settings.out}" if resumable else ""
     try:
-        metrics = module.main(config)
+        with trouble_told_plainly(recipe, settings):
+            metrics = module.main(config)
     except KeyboardInterrupt:
-        how = f" Go on with it: python -m recipes run {recipe.name} --resume {folder}" if resumable else ""
         print(f"\ninterrupted.{how}", file=sys.stderr)
         return 130
+    except UserError as problem:  # a folder with progress was refused before: this run has learned what is there
+        if resumable and config.resume is None and has_progress(Path(settings.out)):
+            raise UserError(f"{problem} What the run had learned is kept.{how}") from problem
+        raise
     proof = metrics.get("proof") or {}
     if not proof.get("passed", True):
         complain(f"the proof failed: the export in {config.out} does not answer as evaluated. Do not serve it.")

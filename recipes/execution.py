@@ -7,6 +7,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import shlex
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from common.errors import UserError
+from common.runs import room_for
 from recipes.discovery import Recipe
 
 PREDICT_BATCH = 32
@@ -34,6 +36,38 @@ def load_recipe(recipe: Recipe) -> ModuleType:
     return module
 
 
+@contextlib.contextmanager
+def trouble_told_plainly(recipe: Recipe, settings) -> Iterator[None]:
+    """While a recipe runs: a full disk or a picture that goes away becomes a UserError. A bug keeps its traceback."""
+    try:
+        with room_for("what this run writes", Path(settings.out)):
+            yield
+    except UserError:
+        raise
+    except Exception as error:
+        lost = _lost_picture(error)
+        if not lost:
+            raise
+        raise UserError(
+            f"A picture was moved, changed or deleted after it had been checked: {lost}. See what can be read now: "
+            f"python -m recipes check {recipe.name} --data {shlex.quote(settings.data)}. Put it back as it was, or "
+            f"start over in another --out."
+        ) from error
+
+
+def _lost_picture(error: Exception) -> str:
+    """Say which picture an error is about, or why it cannot be decoded; "" where it is about something else."""
+    from common.data.image_rows import PICTURE_SUFFIXES  # here: it imports numpy, and `list` does without
+
+    if isinstance(error, OSError) and Path(str(error.filename)).suffix.lower() in (*PICTURE_SUFFIXES, ".img"):
+        return f"{error.filename} ({error.strerror})"
+    # TensorFlow names the file where it cannot be read, and the operation where it cannot be decoded.
+    by_tensorflow = type(error).__module__.startswith("tensorflow.") and hasattr(error, "message")
+    if by_tensorflow and ("ReadFile" in error.message or "DecodeImage" in error.message):
+        return _reason(error.message)
+    return ""
+
+
 def predict(arguments: list[str]) -> int:
     """Classify image files with the newest export of a run, through its serving signature."""
     parser = argparse.ArgumentParser(prog="python -m recipes predict", description=predict.__doc__)
@@ -50,6 +84,8 @@ def predict(arguments: list[str]) -> int:
 
     with quiet_tensorflow():
         import tensorflow as tf
+
+        from common.data.images import why_unusable
     try:
         # The loaded object must stay in a variable: its signatures hold its weights only weakly.
         loaded = tf.saved_model.load(str(export))
@@ -81,9 +117,14 @@ def predict(arguments: list[str]) -> int:
         readable: list[tuple[Path, bytes]] = []
         for file in options.files[start : start + PREDICT_BATCH]:
             try:
-                readable.append((file, file.read_bytes()))
+                content = file.read_bytes()
             except OSError as problem:
                 answers.append((file, problem.strerror or str(problem)))
+                continue
+            if reason := why_unusable(content):
+                answers.append((file, reason))
+            else:
+                readable.append((file, content))
         if readable:
             answered = classify([content for _, content in readable])
             answers += zip([file for file, _ in readable], answered, strict=True)
