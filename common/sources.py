@@ -329,14 +329,22 @@ def _load_preset(spec: SourceSpec, image_size: int | None, random_weights: bool)
                 f"It said: {_said(error)}"
             ) from error
     preprocessing = Preprocessing(_channels(spec, converter.scale, 1.0), _channels(spec, converter.offset, 0.0))
-    card_file = folder / "card.json"
-    card = json.loads(card_file.read_text("utf-8")) if card_file.is_file() else {}
+    card = _read_card(folder / "card.json")
     unknown = "see the preset's own page"
     card = {"licence": unknown, "data": unknown, **{key: card[key] for key in ("licence", "data") if key in card}}
     card["origin"] = f"KerasHub preset {spec.name}"
     if random_weights:
         card |= {"origin": card["origin"] + ", initial weights", "data": "none"}
     return backbone, preprocessing, size, card
+
+
+def _read_card(path: Path) -> dict[str, str]:
+    try:
+        return dict(json.loads(path.read_text("utf-8"))) if path.is_file() else {}
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(
+            f"{path} cannot be read: {_said(error)}. Mend or remove it; the model does not need it."
+        ) from error
 
 
 def _preset_error(spec: SourceSpec, is_folder: bool, error: Exception) -> UserError:

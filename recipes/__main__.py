@@ -161,7 +161,7 @@ def run_recipe(command: str, recipe: Recipe, arguments: list[str]) -> int:
         return 130
     except UserError as problem:  # a folder with progress was refused before: this run has learned what is there
         if resumable and config.resume is None and has_progress(Path(settings.out)):
-            raise UserError(f"{problem} What the run had learned is kept.{how}") from problem
+            raise UserError(f"{problem} What the run has saved is kept.{how}") from problem
         raise
     proof = metrics.get("proof") or {}
     if not proof.get("passed", True):
