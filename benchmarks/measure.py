@@ -63,7 +63,7 @@ MEASUREMENTS = (
     Measurement(
         "hymenoptera",
         "Ants or bees, 207 photos, ImageNet MobileNetV2",
-        ("--data", HYMENOPTERA, "--source", MOBILENET, "--epochs", "3"),
+        ("--data", HYMENOPTERA, "--source", MOBILENET, "--epochs", "3", "--unfreeze", "last_block"),
     ),
     Measurement(
         "cifar10",

@@ -25,11 +25,15 @@ class NearDuplicate:
 
 @dataclass(frozen=True)
 class SuspectedLabel:
-    """A picture whose label the other pictures contradict; places count over all parts, one after the other."""
+    """A picture whose label the other pictures contradict; places count over all parts, one after the other.
+
+    `confident`: the suggested class is as probable as it usually is for its own pictures.
+    """
 
     place: int
     suggested: int
     probability_of_given: float
+    confident: bool
 
 
 def near_duplicates(thumbnails: Sequence[np.ndarray], features: Sequence[np.ndarray]) -> list[NearDuplicate]:
@@ -106,8 +110,9 @@ def _blocks(parts: Sequence[np.ndarray], read: Callable) -> Iterator[tuple[int, 
 def suspected_labels(features: Sequence[np.ndarray], labels: np.ndarray, classes: int) -> list[SuspectedLabel]:
     """Find labels that are probably wrong (confident learning, arXiv:1911.00068) on what a frozen source said.
 
-    A label is suspected where another class is at least as probable as that class usually is for its own
-    pictures. The probability of each picture comes from a classifier that has not seen it.
+    A label is suspected where another class is more probable, and confidently so where that class is at least as
+    probable as it usually is for its own pictures. The probabilities of each picture come from a classifier that
+    has not seen it.
 
     Args:
         features: of each part, float32 [n, width].
@@ -121,9 +126,13 @@ def suspected_labels(features: Sequence[np.ndarray], labels: np.ndarray, classes
     given = probabilities[np.arange(len(labels)), labels]
     usual = np.array([given[labels == k].mean() if np.any(labels == k) else 2.0 for k in range(classes)])
     confident = np.where(probabilities >= usual, probabilities, 0.0)
-    suggested = confident.argmax(axis=1)
-    suspects = np.nonzero((confident.max(axis=1) > 0) & (suggested != labels))[0]
-    return [SuspectedLabel(int(i), int(suggested[i]), float(given[i])) for i in suspects[np.argsort(given[suspects])]]
+    sure = (confident.max(axis=1) > 0) & (confident.argmax(axis=1) != labels)
+    suggested = np.where(sure, confident.argmax(axis=1), probabilities.argmax(axis=1))
+    suspects = np.nonzero(suggested != labels)[0]
+    return [
+        SuspectedLabel(int(i), int(suggested[i]), float(given[i]), bool(sure[i]))
+        for i in suspects[np.argsort(given[suspects], kind="stable")]
+    ]
 
 
 def leave_one_out_probabilities(features: Sequence[np.ndarray], labels: np.ndarray, classes: int) -> np.ndarray:

@@ -16,6 +16,7 @@ from common.data.images import image_batches
 from common.runs import write_atomically
 from common.sources import Source
 
+SUSPECT_COLUMNS = ("part", "path", "given", "suggested", "probability_of_given", "confident")
 LOOKED_AT = 6  # pictures with a heat map among the right answers, and as many among the wrong ones
 
 
@@ -28,7 +29,7 @@ class Explanation:
         reliability: rows of `calibration.reliability` for the test part.
         looks: one dict for each heat map: path, true, predicted, probability, pixels [h, w, 3], heat [h, w].
         near_duplicates: one dict each: part, path, other_part, other_path, similarity, the most alike first.
-        suspects: one dict each: part, path, given, suggested, probability_of_given, the worst first.
+        suspects: one dict each with SUSPECT_COLUMNS, the least probable label first.
         sentences: findings in plain words.
     """
 
@@ -73,11 +74,12 @@ def explain(
     ]  # fmt: skip
     suspects = [
         {"part": str(part_of[one.place]), "path": str(paths[one.place]), "given": data.class_names[labels[one.place]],
-         "suggested": data.class_names[one.suggested], "probability_of_given": round(one.probability_of_given, 4)}
+         "suggested": data.class_names[one.suggested], "probability_of_given": round(one.probability_of_given, 4),
+         "confident": one.confident}
         for one in data_quality.suspected_labels([features[p] for p in PARTS], labels, len(data.class_names))
     ]  # fmt: skip
     write_table(out / "near_duplicates.csv", near, ("part", "path", "other_part", "other_path", "similarity"))
-    write_table(out / "suspected_labels.csv", suspects, ("part", "path", "given", "suggested", "probability_of_given"))
+    write_table(out / "suspected_labels.csv", suspects, SUSPECT_COLUMNS)
 
     in_test = np.array([pair.place for pair in pairs if part_of[pair.place] == "test"], int)
     clean = np.setdiff1d(np.arange(len(data.test)), in_test - len(data.train) - len(data.val))
@@ -99,7 +101,7 @@ def explain(
             "near_duplicates": len(near),
             "near_duplicates_in_test": len(in_test),
             "accuracy_without_near_duplicates": without,
-            "suspected_labels": len(suspects),
+            "suspected_labels": sum(one["confident"] for one in suspects),
         },
     }
     return Explanation(
@@ -152,8 +154,8 @@ def _sentences(numbers: dict, pictures: int, probabilities: np.ndarray, labels: 
         )
     if count := quality["suspected_labels"]:
         found.append(
-            f"{count} of {pictures} labels are contradicted by the other pictures; the worst are shown below. "
-            "See suspected_labels.csv."
+            f"{count} of {pictures} labels are contradicted with confidence by the other pictures; the worst are shown "
+            "below. See suspected_labels.csv."
         )
     calibrated = numbers["calibration"]
     if not calibrated["applied"] and calibrated["ece_without"] - calibrated["ece_with"] > 0.02:

@@ -225,7 +225,7 @@ def _mistakes(labels, predicted, confidence, image_paths) -> list[dict]:
 
 def _explained(explanation) -> dict:
     """Turn an Explanation into what the template shows."""
-    near, suspects = explanation.near_duplicates, explanation.suspects
+    near, suspects = explanation.near_duplicates, [one for one in explanation.suspects if one["confident"]]
     return {
         "reliability": _reliability_plot(explanation.reliability),
         "looks": [
