@@ -189,8 +189,8 @@ def test_without_a_note_nothing_is_said(photos):
     assert load(photos).turned == 0 and load(photos).advice() == ()
 
 
-def test_the_note_is_ignored_in_training_and_in_serving(serve, tmp_path):
-    plain, noted = (turned(noise(20, 30, 3), "JPEG", value) for value in (None, 6))
+def test_the_note_is_ignored_in_training_and_in_serving(serve):
+    plain, noted = encoded(noise(20, 30, 3), "JPEG"), turned(noise(20, 30, 3), "JPEG", 6)
     assert Image.open(io.BytesIO(noted)).getexif()[ORIENTATION] == 6
     np.testing.assert_array_equal(*(decode_image(tf.constant(content), SIZE).numpy() for content in (plain, noted)))
     answers = serve(plain, noted)
