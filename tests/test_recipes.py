@@ -139,6 +139,7 @@ def test_mixed_precision_trains_and_exports_float32(two_classes: Path, tmp_path:
     assert {v.dtype for v in loaded.weights} == {tf.float32}
 
 
+@pytest.mark.slow  # the resumed run above equals the undisturbed one already
 def test_same_seed_same_result(two_classes: Path, tmp_path: Path):
     found = []
     for number in range(2):
