@@ -151,9 +151,7 @@ def leave_one_out_probabilities(features: Sequence[np.ndarray], labels: np.ndarr
         float32 [all, classes].
     """
     count, width = len(labels), features[0].shape[1]
-    statistics = [(mean_and_std(part[None]), len(part)) for part in features]
-    mean = sum(m * n for (m, _), n in statistics) / count
-    std = np.sqrt(sum((s**2 + (m - mean) ** 2) * n for (m, s), n in statistics) / count)
+    mean, std = mean_and_std(features)
 
     def read(rows: np.ndarray) -> np.ndarray:
         return ((np.asarray(rows) - mean) / std).astype("float32")

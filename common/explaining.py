@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +11,7 @@ import numpy as np
 from common import calibration, data_quality, evaluation, gradcam
 from common.data.image_sets import PARTS, ImageSet
 from common.data.images import image_batches
-from common.runs import write_atomically
+from common.runs import write_table
 from common.sources import Source
 
 SUSPECT_COLUMNS = ("part", "path", "given", "suggested", "probability_of_given", "confident")
@@ -164,15 +162,3 @@ def _sentences(numbers: dict, pictures: int, probabilities: np.ndarray, labels: 
             f"make that {100 * calibrated['ece_with']:.1f}."
         )
     return tuple(found)
-
-
-def write_table(path: Path, rows: Sequence[dict], columns: Sequence[str]) -> Path:
-    """Write rows as a csv file, with its heading even where there is no row."""
-
-    def write(partial: Path) -> None:
-        with open(partial, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(rows)
-
-    return write_atomically(path, write)

@@ -19,8 +19,8 @@ from scipy.optimize import minimize
 from common.checkpoints import stop_at_next_step
 from common.data.images import augment_images, image_batches
 from common.runs import room_for, write_json
-from common.sources import Source, in_bfloat16
-from common.training import ProgressLine
+from common.sources import Source, load_source
+from common.training import ProgressLine, copy_weights, dtype_policy
 
 
 def extract_features(
@@ -62,6 +62,14 @@ def extract_features(
         cache.mkdir(parents=True, exist_ok=True)
         _write_features(final, source, paths, batch_size, resize, augment, views, seed, title, save_every)
     return np.load(final, mmap_mode="r")
+
+
+def in_bfloat16(source: Source) -> Source:
+    """Return a twin of a source, with the same weights, that computes in bfloat16 and gives float32 features."""
+    with dtype_policy("mixed_bfloat16"):
+        twin = load_source(source.spec, source.image_size[0])
+    copy_weights(source.extractor, twin.extractor)
+    return twin
 
 
 def faster_if_it_agrees(source: Source, paths: Sequence[str], resize: str = "crop", pictures: int = 32) -> Source:
@@ -146,11 +154,11 @@ def _cache_key(source: Source, paths: Sequence[str], resize: str, *settings) -> 
     return digest.hexdigest()[:24]
 
 
-def mean_and_std(features: np.ndarray, chunk: int = 4096) -> tuple[np.ndarray, np.ndarray]:
+def mean_and_std(features: Sequence[np.ndarray], chunk: int = 4096) -> tuple[np.ndarray, np.ndarray]:
     """Return mean and standard deviation of each feature, reading the memory map in pieces.
 
     Args:
-        features: float32 [views, n, width].
+        features: float32 [views, n, width], or arrays of any length, each [n, width].
         chunk: rows read at once.
 
     Returns:

@@ -90,17 +90,21 @@ def flatten(content: Mapping, prefix: str = "") -> dict[str, object]:
     return flat
 
 
-def write_history(path: Path, rows: Sequence[Mapping]) -> Path:
-    """Write history.csv: one row an epoch of each stage, with every column that any stage has."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
+def write_table(path: Path, rows: Sequence[Mapping], columns: Sequence[str]) -> Path:
+    """Write rows as a csv file, atomically, with its heading even where there is no row."""
 
     def write(partial: Path) -> None:
-        with open(partial, "w", newline="", encoding="utf-8") as file:
+        with open(partial, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows(rows)
 
     return write_atomically(path, write)
+
+
+def write_history(path: Path, rows: Sequence[Mapping]) -> Path:
+    """Write history.csv: one row an epoch of each stage, with every column that any stage has."""
+    return write_table(path, rows, list(dict.fromkeys(key for row in rows for key in row)))
 
 
 def versions() -> dict[str, str]:

@@ -150,18 +150,6 @@ def load_source(text: str, image_size: int | None = None, *, random_weights: boo
     return Source(text, extractor, backbone, size, {"spec": text, **card})
 
 
-def in_bfloat16(source: Source) -> Source:
-    """Return a twin of a source, with the same weights, that computes in bfloat16 and gives float32 features."""
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy("mixed_bfloat16")
-    try:
-        twin = load_source(source.spec, source.image_size[0])
-    finally:
-        keras.config.set_dtype_policy(before)
-    twin.extractor.set_weights(source.extractor.get_weights())
-    return twin
-
-
 def _pool(features):
     """Average a feature map [b, h, w, c] or tokens [b, n, c] to [b, c]; leave vectors alone."""
     if len(features.shape) == 4:
@@ -215,7 +203,7 @@ def _explained_download(spec: SourceSpec, build: Callable) -> Iterator[None]:
 
     def fetch(name: str, origin: str, **options) -> str:
         home = Path(keras_home()).expanduser()
-        # the same choice that get_file makes
+        # get_file's own choice, on every machine: where Keras' folder cannot be written, this one is Keras' literal
         path = (home if os.access(home, os.W_OK) else Path("/tmp/.keras")) / "models" / name
         if not path.exists():
             megabytes = build(weights=None).count_params() * 4 / 1e6
