@@ -129,19 +129,17 @@ def warmup_cosine(peak: float, steps: int, warmup_share: float = 0.1) -> keras.o
 
 
 class KeepBest(keras.callbacks.Callback):
-    """Remember the weights of the best epoch on validation; stop when it stalls.
+    """Remember the weights of the best epoch on validation (accuracy, ties: cross-entropy); stop when it stalls.
 
     Args:
-        select_by: `accuracy` (ties: lower cross-entropy), or `cross_entropy`, which tells epochs apart even
-            where validation holds a few dozen pictures and accuracy moves in steps.
         patience: epochs without improvement before stopping; None never stops early.
         start: logs of the model before training, which is then a candidate too: a stage that makes a model
             worse hands back what it was given.
     """
 
-    def __init__(self, select_by: str, patience: int | None, start: dict[str, float] | None = None):
+    def __init__(self, patience: int | None, start: dict[str, float] | None = None):
         super().__init__()
-        self.select_by, self.patience, self.best_epoch = select_by, patience, 0
+        self.patience, self.best_epoch = patience, 0
         self.best = (-np.inf, -np.inf) if start is None else self._rank(start)
         self.weights: list[np.ndarray] | None = None
 
@@ -157,8 +155,7 @@ class KeepBest(keras.callbacks.Callback):
             self.model.stop_training = True
 
     def _rank(self, logs: dict[str, float]) -> tuple[float, float]:
-        accuracy = round(float(logs["val_accuracy"]), 6) if self.select_by == "accuracy" else 0.0
-        return accuracy, -float(logs["val_cross_entropy"])
+        return round(float(logs["val_accuracy"]), 6), -float(logs["val_cross_entropy"])
 
 
 class EpochLines(keras.callbacks.Callback):
@@ -168,12 +165,11 @@ class EpochLines(keras.callbacks.Callback):
         stage: name of the stage.
         epochs: planned number of epochs.
         steps: steps in an epoch.
-        every: print each `every`-th epoch only (head training has many, of milliseconds each).
     """
 
-    def __init__(self, stage: str, epochs: int, steps: int, every: int = 1):
+    def __init__(self, stage: str, epochs: int, steps: int):
         super().__init__()
-        self.stage, self.epochs, self.steps, self.every = stage, epochs, steps, every
+        self.stage, self.epochs, self.steps = stage, epochs, steps
         self.rows: list[dict] = []
 
     def on_train_begin(self, logs=None):
@@ -187,13 +183,12 @@ class EpochLines(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         self.rows.append({"stage": self.stage, "epoch": epoch + 1, **{k: float(v) for k, v in logs.items()}})
-        if (epoch + 1) % self.every == 0:
-            seconds = (time.monotonic() - self.progress.started) / (epoch + 1 - self.first_epoch)
-            left = seconds * (self.epochs - epoch - 1)
-            start = "\r\033[K" if sys.stdout.isatty() else ""
-            scores = ", ".join(f"{k} {logs[k]:.4f}" for k in ("loss", "val_loss", "val_accuracy") if k in logs)
-            text = f"{start}  {self.stage} {epoch + 1}/{self.epochs}: {scores}, {format_seconds(left)} left"
-            print(text, flush=True)
+        seconds = (time.monotonic() - self.progress.started) / (epoch + 1 - self.first_epoch)
+        left = seconds * (self.epochs - epoch - 1)
+        start = "\r\033[K" if sys.stdout.isatty() else ""
+        scores = ", ".join(f"{k} {logs[k]:.4f}" for k in ("loss", "val_loss", "val_accuracy") if k in logs)
+        text = f"{start}  {self.stage} {epoch + 1}/{self.epochs}: {scores}, {format_seconds(left)} left"
+        print(text, flush=True)
 
 
 def fit_stage(
@@ -206,10 +201,8 @@ def fit_stage(
     validation,
     optimizer: keras.optimizers.Optimizer,
     loss="categorical_crossentropy",
-    select_by: str = "accuracy",
     patience: int | None = None,
     start_counts: bool = False,
-    every: int = 1,
     checkpoint: Path | None = None,
     save_every: float = 30.0,
     callbacks: Sequence[keras.callbacks.Callback] = (),
@@ -225,10 +218,8 @@ def fit_stage(
         validation: dataset of (inputs, one-hot targets).
         optimizer: with its schedule.
         loss: Keras loss on probabilities and one-hot targets.
-        select_by: what makes an epoch the best, as for KeepBest.
         patience: epochs without improvement before stopping.
         start_counts: whether the model as given competes too.
-        every: print each `every`-th epoch.
         checkpoint: file that a killed run continues from; None for none.
         save_every: seconds between saves.
         callbacks: more Keras callbacks.
@@ -249,8 +240,8 @@ def fit_stage(
         model,
         batches_from,
         epochs=epochs,
-        lines=EpochLines(stage, epochs, steps, every),
-        keep=KeepBest(select_by, patience, start),
+        lines=EpochLines(stage, epochs, steps),
+        keep=KeepBest(patience, start),
         validation=validation,
         checkpoint=checkpoint,
         save_every=save_every,
