@@ -176,7 +176,7 @@ def mean_and_std(features: Sequence[np.ndarray], chunk: int = 4096) -> tuple[np.
 
 
 # Strong to weak, per example and on standardised features: from a handful of pictures to hundreds of thousands.
-PENALTIES = tuple(float(penalty) for penalty in np.geomspace(10.0, 1e-3, 9))
+PENALTIES = tuple(float(penalty) for penalty in np.geomspace(10.0, 1e-5, 13))
 _IN_MEMORY = 2**28  # bytes of features that are standardised once; more are read again in each pass
 
 
