@@ -109,7 +109,9 @@ def run_way(way: str, name: str, seed: int) -> list[dict]:
         else:
             model = recipe.build_model(source, len(data.class_names), config)
             said = recipe.extract(source, data, config, ("train", "val"))
-            recipe.train_head(model, said, data, config)
+            history = recipe.train_head(model, said, data, config)
+            if not recipe.fine_tuning_epochs(data, config):
+                recipe.refit_head(model, said, data, config, history)
             note("head", 0, lambda: recipe.predict(source, model, data.test.paths, config))
             if recipe.fine_tuning_epochs(data, config):
                 rows, _ = recipe.fine_tune(source, model, data, config)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import math
@@ -18,9 +17,10 @@ from scipy.optimize import minimize
 
 from common.checkpoints import stop_at_next_step
 from common.data.images import augment_images, image_batches
+from common.progress import ProgressLine
 from common.runs import room_for, write_json
 from common.sources import Source, load_source
-from common.training import ProgressLine, copy_weights, dtype_policy
+from common.training import copy_weights, dtype_policy
 
 
 def extract_features(
@@ -211,45 +211,17 @@ def fit_linear_head(
         A history row for each penalty: stage, epoch (its number), penalty, loss, val_loss, val_accuracy,
         val_cross_entropy.
     """
-    views, count, width = train.shape
-    weights = np.ones(count, "float32") if sample_weights is None else sample_weights / sample_weights.mean()
-    mean, std = mean_and_std(train)
-    blocks = functools.partial(_standardised_blocks, train, mean, std)
-    if train.nbytes <= _IN_MEMORY:
-        kept = [(start, tf.constant(rows)) for start, rows in blocks()]
-        blocks = functools.partial(iter, kept)
-
-    def loss_and_gradient(flat: np.ndarray, penalty: float) -> tuple[float, np.ndarray]:
-        solution = tf.constant(flat.reshape(width + 1, head.units), tf.float32)
-        loss, slope = 0.0, np.zeros((width + 1, head.units))
-        for start, rows in blocks():
-            own = slice(start, start + len(rows))
-            block_loss, block_slope = _cross_entropy_and_slope(rows, train_labels[own], weights[own], solution)
-            loss += float(block_loss)
-            slope += block_slope.numpy()
-        share, kernel = 1 / (views * count), flat.reshape(width + 1, head.units)[:-1]
-        slope = share * slope
-        slope[:-1] += penalty * kernel
-        return share * loss + penalty / 2 * float(np.sum(kernel**2)), slope.ravel()
-
+    weights = np.ones(train.shape[1], "float32") if sample_weights is None else sample_weights
+    objective = _PenalisedRegression([(view, train_labels, weights) for view in train], head.units)
     progress = ProgressLine("head", len(penalties))
-    solution, best, history = np.zeros((width + 1) * head.units), (np.inf, 0, None), []
+    solution, best, history = objective.start(), (np.inf, 0, None), []
     for number, penalty in enumerate(penalties, start=1):
-        found = minimize(
-            loss_and_gradient,
-            solution,
-            args=(penalty,),
-            jac=True,
-            method="L-BFGS-B",
-            options={"maxiter": 200, "ftol": 1e-5},
-        )
-        solution = found.x
-        kernel = solution[: -head.units].reshape(width, head.units) / std[:, None]
-        head.set_weights([kernel, solution[-head.units :] - mean @ kernel])
+        solution, loss = objective.minimise(solution, penalty)
+        head.set_weights(objective.kernel_and_bias(solution))
         said = predict_head(head, val)
         cross_entropy = -float(np.mean(np.log(np.maximum(said[np.arange(len(val)), val_labels], 1e-30))))
         history.append(
-            {"stage": "head", "epoch": number, "penalty": penalty, "loss": float(found.fun), "val_loss": cross_entropy,
+            {"stage": "head", "epoch": number, "penalty": penalty, "loss": loss, "val_loss": cross_entropy,
              "val_accuracy": float(np.mean(said.argmax(axis=1) == val_labels)), "val_cross_entropy": cross_entropy}
         )  # fmt: skip
         progress.update(number)
@@ -263,6 +235,73 @@ def fit_linear_head(
     return history
 
 
+def refit_linear_head(
+    head: keras.layers.Dense, pieces: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], penalty: float
+) -> None:
+    """Fit a head once more with a penalty that is chosen, on training and validation data together.
+
+    Nothing may be chosen on that validation data afterwards.
+
+    Args:
+        head: as for `fit_linear_head`; its weights are set.
+        pieces: (features float32 [n, width], labels int [n], weights float32 [n]) of each part and view.
+        penalty: the one that `fit_linear_head` chose.
+    """
+    objective = _PenalisedRegression(pieces, head.units)
+    solution, _ = objective.minimise(objective.start(), penalty)
+    head.set_weights(objective.kernel_and_bias(solution))
+
+
+class _PenalisedRegression:
+    """Weighted mean cross-entropy of a linear softmax model of standardised features, plus penalty / 2 * |kernel|^2.
+
+    A solution is flat: the kernel [width, classes], row by row, and then the bias.
+    """
+
+    def __init__(self, pieces: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], classes: int):
+        self.pieces, self.shape = pieces, (pieces[0][0].shape[1] + 1, classes)
+        self.mean, self.std = mean_and_std([rows for rows, _, _ in pieces])
+        self.total = float(sum(weights.sum() for _, _, weights in pieces))
+        small = sum(rows.nbytes for rows, _, _ in pieces) <= _IN_MEMORY
+        self.kept = [(tf.constant(rows), *rest) for rows, *rest in self._read()] if small else None
+
+    def _read(self, chunk: int = 4096) -> Iterator[tuple]:
+        for rows, labels, weights in self.pieces:
+            for start in range(0, len(rows), chunk):
+                own = slice(start, start + chunk)
+                yield (np.asarray(rows[own]) - self.mean) / self.std, labels[own], weights[own].astype("float32")
+
+    def start(self) -> np.ndarray:
+        return np.zeros(np.prod(self.shape))
+
+    def minimise(self, start: np.ndarray, penalty: float) -> tuple[np.ndarray, float]:
+        found = minimize(
+            self._loss_and_slope,
+            start,
+            args=(penalty,),
+            jac=True,
+            method="L-BFGS-B",
+            options={"maxiter": 200, "ftol": 1e-5},
+        )
+        return found.x, float(found.fun)
+
+    def _loss_and_slope(self, flat: np.ndarray, penalty: float) -> tuple[float, np.ndarray]:
+        solution, loss, slope = tf.constant(flat.reshape(self.shape), tf.float32), 0.0, np.zeros(self.shape)
+        for rows, labels, weights in self.kept or self._read():
+            block_loss, block_slope = _cross_entropy_and_slope(rows, labels, weights, solution)
+            loss += float(block_loss)
+            slope += block_slope.numpy()
+        kernel, slope = flat.reshape(self.shape)[:-1], slope / self.total
+        slope[:-1] += penalty * kernel
+        return loss / self.total + penalty / 2 * float(np.sum(kernel**2)), slope.ravel()
+
+    def kernel_and_bias(self, flat: np.ndarray) -> list[np.ndarray]:
+        """Fold the standardisation into the weights."""
+        solution = flat.reshape(self.shape)
+        kernel = solution[:-1] / self.std[:, None]
+        return [kernel, solution[-1] - self.mean @ kernel]
+
+
 @tf.function(reduce_retracing=True)
 def _cross_entropy_and_slope(rows, labels, weights, solution):
     """Return the weighted sum of the cross-entropies of a block, and its slope in (kernel, then bias)."""
@@ -270,13 +309,6 @@ def _cross_entropy_and_slope(rows, labels, weights, solution):
     loss = weights * tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
     slope = weights[:, None] * (tf.nn.softmax(logits) - tf.one_hot(labels, tf.shape(logits)[1]))
     return tf.reduce_sum(loss), tf.concat([tf.matmul(rows, slope, transpose_a=True), tf.reduce_sum(slope, 0)[None]], 0)
-
-
-def _standardised_blocks(train: np.ndarray, mean: np.ndarray, std: np.ndarray, rows: int = 4096) -> Iterator:
-    """Read the memory map of all views in pieces: (index of the first picture, float32 [rows, width])."""
-    for view in train:
-        for start in range(0, len(view), rows):
-            yield start, (np.asarray(view[start : start + rows]) - mean) / std
 
 
 def predict_head(head: keras.layers.Dense, features: np.ndarray, chunk: int = 4096) -> np.ndarray:

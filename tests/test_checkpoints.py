@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from common import checkpoints, runs, training
+from common import checkpoints, progress, runs, training
 from common.checkpoints import StageState, fit_with_checkpoints, load_stage, save_stage, stop_at_next_step
 from common.errors import UserError
 from common.features import extract_features
@@ -288,11 +288,11 @@ def test_features_go_on_where_they_were_stopped(two_classes, tmp_path):
             os.kill(os.getpid(), signal.SIGINT)
 
     monkey = pytest.MonkeyPatch()
-    monkey.setattr(training.ProgressLine, "update", send_after_seven)
+    monkey.setattr(progress.ProgressLine, "update", send_after_seven)
     try:
         with pytest.raises(KeyboardInterrupt):
             extract_features(dying, paths, tmp_path / "cut", **options)
-        monkey.setattr(training.ProgressLine, "update", lambda progress, done, note="": sent.append(done))
+        monkey.setattr(progress.ProgressLine, "update", lambda progress, done, note="": sent.append(done))
         resumed = np.array(extract_features(dying, paths, tmp_path / "cut", **options))
     finally:
         monkey.undo()

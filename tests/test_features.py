@@ -13,7 +13,14 @@ from sklearn.preprocessing import StandardScaler
 
 from common import features
 from common.data.images import image_batches
-from common.features import PENALTIES, extract_features, faster_if_it_agrees, fit_linear_head, mean_and_std
+from common.features import (
+    PENALTIES,
+    extract_features,
+    faster_if_it_agrees,
+    fit_linear_head,
+    mean_and_std,
+    refit_linear_head,
+)
 from common.sources import Source, load_source
 from common.training import balanced_class_weights
 
@@ -291,6 +298,19 @@ def test_the_path_of_penalties_stops_when_validation_gets_worse():
     assert -np.log(said[np.arange(300), val_labels]).mean() == pytest.approx(
         history[best]["val_cross_entropy"], rel=1e-4
     )
+
+
+def test_refitting_is_the_same_regression_on_all_pieces():
+    (train, labels), (val, val_labels) = blobs(200, distance=1.0), blobs(60, distance=1.0, seed=1)
+    heads = [head_of(8), head_of(8)]
+    pieces = [(train, labels, np.ones(200, "float32")), (val, val_labels, np.ones(60, "float32"))]
+    refit_linear_head(heads[0], pieces, 0.1)
+    rows, both = np.concatenate([train, val]), np.concatenate([labels, val_labels])
+    fit_linear_head(heads[1], rows[None], both, val, val_labels, penalties=(0.1,))
+    np.testing.assert_allclose(heads[0](val), heads[1](val), atol=1e-4)
+    only_train = head_of(8)
+    fit_linear_head(only_train, train[None], labels, val, val_labels, penalties=(0.1,))
+    assert np.abs(np.asarray(heads[0](val)) - np.asarray(only_train(val))).max() > 0.01
 
 
 def test_class_weights_help_the_rare_class():

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from common import training
+from common.progress import ProgressLine, format_seconds
 
 
 def two_layers() -> keras.Model:
@@ -123,7 +124,7 @@ def test_progress_says_how_long_it_will_take():
 
     shown, piped = Terminal(), io.StringIO()
     for stream in (shown, piped):
-        progress = training.ProgressLine("work", 10, stream)
+        progress = ProgressLine("work", 10, stream)
         progress.update(5)
         progress.close()
     assert "5 of 10" in shown.getvalue() and "left" in shown.getvalue()
@@ -132,4 +133,4 @@ def test_progress_says_how_long_it_will_take():
 
 @pytest.mark.parametrize(("seconds", "text"), [(3.4, "3 s"), (185, "3 min 05 s"), (7440, "2 h 04 min")])
 def test_seconds_are_readable(seconds, text):
-    assert training.format_seconds(seconds) == text
+    assert format_seconds(seconds) == text

@@ -26,6 +26,7 @@ from common import calibration, checking, explaining, exporting, features, freez
 from common.concluding import conclude
 from common.data.image_sets import ImageSet, load_image_set
 from common.data.images import image_batches, steps_per_epoch, training_batches
+from common.progress import format_seconds
 from common.sources import Source, load_source
 from common.specs import check_choice, check_installed, check_range, parse_data, parse_list, parse_policy, parse_source
 
@@ -150,6 +151,14 @@ def train_head(model: keras.Model, said: dict[str, np.ndarray], data: ImageSet, 
     )  # fmt: skip
 
 
+def refit_head(model: keras.Model, said: dict[str, np.ndarray], data: ImageSet, config: Config, history) -> None:
+    """Where the head is all that trains: fit it once more with the penalty chosen, on the validation pictures too."""
+    chosen = min(history, key=lambda row: row["val_cross_entropy"])
+    views = [(view, data.train.labels, sample_weights(data, config)) for view in said["train"]]
+    val = (said["val"][0], data.val.labels, sample_weights(data, config, data.val.labels))
+    features.refit_linear_head(model.get_layer("head"), views + [val] * len(views), chosen["penalty"])
+
+
 def fine_tune(source: Source, model: keras.Model, data: ImageSet, config: Config, stage: str = "finetune"):
     """Unfreeze and train; from a random start (stage `scratch`) everything trains, at the full learning rate.
 
@@ -229,13 +238,16 @@ def main(config: Config) -> dict:
         said = extract(source, data, config)
     with clock("head"):
         history = train_head(model, said, data, config)
+        val_probabilities = features.predict_head(model.get_layer("head"), said["val"][0])
+        if not fine_tuning_epochs(data, config):  # no choice is left for validation to make
+            refit_head(model, said, data, config, history)
     baselines = {"frozen": features.predict_head(model.get_layer("head"), said["test"][0])}
     if fine_tuning_epochs(data, config):
         with clock("finetune"):
             rows, parameters["trainable_finetune"] = fine_tune(source, model, data, config)
+            val_probabilities = predict(source, model, data.val.paths, config)
         history += rows
     with clock("evaluate"):
-        val_probabilities = predict(source, model, data.val.paths, config)
         temperature = calibration.fit_temperature(data.val.labels, val_probabilities) if config.calibrate else None
         if temperature:
             calibration.divide_logits(model.get_layer("head"), temperature)
@@ -302,7 +314,7 @@ def check(config: Config) -> None:
     looks = len(data.train) * config.views + len(data.val) + 3 * len(data.test)
     fits = fine_tuning_epochs(data, config) * (2 if "scratch" in config.baselines else 1)
     seconds = looks * look + fits * (steps_per_epoch(len(data.train), config.batch_size) * step + len(data.val) * look)
-    print(f"estimate: {training.format_seconds(seconds)} of computing, and half a minute for the export and its proof")
+    print(f"estimate: {format_seconds(seconds)} of computing, and half a minute for the export and its proof")
 
 
 # --- small things that the steps above share ----------------------------------------------------------------
@@ -335,8 +347,9 @@ def fine_tuning_epochs(data: ImageSet, config: Config) -> int:
     return max(5, ceil(60 / steps)) if config.epochs is None else config.epochs
 
 
-def sample_weights(data: ImageSet, config: Config) -> np.ndarray:
-    """Return how much each training picture counts, float32 [n]."""
+def sample_weights(data: ImageSet, config: Config, labels: np.ndarray | None = None) -> np.ndarray:
+    """Return how much each picture counts, float32 [n]: those with these labels, or those of the training part."""
+    labels = data.train.labels if labels is None else labels
     if config.class_weights == "none":
-        return np.ones(len(data.train), "float32")
-    return training.balanced_class_weights(data.train.labels, len(data.class_names))[data.train.labels]
+        return np.ones(len(labels), "float32")
+    return training.balanced_class_weights(data.train.labels, len(data.class_names))[labels]

@@ -29,6 +29,7 @@ from common.concluding import conclude
 from common.data.image_sets import ImageSet, load_image_set
 from common.data.images import image_batches, steps_per_epoch, training_batches
 from common.errors import UserError
+from common.progress import format_seconds
 from common.sources import load_source
 from common.specs import parse_data, parse_source
 
@@ -294,4 +295,4 @@ def check(config: Config) -> None:
     labels = {"classes": data.train.labels[indices]}
     step = checking.median_seconds(lambda: model.train_on_batch(images, labels))  # the weights are thrown away
     seconds = config.epochs * steps_per_epoch(len(data.train), config.batch_size) * step
-    print(f"estimate: {training.format_seconds(seconds)} of training{', and the teacher' if config.teacher else ''}")
+    print(f"estimate: {format_seconds(seconds)} of training{', and the teacher' if config.teacher else ''}")
