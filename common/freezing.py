@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import keras
 
 from common.errors import UserError
+from common.hub import SavedModelLayer, SavedModelPart
 from common.specs import check_choice, parse_policy
 
 # How keras.applications and KerasHub name the layers of one block; the last match in a backbone is its last block:
@@ -22,6 +23,7 @@ _BLOCK_NAME = re.compile(
 # DenseNet (its `conv5_block16` is one of the 16 small layers of the dense block that conv5 is).
 _BLOCK_END = re.compile(r"mixed\d+|pool[2-4]_pool|transition\d+_pool")
 
+Freezable = keras.layers.Layer | SavedModelPart
 
 BATCH_NORM_MOMENTUM = 0.9  # moving statistics follow within some ten steps, which every fine-tuning has
 
@@ -53,6 +55,7 @@ def freeze(model: keras.Model, backbone: keras.Model, policy: str, batch_norm: s
             called `outer/inner`).
         batch_norm: `frozen` keeps BatchNorm layers in inference mode (they neither train nor update their
             moving statistics, https://keras.io/guides/transfer_learning/); `train` lets them follow the policy.
+            A SavedModel has one switch for all its BatchNorm and dropout, so there `train` needs the policy `all`.
 
     Returns:
         The counts after the change, ready to print.
@@ -62,7 +65,7 @@ def freeze(model: keras.Model, backbone: keras.Model, policy: str, batch_norm: s
     """
     check_choice("--batch-norm", batch_norm, ("frozen", "train"))
     chosen = layers_of(backbone, policy)
-    can_train = [la for la in chosen if batch_norm != "frozen" or not isinstance(la, keras.layers.BatchNormalization)]
+    can_train = [layer for layer in chosen if batch_norm != "frozen" or not _is_batch_norm(layer)]
     if chosen and not any(layer._trainable_variables for layer in can_train):
         raise UserError(
             f"--unfreeze {policy} selects only layers that do not train: {', '.join(la.name for la in chosen[-5:])}. "
@@ -70,8 +73,12 @@ def freeze(model: keras.Model, backbone: keras.Model, policy: str, batch_norm: s
         )
     trains = set(map(id, can_train))
     model.trainable = True  # also resets every layer inside, so that policies do not add up
+    for saved_model in _saved_models(backbone):
+        _set_training_mode(saved_model, policy, batch_norm)
     for layer in weight_layers(backbone):
-        if list(layer._layers):  # a layer made of layers: its setter would overrule those inside
+        if isinstance(layer, SavedModelPart):
+            layer.trainable = id(layer) in trains
+        elif list(layer._layers):  # a layer made of layers: its setter would overrule those inside
             for weight in layer._trainable_variables:
                 weight.trainable = id(layer) in trains
         else:
@@ -83,7 +90,26 @@ def freeze(model: keras.Model, backbone: keras.Model, policy: str, batch_norm: s
     return count_trainable(model)
 
 
-def layers_of(backbone: keras.Model, policy: str) -> list[keras.layers.Layer]:
+def _is_batch_norm(layer: Freezable) -> bool:
+    return isinstance(layer, keras.layers.BatchNormalization) or getattr(layer, "is_batch_norm", False)
+
+
+def _saved_models(backbone: keras.Model) -> list[SavedModelLayer]:
+    return [layer for layer in backbone._flatten_layers() if isinstance(layer, SavedModelLayer)]
+
+
+def _set_training_mode(layer: SavedModelLayer, policy: str, batch_norm: str) -> None:
+    has_batch_norm = any(part.is_batch_norm for part in layer.parts)
+    if has_batch_norm and batch_norm == "train" and policy not in ("all", "frozen"):
+        raise UserError(
+            f"--batch-norm train with --unfreeze {policy}: a SavedModel has one training switch for all its BatchNorm "
+            "layers, those that stay frozen too. Try: --unfreeze all, or --batch-norm frozen"
+        )
+    layer.trainable = policy != "frozen"
+    layer.follow_training = batch_norm == "train" or not has_batch_norm
+
+
+def layers_of(backbone: keras.Model, policy: str) -> list[Freezable]:
     """Return the layers with weights of the backbone that a policy unfreezes.
 
     Args:
@@ -91,7 +117,7 @@ def layers_of(backbone: keras.Model, policy: str) -> list[keras.layers.Layer]:
         policy: as for `freeze`.
 
     Returns:
-        The layers, in order.
+        The layers, in order; of a SavedModel its parts.
 
     Raises:
         UserError: unknown policy, or one that selects no layer.
@@ -119,8 +145,8 @@ def layers_of(backbone: keras.Model, policy: str) -> list[keras.layers.Layer]:
     return chosen
 
 
-def weight_layers(model: keras.Model) -> list[keras.layers.Layer]:
-    """Return the layers that hold weights of their own, in order; nested models are looked through."""
+def weight_layers(model: keras.Model) -> list[Freezable]:
+    """Return the layers that hold weights of their own, in order; nested models and SavedModels are looked through."""
     return [layer for _, layer in _named_layers(model) if _has_weights(layer)]
 
 
@@ -133,23 +159,27 @@ def count_trainable(model: keras.Model) -> TrainableCounts:
     )
 
 
-def _has_weights(layer: keras.layers.Layer) -> bool:
+def _has_weights(layer: Freezable) -> bool:
     return bool(layer._trainable_variables or layer._non_trainable_variables)
 
 
 def _named_layers(
     outer: keras.layers.Layer, prefix: str = "", seen: set[int] | None = None
-) -> Iterator[tuple[str, keras.layers.Layer]]:
+) -> Iterator[tuple[str, Freezable]]:
     """Yield ("outer/inner", layer) for all layers inside, once each, in order (Keras' own walk turns it round)."""
     seen = set() if seen is None else seen
     for layer in outer._layers:
-        if id(layer) not in seen:
-            seen.add(id(layer))
+        if id(layer) in seen:
+            continue
+        seen.add(id(layer))
+        if isinstance(layer, SavedModelLayer):
+            yield from ((f"{prefix}{layer.name}/{part.name}", part) for part in layer.parts)
+        else:
             yield prefix + layer.name, layer
             yield from _named_layers(layer, f"{prefix}{layer.name}/", seen)
 
 
-def _last_block(named: list[tuple[str, keras.layers.Layer]]) -> list[keras.layers.Layer]:
+def _last_block(named: list[tuple[str, Freezable]]) -> list[Freezable]:
     """Return the layers with weights from the start of the last block on, or none where no block is named."""
     ends = [number for number, (name, _) in enumerate(named) if _BLOCK_END.fullmatch(name)]
     for end in reversed(ends):  # InceptionV3 ends in such a layer, so what follows may be empty

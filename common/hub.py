@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import math
+import re
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -61,6 +63,8 @@ class SavedModelLayer(keras.layers.Layer):
         self.saved_model = load_saved_model(self.handle)  # held as an attribute, its lookup tables are exported too
         self._function = _function_to_call(self.saved_model, signature, self.handle)
         self._training_values = _values_of_training(self._function)
+        positional = _concrete_functions(self._function)[0].structured_input_signature[0]
+        self._takes_a_list = bool(positional) and isinstance(positional[0], list | tuple)
         self._regularizers = list(getattr(self.saved_model, "regularization_losses", None) or ())
 
         found, trainable_ids = _variables(self.saved_model, self._function)
@@ -84,6 +88,8 @@ class SavedModelLayer(keras.layers.Layer):
 
     def call(self, inputs, training=False):
         learns = bool(training) and self.trainable
+        if self._takes_a_list and not isinstance(inputs, list | tuple):
+            inputs = [inputs]
         if isinstance(self._function, tf.types.experimental.ConcreteFunction):  # a signature takes keywords only
             names = list(self._function.structured_input_signature[1])
             outputs = self._function(**(inputs if isinstance(inputs, dict) else {names[0]: inputs}))
@@ -140,16 +146,18 @@ class SavedModelPart:
 
     def __init__(self, name: str, variables: list[keras.Variable], is_batch_norm: bool):
         self.name, self.variables, self.is_batch_norm = name, variables, is_batch_norm
-        self.can_train = [variable for variable in variables if variable.trainable]
+        # Named as Keras layers name theirs: what trains unless it is frozen, and what never does.
+        self._trainable_variables = [variable for variable in variables if variable.trainable]
+        self._non_trainable_variables = [variable for variable in variables if not variable.trainable]
 
     @property
     def trainable(self) -> bool:
         """Whether any of it trains."""
-        return any(variable.trainable for variable in self.can_train)
+        return any(variable.trainable for variable in self._trainable_variables)
 
     @trainable.setter
     def trainable(self, value: bool) -> None:
-        for variable in self.can_train:
+        for variable in self._trainable_variables:
             variable.trainable = value
 
 
@@ -179,6 +187,35 @@ def load_saved_model(handle: str):
             f"The SavedModel cannot be loaded. Received: {handle}. Whole files, written by tf.saved_model.save or "
             f"model.export, are needed. TensorFlow says: {(str(error).strip() or repr(error)).splitlines()[0][:300]}"
         ) from error
+
+
+def reinitialise(layer: SavedModelLayer) -> None:
+    """Give every weight of the module a fresh initial value: the from-scratch control of a SavedModel.
+
+    Kernels and tables get He's initialisation (arXiv:1502.01852), normalisations and biases their neutral values.
+    A SavedModel does not say how it was initialised, so this goes by names and shapes.
+
+    Args:
+        layer: its weights are set.
+
+    Raises:
+        UserError: a vector whose name does not tell what it is.
+    """
+    for variable in layer.module_variables:
+        leaf = variable.name.rpartition(".")[2]
+        if len(variable.shape) >= 2:
+            # A filter of a depthwise kernel [height, width, channels, 1] reads one channel, not all of them.
+            reads = variable.shape[:-2] if "depthwise" in variable.name else variable.shape[:-1]
+            variable.assign(keras.random.normal(variable.shape, stddev=math.sqrt(2 / math.prod(reads))))
+        elif re.fullmatch(r"(gamma|scale|moving_variance|running_var)(_\d+)?", leaf):
+            variable.assign(keras.ops.ones(variable.shape))
+        elif re.fullmatch(r"(beta|bias|biases|offset|moving_mean|running_mean)(_\d+)?", leaf):
+            variable.assign(keras.ops.zeros(variable.shape))
+        elif len(variable.shape) == 1:
+            raise UserError(
+                f"The SavedModel does not tell what its weight {variable.name!r} is, so it cannot be initialised "
+                f"anew. Received: {layer.handle}@random. Leave 'scratch' out of --baselines."
+            )
 
 
 def check_saved_model(folder: Path) -> None:
@@ -277,8 +314,10 @@ def _concrete_functions(function: Callable) -> list:
 
 def _input_specs(concrete) -> dict[str | int, tf.TensorSpec]:
     positional, named = concrete.structured_input_signature
-    if len(positional) and isinstance(positional[0], dict):
+    if positional and isinstance(positional[0], dict):
         return dict(positional[0])
+    if positional and isinstance(positional[0], list | tuple):  # keras.Model([input], ...).export
+        positional = positional[0]
     specs = {i: spec for i, spec in enumerate(positional) if isinstance(spec, tf.TypeSpec)}
     return specs or {name: spec for name, spec in named.items() if isinstance(spec, tf.TypeSpec)}
 

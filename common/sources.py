@@ -20,6 +20,8 @@ from keras.src.backend.config import keras_home
 from keras.src.utils import file_utils
 
 from common.errors import UserError, did_you_mean
+from common.fetching import fetch_entry, fetch_file, is_handle, resolve_handle
+from common.hub import SavedModelLayer, check_saved_model, reinitialise
 from common.specs import BUNDLED_FOLDER, KERAS_APPLICATIONS, SourceSpec, parse_source
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -122,8 +124,8 @@ def load_source(text: str, image_size: int | None = None, *, random_weights: boo
     """Load a source by its spec string.
 
     Args:
-        text: `bundled:NAME`, `keras:NAME`, `keras:NAME@WEIGHTS_FILE` or `preset:NAME_OR_FOLDER`; `@random` at
-            the end keeps the initial weights.
+        text: `bundled:NAME`, `keras:NAME`, `keras:NAME@WEIGHTS_FILE`, `preset:NAME_OR_FOLDER`,
+            `hub:FOLDER_OR_HANDLE`, or a short name of the catalogue; `@random` at the end keeps the initial weights.
         image_size: side of the square input in pixels; the source's own where None.
         random_weights: same architecture, initial weights: the from-scratch baseline.
 
@@ -134,7 +136,9 @@ def load_source(text: str, image_size: int | None = None, *, random_weights: boo
         UserError: unknown name, unreadable or foreign weights, no network.
     """
     spec = parse_source(text)
-    load = {"bundled": _load_preset, "preset": _load_preset, "keras": _load_keras}[spec.kind]
+    if spec.entry and "pictures" not in spec.entry.takes:
+        raise UserError(f"{spec.entry.name} takes {spec.entry.takes}, not pictures. Received: --source {text}.")
+    load = {"bundled": _load_preset, "preset": _load_preset, "keras": _load_keras, "hub": _load_hub}[spec.kind]
     backbone, preprocessing, size, card = load(spec, image_size, random_weights or spec.random)
     pixels = keras.Input((*size, 3), name="pixels")
     try:
@@ -148,6 +152,35 @@ def load_source(text: str, image_size: int | None = None, *, random_weights: boo
     features = keras.layers.Activation("linear", dtype="float32", name="features")(features)
     extractor = keras.Model(pixels, features, name="extractor")
     return Source(text, extractor, backbone, size, {"spec": text, **card})
+
+
+def fetch_source(text: str) -> str:
+    """Fetch what a source needs ahead of time, and verify it where upstream says how.
+
+    Args:
+        text: as for `load_source`.
+
+    Returns:
+        The same source, spelled so that it needs no network.
+
+    Raises:
+        UserError: it cannot be fetched, or what came is not what was expected.
+    """
+    spec = parse_source(text)
+    if spec.entry and spec.entry.sha256:
+        return f"preset:{fetch_entry(spec.entry)}"
+    long = spec.entry.source if spec.entry else text
+    if spec.kind == "hub" and is_handle(spec.name):
+        folder = resolve_handle(spec.name, check_saved_model)
+        return f"hub:{long.removeprefix('hub:').replace(spec.name, str(folder))}"
+    if spec.kind == "keras" and not spec.weights:
+        side = int(spec.options.get("size", KERAS_APPLICATIONS[spec.name]))
+        with _explained_download(spec) as fetched:
+            _application(spec, side)(weights="imagenet")
+        return f"{long}@{fetched[0]}"
+    if spec.kind == "preset" and not Path(spec.name).expanduser().is_dir():
+        return f"preset:{_fetch_preset(spec)}"
+    return long
 
 
 def _pool(features):
@@ -167,21 +200,25 @@ def _said(error: Exception) -> str:
 # --- keras.applications -------------------------------------------------------------------------------
 
 
+def _application(spec: SourceSpec, side: int) -> Callable[..., keras.Model]:
+    options = {key: value for key, value in spec.options.items() if key != "size"}
+    application = getattr(keras.applications, spec.name)
+    return functools.partial(application, include_top=False, input_shape=(side, side, 3), **options)
+
+
 def _load_keras(spec: SourceSpec, image_size: int | None, random_weights: bool):
     side = image_size or int(spec.options.get("size", KERAS_APPLICATIONS[spec.name]))
-    arguments = {key: value for key, value in spec.options.items() if key != "size"}
-    application = getattr(keras.applications, spec.name)
-    build = functools.partial(application, include_top=False, input_shape=(side, side, 3), **arguments)
+    build = _application(spec, side)
     family = next(f for f in _FAMILIES if re.fullmatch(f.pattern, spec.name))
     try:
-        with _explained_download(spec, build):
+        with _explained_download(spec):
             backbone = build(weights=None if random_weights or spec.weights else "imagenet")
     except UserError:
         raise
     except ValueError as error:
         raise UserError(
             f"keras.applications.{spec.name} cannot be built at {side} x {side} pixels"
-            f"{f' with {arguments}' if arguments else ''}. Keras says: {_said(error)}"
+            f"{f' with {spec.options}' if spec.options else ''}. Keras says: {_said(error)}"
         ) from error
     if random_weights:
         return backbone, family.preprocessing, (side, side), _keras_card(family, "initial weights", "none")
@@ -197,39 +234,40 @@ def _keras_card(family: _Family, weights: str, data: str) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _explained_download(spec: SourceSpec, build: Callable) -> Iterator[None]:
-    """While Keras builds an application: say what is fetched, from where and how much, and why it failed."""
-    get_file = file_utils.get_file
+def _explained_download(spec: SourceSpec) -> Iterator[list[Path]]:
+    """While Keras builds an application: fetch its weights our way, and say what to do where that fails.
 
-    def fetch(name: str, origin: str, **options) -> str:
+    Yields:
+        The files that were fetched, or had been before.
+    """
+    get_file, fetched = file_utils.get_file, []
+
+    def fetch(name: str, origin: str, file_hash: str | None = None, **_) -> str:
         home = Path(keras_home()).expanduser()
         # get_file's own choice, on every machine: where Keras' folder cannot be written, this one is Keras' literal
         path = (home if os.access(home, os.W_OK) else Path("/tmp/.keras")) / "models" / name
-        if not path.exists():
-            megabytes = build(weights=None).count_params() * 4 / 1e6
-            print(f"Fetching weights of {spec.name}, {megabytes:.0f} MB, from {origin} to {path}", flush=True)
         try:
-            fetched = get_file(name, origin, **options)
-        except Exception as error:  # urllib, http.client and sockets each raise their own types
+            fetch_file(origin, path, file_hash, what=f"weights of {spec.name}")
+        except UserError as error:
             chosen = ",".join(f"{key}={value:g}" for key, value in spec.options.items())
             raise UserError(
-                f"The ImageNet weights of {spec.name} cannot be fetched (no network?). Fetch {origin} on a machine "
-                f"that has one and place it at {path}, or name it: --source keras:{spec.name}"
-                f"{f'({chosen})' if chosen else ''}@PATH/{name}. "
-                f"Offline and without any file: --source bundled:resnet_mini. It said: {_said(error)}"
+                f"The ImageNet weights of {spec.name} are not here: {error} Or name the file: --source "
+                f"keras:{spec.name}{f'({chosen})' if chosen else ''}@PATH/{name}. "
+                "Offline and without any file: --source bundled:resnet_mini"
             ) from error
         try:
-            h5py.File(fetched).close()
+            h5py.File(path).close()
         except OSError as error:  # for MobileNet and MobileNetV2 no hash is published: a half-written file is taken
             raise UserError(
                 f"The ImageNet weights of {spec.name} at {path} are damaged, probably half-written. "
                 f"Delete that file and run again: it is fetched anew from {origin}. It said: {_said(error)}"
             ) from error
-        return fetched
+        fetched.append(path)
+        return str(path)
 
     file_utils.get_file = fetch
     try:
-        yield
+        yield fetched
     finally:
         file_utils.get_file = get_file
 
@@ -278,6 +316,73 @@ def _describe_weights(path: Path) -> str:
         return f"not a readable HDF5 file, {path.stat().st_size:,} bytes"
 
 
+# --- TF Hub and other SavedModels ----------------------------------------------------------------------
+
+
+def _load_hub(spec: SourceSpec, image_size: int | None, random_weights: bool):
+    # What is unfrozen is decided later; what can train must be known as such from the start.
+    arguments = {"trainable": True, "signature": spec.options.get("signature"), "name": "saved_model"}
+    print(f"hub: {spec.name} is a SavedModel, which is code that will run here; load only what you trust", flush=True)
+    layer = SavedModelLayer(spec.name, **arguments)
+    size = _picture_size(spec, layer, image_size)
+    pixels = keras.Input((*size, 3), name="saved_model_pixels")
+    try:
+        gives = layer.compute_output_spec(pixels)
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"The SavedModel cannot take pictures of {size[0]} x {size[1]} pixels. Received: hub:{spec.name}. "
+            f"TensorFlow says: {_said(error)}"
+        ) from error
+    layer.output_key = _features_among(gives, spec)
+    features = layer(pixels)
+    if random_weights:
+        reinitialise(layer)
+    low, high = spec.options.get("range", (0.0, 1.0))
+    unknown = "see the page of the model"
+    card = {"origin": f"SavedModel {spec.name}", "licence": unknown, "data": unknown}
+    if random_weights:
+        card |= {"origin": card["origin"] + ", initial weights", "data": "none"}
+    backbone = keras.Model(pixels, features, name="saved_model_backbone")
+    return backbone, Preprocessing(((high - low) / 255,), (low,)), size, card
+
+
+def _features_among(gives, spec: SourceSpec) -> str | int | None:
+    """Return the key of the output that is the features: the one chosen, or `default`, as TF Hub names it."""
+    if isinstance(gives, keras.KerasTensor):
+        outputs = {None: gives}
+    else:
+        outputs = dict(gives) if isinstance(gives, dict) else dict(enumerate(gives))
+    key = next((key for key in (spec.options.get("output"), "default", None) if key in outputs), "")
+    if spec.options.get("output", key) != key or key == "" or len(outputs[key].shape) not in (2, 3, 4):
+        told = ", ".join(f"{key} {tuple(tensor.shape)}" for key, tensor in outputs.items())
+        raise UserError(
+            f"The SavedModel has several outputs, or none that is features. Allowed: 'hub:FOLDER(output=KEY)' with one "
+            f"of its outputs, {told}, that has 2 to 4 dimensions. Received: hub:{spec.name} {spec.options or ''}"
+        )
+    return key
+
+
+def _picture_size(spec: SourceSpec, layer: SavedModelLayer, image_size: int | None) -> tuple[int, int]:
+    takes = list(layer.input_specs.values())
+    shape = takes[0].shape if len(takes) == 1 and isinstance(takes[0], tf.TensorSpec) else tf.TensorShape(None)
+    if takes and takes[0].dtype == tf.float32 and shape.rank is None:
+        shape = tf.TensorShape((None, None, None, 3))
+    if shape.rank != 4 or shape[-1] not in (3, None) or takes[0].dtype != tf.float32:
+        raise UserError(
+            "The SavedModel does not take RGB pictures. Allowed: one input, float32 [batch, height, width, 3]. "
+            f"Received: hub:{spec.name} with input {', '.join(map(str, takes)) or 'none'}; its signatures: "
+            f"{', '.join(layer.saved_model.signatures) or 'none'}. Another one: 'hub:FOLDER(signature=NAME)'"
+        )
+    wanted = image_size or spec.options.get("size")
+    size = tuple(given or wanted or 224 for given in shape[1:3])
+    if wanted and size != (wanted, wanted):
+        raise UserError(
+            f"The SavedModel takes pictures of {size[0]} x {size[1]} pixels only. Received: hub:{spec.name} at "
+            f"{wanted} x {wanted}. Try it without --image-size and size=."
+        )
+    return size
+
+
 # --- KerasHub presets ----------------------------------------------------------------------------------
 
 
@@ -324,6 +429,33 @@ def _load_preset(spec: SourceSpec, image_size: int | None, random_weights: bool)
     if random_weights:
         card |= {"origin": card["origin"] + ", initial weights", "data": "none"}
     return backbone, preprocessing, size, card
+
+
+# Presets and Hugging Face folders, without the formats that run code when they are read (PyTorch's .bin and .pt).
+_PRESET_FILES = ["*.json", "*.txt", "*.h5", "*.safetensors", "*.model", "*.spm"]
+
+
+def _fetch_preset(spec: SourceSpec) -> str:
+    import keras_hub
+
+    known = keras_hub.models.Backbone.presets.get(spec.name, {})
+    address = known.get("kaggle_handle", spec.name)
+    try:
+        if address.startswith("hf://"):
+            import huggingface_hub
+
+            print(
+                f"Fetching {address} from the Hugging Face hub to {huggingface_hub.constants.HF_HUB_CACHE}", flush=True
+            )
+            return huggingface_hub.snapshot_download(address.removeprefix("hf://"), allow_patterns=_PRESET_FILES)
+        if address.startswith("kaggle://"):
+            import kagglehub
+
+            print(f"Fetching {address} to {kagglehub.config.get_cache_folder()}", flush=True)
+            return kagglehub.model_download(address.removeprefix("kaggle://"))
+    except Exception as error:  # httpx, requests and both hubs each raise their own types
+        raise _preset_error(spec, False, error) from error
+    raise _preset_error(spec, False, ValueError("There is no such name."))
 
 
 def _read_card(path: Path) -> dict[str, str]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from math import inf
 from pathlib import Path
 
+from common.catalogue import CATALOGUE, CatalogueEntry
 from common.errors import UserError, did_you_mean
 
-SOURCE_KINDS = ("bundled", "keras", "preset")
+SOURCE_KINDS = ("bundled", "keras", "preset", "hub")
 BUNDLED_FOLDER = Path(__file__).parent / "bundled"
 
 # Classes of keras.applications and the image size (pixels) of their published ImageNet weights.
@@ -28,12 +30,13 @@ _KERAS_OPTIONS = {"alpha": float, "size": int}
 
 @dataclass(frozen=True)
 class SourceSpec:
-    """One parsed `--source`: `kind:name[(option=value,...)][@weights]`."""
+    """One parsed `--source`: `kind:name[(option=value,...)][@weights]`, or a short name of the catalogue."""
 
     kind: str
     name: str
-    options: dict[str, float | int] = field(default_factory=dict)
+    options: dict[str, float | int | str | tuple[float, float]] = field(default_factory=dict)
     weights: str | None = None
+    entry: CatalogueEntry | None = None
 
     @property
     def random(self) -> bool:
@@ -46,7 +49,8 @@ def parse_source(text: str) -> SourceSpec:
 
     Args:
         text: for example `bundled:resnet_mini`, `keras:MobileNetV2@notop.weights.h5`,
-            `keras:MobileNet(alpha=0.25,size=128)`, `preset:resnet_50_imagenet`, `preset:FOLDER`.
+            `keras:MobileNet(alpha=0.25,size=128)`, `preset:resnet_50_imagenet`, `preset:FOLDER`,
+            `hub:FOLDER(range=-1..1)`, `hub:https://tfhub.dev/...`, `kaggle:OWNER/...`, or a name of the catalogue.
 
     Returns:
         The parsed SourceSpec; nothing is loaded.
@@ -54,16 +58,26 @@ def parse_source(text: str) -> SourceSpec:
     Raises:
         UserError: unknown kind, name, option or a weights file that is not there.
     """
+    short, at, random = text.partition("@")
+    if short in CATALOGUE and (not at or random == "random"):
+        entry = CATALOGUE[short]
+        if entry.source:
+            return replace(parse_source(entry.source + at + random), entry=entry)
+        return SourceSpec("preset", str(entry.folder), weights=random or None, entry=entry)
     kind, colon, rest = text.partition(":")
+    if kind == "kaggle":
+        kind, rest = "hub", text
     if not colon or kind not in SOURCE_KINDS:
         known = re.split(r"[@(]", text)[0] in KERAS_APPLICATIONS
         raise UserError(
-            f"--source has an unknown kind. Allowed: {', '.join(f'{k}:NAME' for k in SOURCE_KINDS)}. "
-            f"Received: {text!r}.{did_you_mean(kind, SOURCE_KINDS)} "
-            f"Try: --source {'keras:' + text if known else 'bundled:resnet_mini'}"
+            f"--source is unknown. Allowed: {', '.join(f'{k}:NAME' for k in SOURCE_KINDS)}, kaggle:HANDLE, or a short "
+            f"name: {', '.join(CATALOGUE)}. Received: {text!r}.{did_you_mean(kind, [*CATALOGUE, *SOURCE_KINDS])} "
+            f"Try: {f'--source keras:{text}' if known else 'python -m recipes sources'}"
         )
     if kind == "keras":
         return _parse_keras(text, rest)
+    if kind == "hub":
+        return _parse_hub(text, rest)
     name, random = (rest[: -len("@random")], "random") if rest.endswith("@random") else (rest, None)
     if kind == "bundled":
         bundled = sorted(path.parent.name for path in BUNDLED_FOLDER.glob("*/config.json"))
@@ -119,6 +133,73 @@ def _parse_keras(text: str, rest: str) -> SourceSpec:
             f"of a 'no top' weights file of {name}, or 'random'. Without '@' the ImageNet weights are fetched."
         )
     return SourceSpec("keras", name, options, weights or None)
+
+
+_HUB_OPTIONS = {
+    "range": "range=LOW..HIGH",
+    "size": "size=PIXELS",
+    "output": "output=KEY",
+    "signature": "signature=NAME",
+}
+
+
+def _parse_hub(text: str, rest: str) -> SourceSpec:
+    match = re.fullmatch(r"(.*?)(?:\(([^()]*=[^()]*)\))?(?:@(random))?", rest)
+    name, chosen, random = match.groups()
+    options = {}
+    for part in filter(None, (chosen or "").split(",")):
+        key, _, value = (piece.strip() for piece in part.partition("="))
+        try:
+            if key == "range":
+                low, high = (float(number) for number in value.split(".."))
+                if not -inf < low < high < inf:
+                    raise ValueError
+                options[key] = (low, high)
+            elif key == "size" and int(value) > 0:
+                options[key] = int(value)
+            elif key in ("output", "signature") and value:
+                options[key] = value
+            else:
+                raise ValueError
+        except ValueError:
+            raise UserError(
+                f"--source has an option that cannot be read. Allowed: {', '.join(_HUB_OPTIONS.values())}, for example "
+                f"hub:FOLDER(range=-1..1,size=160). Received: {part.strip()!r} in {text!r}."
+                f"{did_you_mean(key, _HUB_OPTIONS)}"
+            ) from None
+    if re.match(r"https?://|kaggle:", name):
+        from common.fetching import parse_handle  # here: requests takes a while to import
+
+        parse_handle(name)
+    elif Path(name).expanduser().is_file():
+        raise UserError(
+            f"--source names a file, and a SavedModel is a folder. Received: {text!r}. {_advice_on_file(name)}"
+        )
+    elif not Path(name).expanduser().is_dir() or not name:
+        raise UserError(
+            "--source hub: needs the folder of a SavedModel, or a handle: https://tfhub.dev/..., "
+            f"https://www.kaggle.com/models/..., kaggle:... Received: {text!r}. The current directory is {Path.cwd()}."
+        )
+    return SourceSpec("hub", name, options, random)
+
+
+def _advice_on_file(name: str) -> str:
+    """Say how a model file can become a source, or why it cannot."""
+    if name.endswith(".tflite"):
+        return (
+            "A .tflite file holds an inference graph, often of whole numbers, which cannot be trained. Take the model "
+            "that it was converted from, as SavedModel or Keras weights."
+        )
+    if name.endswith((".tar.gz", ".tgz", ".tar", ".zip")):
+        return "Unpack it, and name the folder that holds saved_model.pb."
+    if name.endswith((".h5", ".keras", ".hdf5")):
+        return (
+            "Weights of a keras.applications model: --source keras:NAME@FILE. A whole Keras model: write what stands "
+            "before its head as a SavedModel, python -c \"import keras; model = keras.models.load_model('FILE', "
+            "compile=False); keras.Model(model.inputs, model.layers[-2].output).export('FOLDER')\", and give "
+            "--source 'hub:FOLDER(range=LOW..HIGH)' with the range of its pixels."
+        )
+    return "Allowed: a folder with saved_model.pb and variables/."
 
 
 def parse_data(text: str, kinds: tuple[str, ...]) -> tuple[str, str]:

@@ -8,6 +8,9 @@ Usage:
     python -m recipes run NAME --resume OUT     go on with a run that was stopped
     python -m recipes predict RUN FILE...       classify image files with the export of a run
     python -m recipes compare RUN RUN...        finished runs side by side
+    python -m recipes sources [--for NAME]      pretrained models that are recommended, under short names
+    python -m recipes fetch SOURCE              fetch a pretrained model ahead of time
+    python -m recipes doctor                    what is wrong with this installation, and what mends it
 """
 
 from __future__ import annotations
@@ -25,10 +28,12 @@ from common.errors import UserError, nearest
 from common.runs import has_progress, settle
 from recipes.comparing import compare
 from recipes.discovery import Recipe, config_class, find_recipe, find_recipes
+from recipes.doctor import examine
 from recipes.execution import complain, load_recipe, predict, trouble_told_plainly
+from recipes.sourcing import fetch, list_sources
 
 RECIPES = Path(__file__).resolve().parent
-COMMANDS = ("list", "show", "check", "run", "predict", "compare")
+COMMANDS = ("list", "show", "check", "run", "predict", "compare", "sources", "fetch", "doctor")
 HELP_FLAGS = ("-h", "--help")
 
 
@@ -81,6 +86,12 @@ def _dispatch(arguments: list[str], root: Path) -> int:
         return predict(rest)
     if command == "compare":
         return compare(rest)
+    if command == "sources":
+        return list_sources(rest, root)
+    if command == "fetch":
+        return fetch(rest)
+    if command == "doctor":
+        return examine(rest)
     if rest and rest[0] in HELP_FLAGS:
         print(__doc__)
         return 0

@@ -190,7 +190,7 @@ def changes(model: keras.Model, kind: Kind) -> tuple[list[bool], list[bool]]:
     before = [np.copy(variable.numpy()) for variable in body.module_variables]
     fit(model, kind)
     changed = [not np.array_equal(b, v.numpy()) for b, v in zip(before, body.module_variables, strict=True)]
-    can_train = {id(variable) for part in body.parts for variable in part.can_train}
+    can_train = {id(variable) for part in body.parts for variable in part._trainable_variables}
     trained = [c for c, v in zip(changed, body.module_variables, strict=True) if id(v) in can_train]
     others = [c for c, v in zip(changed, body.module_variables, strict=True) if id(v) not in can_train]
     return trained, others

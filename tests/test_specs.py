@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -64,6 +65,59 @@ def test_home_folder_is_understood(tmp_path, monkeypatch):
     assert parse_source("preset:~/preset").name == "~/preset"
 
 
+@pytest.mark.parametrize(
+    ("typed", "options", "weights"),
+    [
+        ("hub:{}", {}, None),
+        ("hub:{}@random", {}, "random"),
+        ("hub:{}(range=-1..1)", {"range": (-1.0, 1.0)}, None),
+        ("hub:{}(range=0..255, size=96,output=pooled,signature=embed)@random",
+         {"range": (0.0, 255.0), "size": 96, "output": "pooled", "signature": "embed"}, "random"),
+    ],
+)  # fmt: skip
+def test_hub_sources_are_read(typed, options, weights, tmp_path):
+    folder = tmp_path / "a model (1)"  # parentheses that hold no option belong to the name
+    folder.mkdir()
+    spec = parse_source(typed.format(folder))
+    assert (spec.kind, spec.name, spec.options, spec.weights) == ("hub", str(folder), options, weights)
+
+
+@pytest.mark.parametrize(
+    "typed", ["hub:https://tfhub.dev/google/yamnet/1", "kaggle:google/yamnet/tensorFlow2/yamnet/1"]
+)
+def test_handles_are_hub_sources(typed):
+    spec = parse_source(f"{typed}(size=96)")
+    assert (spec.kind, spec.name, spec.options) == ("hub", typed.removeprefix("hub:"), {"size": 96})
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        ("hub:", "needs the folder of a SavedModel, or a handle"),
+        ("hub:no/such/folder", "needs the folder of a SavedModel, or a handle"),
+        ("hub:.(range=1..0)", "range=LOW..HIGH"),
+        ("hub:.(range=a..b)", "range=LOW..HIGH"),
+        ("hub:.(range=nan..1)", "range=LOW..HIGH"),
+        ("hub:.(size=0)", "size=PIXELS"),
+        ("hub:.(rnage=0..1)", "Did you mean 'range'?"),
+        ("hub:https://tfhub.dev", "The handle cannot be read"),
+        ("kaggle:google/yamnet", "The handle cannot be read"),
+    ],
+)
+def test_hub_mistakes_are_explained(typed, words):
+    with pytest.raises(UserError, match=re.escape(words)):
+        parse_source(typed)
+
+
+def test_short_names_are_the_catalogue():
+    spec = parse_source("mobilenet_v2")
+    assert (spec.kind, spec.name, spec.entry.name) == ("keras", "MobileNetV2", "mobilenet_v2")
+    assert parse_source("mobilenet_v2@random").random
+    assert parse_source("minilm").name == str(parse_source("minilm").entry.folder)
+    with pytest.raises(UserError, match="Did you mean 'minilm'"):
+        parse_source("minilmm")
+
+
 @pytest.mark.parametrize("name", KERAS_APPLICATIONS)
 def test_every_supported_application_is_read(name):
     assert parse_source(f"keras:{name}").name == name
@@ -74,9 +128,9 @@ def test_every_supported_application_is_read(name):
     [
         ("torch:resnet50", ("bundled:NAME, keras:NAME, preset:NAME", "Received: 'torch:resnet50'")),
         ("kears:ResNet50", ("Did you mean 'keras'?",)),
-        ("ResNet50", ("unknown kind", "--source keras:ResNet50")),  # the kind was forgotten
+        ("ResNet50", ("--source is unknown", "--source keras:ResNet50")),  # the kind was forgotten
         ("MobileNet(alpha=0.25)@random", ("--source keras:MobileNet(alpha=0.25)@random",)),
-        ("", ("unknown kind", "Received: ''")),
+        ("", ("--source is unknown", "Received: ''")),
         ("keras:", ("Received: 'keras:'", "Allowed: ResNet50")),
         ("keras:ResNet5O", ("Did you mean 'ResNet50'?", "MobileNetV2")),
         ("keras:mobilenetv2", ("Did you mean 'MobileNetV2'?",)),
