@@ -31,3 +31,8 @@ def did_you_mean(word: str, candidates: Iterable[str]) -> str:
     """Return " Did you mean 'x'?" for the nearest candidate, or nothing if none is near: the end of a message."""
     found = nearest(word, candidates)
     return f" Did you mean {found!r}?" if found else ""
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of what an exception says, or its name: some say nothing else."""
+    return (str(error).strip() or repr(error)).splitlines()[0][:300]

@@ -22,7 +22,7 @@ import requests
 from filelock import FileLock
 
 from common.catalogue import CatalogueEntry
-from common.errors import UserError
+from common.errors import UserError, first_line
 from common.progress import ProgressLine
 from common.runs import room_for, write_json
 
@@ -131,7 +131,7 @@ def _no_connection(url: str, path: Path, partial: Path, error: Exception) -> str
     kept = f" {_size(partial):,} bytes of it are kept, and the next try goes on from there." if _size(partial) else ""
     return (
         f"{url} cannot be fetched (no network?).{kept} On a machine that has one, fetch it and place it at {path}. "
-        f"It said: {(str(error) or repr(error)).splitlines()[0][:200]}"
+        f"It said: {first_line(error)}"
     )
 
 

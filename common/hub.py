@@ -18,7 +18,7 @@ import tensorflow as tf
 from keras.src.saving.serialization_lib import in_safe_mode
 from tensorflow.core.protobuf import saved_model_pb2
 
-from common.errors import UserError, did_you_mean
+from common.errors import UserError, did_you_mean, first_line
 from common.fetching import is_handle, resolve_handle
 
 _MOVING_STATISTICS = ("moving_mean", "moving_variance")
@@ -185,7 +185,7 @@ def load_saved_model(handle: str):
     except Exception as error:  # tf.errors, struct, KeyError, FileNotFoundError: the loader raises what it meets
         raise UserError(
             f"The SavedModel cannot be loaded. Received: {handle}. Whole files, written by tf.saved_model.save or "
-            f"model.export, are needed. TensorFlow says: {(str(error).strip() or repr(error)).splitlines()[0][:300]}"
+            f"model.export, are needed. TensorFlow says: {first_line(error)}"
         ) from error
 
 

@@ -19,10 +19,11 @@ import tensorflow as tf
 from keras.src.backend.config import keras_home
 from keras.src.utils import file_utils
 
-from common.errors import UserError, did_you_mean
+from common.errors import UserError, first_line
 from common.fetching import fetch_entry, fetch_file, is_handle, resolve_handle
 from common.hub import SavedModelLayer, check_saved_model, reinitialise
-from common.specs import BUNDLED_FOLDER, KERAS_APPLICATIONS, SourceSpec, parse_source
+from common.presets import fetch_preset, picture_preprocessing, preset_error, preset_folder, with_its_own_epsilon
+from common.specs import KERAS_APPLICATIONS, SourceSpec, parse_source
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -146,7 +147,7 @@ def load_source(text: str, image_size: int | None = None, *, random_weights: boo
     except ValueError as error:
         raise UserError(
             f"The source cannot take RGB pictures of {size[0]} x {size[1]} pixels. Received: {text!r}. "
-            f"Try another --image-size. Keras says: {_said(error)}"
+            f"Try another --image-size. Keras says: {first_line(error)}"
         ) from error
     # Float32 from here on: under mixed precision the head and the exported features stay exact.
     features = keras.layers.Activation("linear", dtype="float32", name="features")(features)
@@ -179,7 +180,7 @@ def fetch_source(text: str) -> str:
             _application(spec, side)(weights="imagenet")
         return f"{long}@{fetched[0]}"
     if spec.kind == "preset" and not Path(spec.name).expanduser().is_dir():
-        return f"preset:{_fetch_preset(spec)}"
+        return f"preset:{fetch_preset(spec)}"
     return long
 
 
@@ -190,11 +191,6 @@ def _pool(features):
     if len(features.shape) == 3:
         return keras.layers.GlobalAveragePooling1D(name="pool")(features)
     return features
-
-
-def _said(error: Exception) -> str:
-    """Return the first line of what an exception says; some say nothing but their name."""
-    return (str(error).strip() or repr(error)).splitlines()[0][:300]
 
 
 # --- keras.applications -------------------------------------------------------------------------------
@@ -218,7 +214,7 @@ def _load_keras(spec: SourceSpec, image_size: int | None, random_weights: bool):
     except ValueError as error:
         raise UserError(
             f"keras.applications.{spec.name} cannot be built at {side} x {side} pixels"
-            f"{f' with {spec.options}' if spec.options else ''}. Keras says: {_said(error)}"
+            f"{f' with {spec.options}' if spec.options else ''}. Keras says: {first_line(error)}"
         ) from error
     if random_weights:
         return backbone, family.preprocessing, (side, side), _keras_card(family, "initial weights", "none")
@@ -260,7 +256,7 @@ def _explained_download(spec: SourceSpec) -> Iterator[list[Path]]:
         except OSError as error:  # for MobileNet and MobileNetV2 no hash is published: a half-written file is taken
             raise UserError(
                 f"The ImageNet weights of {spec.name} at {path} are damaged, probably half-written. "
-                f"Delete that file and run again: it is fetched anew from {origin}. It said: {_said(error)}"
+                f"Delete that file and run again: it is fetched anew from {origin}. It said: {first_line(error)}"
             ) from error
         fetched.append(path)
         return str(path)
@@ -281,7 +277,7 @@ def _load_weights_file(backbone: keras.Model, spec: SourceSpec) -> None:
             f"The weights file does not fit {spec.name}. Allowed: the 'no top' weights of {spec.name}"
             f"{' with the same alpha' if 'MobileNet' in spec.name else ''}, as keras.applications publishes them or "
             f"`model.save_weights` writes them. Received: {path} ({_describe_weights(path)}). "
-            f"Keras says: {_said(error)}"
+            f"Keras says: {first_line(error)}"
         ) from error
     if spec.name.startswith("EfficientNetB") and _expects_another_division(path, spec.name):
         # Keras divides once more by sqrt(std) when, and only when, it loads weights="imagenet" itself
@@ -331,7 +327,7 @@ def _load_hub(spec: SourceSpec, image_size: int | None, random_weights: bool):
     except (ValueError, TypeError) as error:
         raise UserError(
             f"The SavedModel cannot take pictures of {size[0]} x {size[1]} pixels. Received: hub:{spec.name}. "
-            f"TensorFlow says: {_said(error)}"
+            f"TensorFlow says: {first_line(error)}"
         ) from error
     layer.output_key = _features_among(gives, spec)
     features = layer(pixels)
@@ -389,8 +385,7 @@ def _picture_size(spec: SourceSpec, layer: SavedModelLayer, image_size: int | No
 def _load_preset(spec: SourceSpec, image_size: int | None, random_weights: bool):
     import keras_hub  # here: seconds to import, and keras: sources do without
 
-    folder = BUNDLED_FOLDER / spec.name if spec.kind == "bundled" else Path(spec.name).expanduser()
-    name = str(folder.resolve()) if folder.is_dir() else spec.name  # absolute: KerasHub's own names win over folders
+    name = preset_folder(spec)
     load = functools.partial(
         keras_hub.models.Backbone.from_preset,
         name,
@@ -398,12 +393,13 @@ def _load_preset(spec: SourceSpec, image_size: int | None, random_weights: bool)
         dtype=keras.config.dtype_policy(),
     )
     try:
-        converter = keras_hub.layers.ImageConverter.from_preset(name)  # first: it is small and tells images from text
-        backbone = load()
-        if not (isinstance(converter, keras_hub.layers.ImageConverter) and isinstance(backbone, keras.Model)):
-            raise TypeError(f"The files describe a {type(converter).__name__} and a {type(backbone).__name__}.")
+        # The small file first: it tells pictures from text.
+        scale, offset, preferred = picture_preprocessing(name)
+        backbone = with_its_own_epsilon(load(), name)
+        if not isinstance(backbone, keras.Model):
+            raise TypeError(f"The files describe a {type(backbone).__name__}.")
     except Exception as error:  # Kaggle, Hugging Face, h5py and safetensors each raise their own types
-        raise _preset_error(spec, folder.is_dir(), error) from error
+        raise preset_error(spec, error) from error
     takes, gives = backbone.input, backbone.output
     if not isinstance(takes, keras.KerasTensor) or not isinstance(gives, keras.KerasTensor) or takes.shape[-1] != 3:
         raise UserError(
@@ -411,18 +407,18 @@ def _load_preset(spec: SourceSpec, image_size: int | None, random_weights: bool)
             f"with input {takes}. Allowed: a backbone that turns one RGB picture into one tensor."
         )
     native = takes.shape[1:3] if all(takes.shape[1:3]) else None  # None: it takes pictures of any size
-    size = (image_size, image_size) if image_size else tuple(converter.image_size or native or (224, 224))
+    size = (image_size, image_size) if image_size else preferred or native or (224, 224)
     if native and native != size:
         try:
-            backbone = load(image_shape=(*size, 3))
+            backbone = with_its_own_epsilon(load(image_shape=(*size, 3)), name)
         except Exception as error:  # learned positions, for example, are as many as the picture has patches
             raise UserError(
                 f"The preset takes pictures of {native[0]} x {native[1]} pixels only. "
                 f"Received: {spec.kind}:{spec.name} at {size[0]} x {size[1]}. Try it without --image-size. "
-                f"It said: {_said(error)}"
+                f"It said: {first_line(error)}"
             ) from error
-    preprocessing = Preprocessing(_channels(spec, converter.scale, 1.0), _channels(spec, converter.offset, 0.0))
-    card = _read_card(folder / "card.json")
+    preprocessing = Preprocessing(_channels(spec, scale, 1.0), _channels(spec, offset, 0.0))
+    card = _read_card(Path(name) / "card.json")
     unknown = "see the preset's own page"
     card = {"licence": unknown, "data": unknown, **{key: card[key] for key in ("licence", "data") if key in card}}
     card["origin"] = f"KerasHub preset {spec.name}"
@@ -431,64 +427,13 @@ def _load_preset(spec: SourceSpec, image_size: int | None, random_weights: bool)
     return backbone, preprocessing, size, card
 
 
-# Presets and Hugging Face folders, without the formats that run code when they are read (PyTorch's .bin and .pt).
-_PRESET_FILES = ["*.json", "*.txt", "*.h5", "*.safetensors", "*.model", "*.spm"]
-
-
-def _fetch_preset(spec: SourceSpec) -> str:
-    import keras_hub
-
-    known = keras_hub.models.Backbone.presets.get(spec.name, {})
-    address = known.get("kaggle_handle", spec.name)
-    try:
-        if address.startswith("hf://"):
-            import huggingface_hub
-
-            print(
-                f"Fetching {address} from the Hugging Face hub to {huggingface_hub.constants.HF_HUB_CACHE}", flush=True
-            )
-            return huggingface_hub.snapshot_download(address.removeprefix("hf://"), allow_patterns=_PRESET_FILES)
-        if address.startswith("kaggle://"):
-            import kagglehub
-
-            print(f"Fetching {address} to {kagglehub.config.get_cache_folder()}", flush=True)
-            return kagglehub.model_download(address.removeprefix("kaggle://"))
-    except Exception as error:  # httpx, requests and both hubs each raise their own types
-        raise _preset_error(spec, False, error) from error
-    raise _preset_error(spec, False, ValueError("There is no such name."))
-
-
 def _read_card(path: Path) -> dict[str, str]:
     try:
         return dict(json.loads(path.read_text("utf-8"))) if path.is_file() else {}
     except (OSError, ValueError, TypeError) as error:
         raise UserError(
-            f"{path} cannot be read: {_said(error)}. Mend or remove it; the model does not need it."
+            f"{path} cannot be read: {first_line(error)}. Mend or remove it; the model does not need it."
         ) from error
-
-
-def _preset_error(spec: SourceSpec, is_folder: bool, error: Exception) -> UserError:
-    import keras_hub
-
-    received = f"Received: {spec.kind}:{spec.name}."
-    if isinstance(error, FileNotFoundError) and re.search("image_converter|preprocessor_config", str(error)):
-        return UserError(
-            f"The preset does not say how its pictures were preprocessed, and guessing would give wrong answers. "
-            f"{received} Allowed: an image preset with an image converter (image_converter.json)."
-        )
-    if "subclass of ImageConverter" in str(error):
-        return UserError(f"The preset is not a picture model. {received} It said: {_said(error)}")
-    presets = keras_hub.models.ImageClassifier.presets
-    offline = (
-        "Without network, let a machine that has one write the folder (`save_to_preset` of backbone and image "
-        "converter, or `hf download OWNER/NAME --local-dir FOLDER`) and give --source preset:FOLDER. "
-    )
-    return UserError(
-        f"The preset cannot be loaded. {received} Allowed: a KerasHub name ({', '.join(sorted(presets)[:8])}, ...), "
-        f"hf://OWNER/NAME, or a folder with config.json, image_converter.json and model.weights.h5."
-        f"{'' if is_folder or '://' in spec.name or spec.name in presets else did_you_mean(spec.name, presets)} "
-        f"{'' if is_folder else offline}It said: {_said(error)}"
-    )
 
 
 def _channels(spec: SourceSpec, value: float | Sequence[float] | None, default: float) -> tuple[float, ...]:

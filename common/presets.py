@@ -1,0 +1,140 @@
+"""KerasHub presets and Hugging Face folders: where they are, how pictures were prepared, why one cannot be read."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from common.errors import UserError, did_you_mean, first_line
+from common.specs import BUNDLED_FOLDER, SourceSpec
+
+# Presets and Hugging Face folders, without the formats that run code when they are read (PyTorch's .bin and .pt).
+_FILES = ["*.json", "*.txt", "*.h5", "*.safetensors", "*.model", "*.spm"]
+
+
+def preset_folder(spec: SourceSpec) -> str:
+    """Return what names a preset to KerasHub: an absolute folder, or one of KerasHub's own names.
+
+    Args:
+        spec: of kind `bundled` or `preset`; what is on the Hugging Face hub is fetched.
+
+    Raises:
+        UserError: it cannot be fetched.
+    """
+    folder = BUNDLED_FOLDER / spec.name if spec.kind == "bundled" else Path(spec.name).expanduser()
+    if folder.is_dir():
+        return str(folder.resolve())  # absolute: KerasHub's own names win over folders
+    return fetch_preset(spec) if spec.name.startswith("hf://") else spec.name
+
+
+def fetch_preset(spec: SourceSpec) -> str:
+    """Fetch a preset from Kaggle or the Hugging Face hub into their own caches, without files that could run code.
+
+    Args:
+        spec: of kind `preset`: a name of KerasHub, kaggle://..., or hf://OWNER/NAME.
+
+    Returns:
+        Its folder.
+
+    Raises:
+        UserError: no such preset, or no network and it was not fetched before.
+    """
+    import keras_hub
+
+    address = keras_hub.models.Backbone.presets.get(spec.name, {}).get("kaggle_handle", spec.name)
+    try:
+        if address.startswith("hf://"):
+            import huggingface_hub
+
+            print(f"{address} is kept in {huggingface_hub.constants.HF_HUB_CACHE}", flush=True)
+            return huggingface_hub.snapshot_download(address.removeprefix("hf://"), allow_patterns=_FILES)
+        if address.startswith("kaggle://"):
+            import kagglehub
+
+            print(f"{address} is kept in {kagglehub.config.get_cache_folder()}", flush=True)
+            return kagglehub.model_download(address.removeprefix("kaggle://"))
+    except Exception as error:  # httpx, requests and both hubs each raise their own types
+        raise preset_error(spec, error) from error
+    raise preset_error(spec, ValueError("There is no such name."))
+
+
+def picture_preprocessing(name: str) -> tuple[Sequence[float], Sequence[float], tuple[int, int] | None]:
+    """Return how a preset's pictures were prepared: RGB pixels from 0 to 255, times a scale, plus an offset.
+
+    Args:
+        name: as `preset_folder` gives it.
+
+    Returns:
+        (scale, offset, (height, width) or None): of the image converter, or of the preprocessor_config.json of a
+        Hugging Face folder, which KerasHub converts for some architectures only (not for ViT).
+
+    Raises:
+        TypeError: the preset is of something else than pictures.
+        FileNotFoundError: it does not say how they were prepared.
+    """
+    import keras_hub
+
+    converter = keras_hub.layers.ImageConverter.from_preset(name)
+    if isinstance(converter, keras_hub.layers.ImageConverter):
+        scale = 1.0 if converter.scale is None else converter.scale
+        offset = 0.0 if converter.offset is None else converter.offset
+        return np.ravel(scale), np.ravel(offset), tuple(converter.image_size) if converter.image_size else None
+    if converter is not None:
+        raise TypeError(f"The files describe a {type(converter).__name__}.")
+    file = Path(name) / "preprocessor_config.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"{name} has no image_converter.json and no preprocessor_config.json.")
+    config = json.loads(file.read_text("utf-8"))
+    factor = config.get("rescale_factor", 1 / 255) if config.get("do_rescale", True) else 1.0
+    mean, std = np.zeros(1), np.ones(1)
+    if config.get("do_normalize", True):
+        mean, std = np.ravel(config["image_mean"]), np.ravel(config["image_std"])
+    size = config.get("size")
+    sides = (size.get("height"), size.get("width")) if isinstance(size, dict) else (size, size)
+    return factor / std, -mean / std, tuple(sides) if all(sides) else None
+
+
+def with_its_own_epsilon(backbone: keras.Model, name: str) -> keras.Model:
+    """Return a converted Hugging Face model with the epsilon of its own config, which KerasHub's ViT leaves behind."""
+    file = Path(name) / "config.json"
+    config = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    epsilon = config.get("layer_norm_eps")
+    if epsilon is None or getattr(backbone, "layer_norm_epsilon", epsilon) == epsilon:
+        return backbone
+    own = type(backbone).from_config({**backbone.get_config(), "layer_norm_epsilon": epsilon})
+    own.set_weights(backbone.get_weights())
+    return own
+
+
+def preset_error(spec: SourceSpec, error: Exception) -> UserError:
+    """Return the error to raise where a preset cannot be loaded: what is missing, and what to do without network."""
+    import keras_hub
+
+    received = f"Received: {spec.kind}:{spec.name}."
+    if isinstance(error, UserError):
+        return error
+    if isinstance(error, FileNotFoundError) and re.search("image_converter|preprocessor_config", str(error)):
+        return UserError(
+            f"The preset does not say how its pictures were preprocessed, and guessing would give wrong answers. "
+            f"{received} Allowed: an image preset with an image converter (image_converter.json), or a Hugging Face "
+            "folder with preprocessor_config.json."
+        )
+    if "subclass of ImageConverter" in str(error):
+        return UserError(f"The preset is not a picture model. {received} It said: {first_line(error)}")
+    is_folder = spec.kind == "bundled" or Path(spec.name).expanduser().is_dir()
+    presets = keras_hub.models.ImageClassifier.presets
+    offline = (
+        "Without network, let a machine that has one write the folder (`save_to_preset` of backbone and image "
+        "converter, or `hf download OWNER/NAME --local-dir FOLDER`) and give --source preset:FOLDER. "
+    )
+    return UserError(
+        f"The preset cannot be loaded. {received} Allowed: a KerasHub name ({', '.join(sorted(presets)[:8])}, ...), "
+        f"hf://OWNER/NAME, or a folder with config.json, image_converter.json and model.weights.h5."
+        f"{'' if is_folder or '://' in spec.name or spec.name in presets else did_you_mean(spec.name, presets)} "
+        f"{'' if is_folder else offline}It said: {first_line(error)}"
+    )

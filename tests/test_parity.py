@@ -1,0 +1,121 @@
+"""Converted Hugging Face folders against the reference implementation: pip install -r requirements-parity.txt."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import keras
+import keras_hub
+import numpy as np
+import pytest
+
+from common.errors import UserError
+from common.sources import load_source
+from common.text_sources import load_text_source
+
+torch = pytest.importorskip("torch", reason="pip install -r requirements-parity.txt")
+transformers = pytest.importorskip("transformers", reason="pip install -r requirements-parity.txt")
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
+
+
+def lively(model):
+    """Weights as large as trained ones: with the initial 0.02 every difference would vanish."""
+    torch.manual_seed(0)
+    for name, weight in model.named_parameters():
+        with torch.no_grad():
+            weight.normal_(0, 0.3)
+            if "norm" in name.lower() and name.endswith("weight"):
+                weight.add_(1.0)
+    return model.eval()
+
+
+def tokens(count: int = 50, length: int = 12) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    mask = np.arange(length)[None] < np.array([[length], [5]])
+    return rng.integers(5, count, (2, length)) * mask, mask.astype(int)
+
+
+def write_vocabulary(folder: Path) -> None:
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(45))]
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n", "utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": True}))
+
+
+def test_bert(tmp_path):
+    config = transformers.BertConfig(vocab_size=50, max_position_embeddings=16, **SMALL)
+    reference = lively(transformers.BertModel(config))
+    reference.save_pretrained(tmp_path)
+    write_vocabulary(tmp_path)
+    ids, mask = tokens()
+    with torch.no_grad():
+        expected = reference(torch.tensor(ids), attention_mask=torch.tensor(mask)).last_hidden_state.numpy()
+    inputs = {"token_ids": ids, "padding_mask": mask, "segment_ids": np.zeros_like(ids)}
+    source = load_text_source(f"preset:{tmp_path}")
+    answers = np.asarray(source.backbone(inputs)["sequence_output"])
+    np.testing.assert_allclose(answers[mask == 1], expected[mask == 1], atol=2e-5)
+    # What is corrected: KerasHub's own conversion is off by more than ten times that.
+    plain = keras_hub.models.Backbone.from_preset(str(tmp_path))
+    assert np.abs(np.asarray(plain(inputs)["sequence_output"]) - expected)[mask == 1].max() > 2e-4
+    # and it stays corrected in a file
+    source.backbone.save(tmp_path / "backbone.keras")
+    again = keras.models.load_model(tmp_path / "backbone.keras")
+    np.testing.assert_array_equal(again(inputs)["sequence_output"], answers)
+
+
+def test_distil_bert(tmp_path):
+    config = transformers.DistilBertConfig(
+        vocab_size=50, max_position_embeddings=16, dim=32, n_layers=3, n_heads=4, hidden_dim=64
+    )
+    whole = lively(transformers.DistilBertForMaskedLM(config))  # as checkpoints are published, with a head
+    whole.save_pretrained(tmp_path)
+    reference = whole.distilbert
+    write_vocabulary(tmp_path)
+    ids, mask = tokens()
+    with torch.no_grad():
+        expected = reference(torch.tensor(ids), attention_mask=torch.tensor(mask)).last_hidden_state.numpy()
+    answers = np.asarray(load_text_source(f"preset:{tmp_path}").backbone({"token_ids": ids, "padding_mask": mask}))
+    np.testing.assert_allclose(answers[mask == 1], expected[mask == 1], atol=2e-5)
+
+
+def test_gpt_2(tmp_path):
+    config = transformers.GPT2Config(vocab_size=50, n_positions=16, n_embd=32, n_layer=3, n_head=4)
+    reference = lively(transformers.GPT2Model(config))
+    reference.save_pretrained(tmp_path)
+    write_byte_pairs(tmp_path)
+    ids, mask = tokens()
+    with torch.no_grad():
+        expected = reference(torch.tensor(ids), attention_mask=torch.tensor(mask)).last_hidden_state.numpy()
+    answers = np.asarray(load_text_source(f"preset:{tmp_path}").backbone({"token_ids": ids, "padding_mask": mask}))
+    np.testing.assert_allclose(answers[mask == 1], expected[mask == 1], atol=2e-5)
+
+
+def write_byte_pairs(folder: Path) -> None:
+    import tokenizers
+
+    trained = tokenizers.ByteLevelBPETokenizer()
+    trained.train_from_iterator(["some words to train on"] * 20, vocab_size=300, special_tokens=["<|endoftext|>"])
+    trained.save_model(str(folder))
+
+
+@pytest.mark.parametrize("epsilon", [1e-12, 1e-3])
+def test_vit(epsilon, tmp_path):
+    config = transformers.ViTConfig(image_size=32, patch_size=8, layer_norm_eps=epsilon, **SMALL)
+    whole = lively(transformers.ViTForImageClassification(config))
+    whole.save_pretrained(tmp_path)
+    reference = whole.vit
+    settings = {"size": {"height": 32, "width": 32}, "image_mean": [0.5, 0.4, 0.3], "image_std": [0.5, 0.25, 0.2]}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings | {"rescale_factor": 1 / 255}))
+    pixels = np.random.default_rng(0).uniform(0, 255, (2, 32, 32, 3)).astype("float32")
+    prepared = (pixels / 255 - settings["image_mean"]) / settings["image_std"]
+    with torch.no_grad():
+        expected = reference(
+            torch.tensor(prepared.transpose(0, 3, 1, 2), dtype=torch.float32)
+        ).last_hidden_state.numpy()
+    source = load_source(f"preset:{tmp_path}")
+    assert source.image_size == (32, 32)
+    np.testing.assert_allclose(source.extractor(pixels), expected.mean(1), atol=2e-5)
+    (tmp_path / "preprocessor_config.json").unlink()
+    with pytest.raises(UserError, match="guessing would give wrong answers"):
+        load_source(f"preset:{tmp_path}")
