@@ -13,10 +13,10 @@ demo: .venv/installed
 	@echo "  serving           docker run -p 8501:8501 -v '$(CURDIR)/runs/demo/serving/image_classification:/models/digits' -e MODEL_NAME=digits tensorflow/serving"
 
 test: .venv/installed
-	$(RUN) -m pytest -m "not slow"
+	$(RUN) -m pytest -m "not slow and not network"
 
 test-all: .venv/installed
-	$(RUN) -m pytest
+	$(RUN) -m pytest -m "not network"
 
 lint: .venv/installed
 	.venv/bin/ruff check .

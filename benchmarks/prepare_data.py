@@ -4,12 +4,14 @@ Results, outside the checkout (INDEX is the position in the raw file, so a pictu
     tiny_imagenet_200/{train,val}/WNID/INDEX.jpg + classes.csv    cifar10_subset/{train,test}/CLASS/INDEX.jpg
     flowers5_128/flowers/CLASS/*.jpg + split.csv                  hymenoptera_data/{train,val}/CLASS/*.jpg
     mnist/{train,test}/DIGIT/INDEX.png, usps/... (digits_da)      orl_faces/PERSON/N.png
+    resnet20_cifar10, resnet56_cifar10: SavedModels, sources for --source 'hub:FOLDER(size=32)'
 """
 
 import csv
 import difflib
 import gzip
 import shutil
+import sys
 import tarfile
 import time
 from collections import Counter
@@ -20,6 +22,10 @@ import h5py
 import numpy as np
 import tyro
 from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # the script's neighbour, also where a test imports it
+
+from convert_resnet import convert
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 MNIST_TRAIN = 7_000  # of the 10,000 images there (MNIST's own test part); the last 3,000 become our test
@@ -124,6 +130,16 @@ def prepare_orl_faces(raw: Path, target: Path) -> None:
         picture.unlink()
 
 
+def prepare_resnet20(raw: Path, target: Path) -> None:
+    """Three blocks a stack."""
+    convert(raw / "resnet20-12fca82f.npz", target)
+
+
+def prepare_resnet56(raw: Path, target: Path) -> None:
+    """Nine blocks a stack."""
+    convert(raw / "resnet56-4bfd9763.npz", target)
+
+
 DATA: dict[str, dict[str, Callable[[Path, Path], None]]] = {  # raw folder -> result folder -> what makes it
     "tiny_imagenet_200": {"tiny_imagenet_200": prepare_tiny_imagenet},
     "cifar10_subset": {"cifar10_subset": prepare_cifar10},
@@ -131,11 +147,14 @@ DATA: dict[str, dict[str, Callable[[Path, Path], None]]] = {  # raw folder -> re
     "hymenoptera_data": {"hymenoptera_data": prepare_hymenoptera},
     "digits_da": {"mnist": prepare_mnist, "usps": prepare_usps},
     "orl_faces": {"orl_faces": prepare_orl_faces},
+    "weights/resnet_cifar10": {"resnet20_cifar10": prepare_resnet20, "resnet56_cifar10": prepare_resnet56},
 }
 
 
 def describe(folder: Path) -> str:
-    """Count what lies in a result folder: pictures per split (`all` where there is none) and classes."""
+    """Count what lies in a result folder: pictures per split (`all` where there is none) and classes; or a model."""
+    if (folder / "saved_model.pb").exists():
+        return f"SavedModel of {sum(path.stat().st_size for path in folder.rglob('*')) / 1e6:.1f} MB"
     if (folder / "split.csv").exists():
         rows = csv.DictReader((folder / "split.csv").read_text("utf-8").splitlines())
         pairs = [(row["split"], row["label"]) for row in rows]

@@ -49,10 +49,10 @@ def fetch_preset(spec: SourceSpec) -> str:
     address = keras_hub.models.Backbone.presets.get(spec.name, {}).get("kaggle_handle", spec.name)
     try:
         if address.startswith("hf://"):
-            import huggingface_hub
+            from huggingface_hub import constants, snapshot_download
 
-            print(f"{address} is kept in {huggingface_hub.constants.HF_HUB_CACHE}", flush=True)
-            return huggingface_hub.snapshot_download(address.removeprefix("hf://"), allow_patterns=_FILES)
+            print(f"{address} is kept in {constants.HF_HUB_CACHE}", flush=True)
+            return snapshot_download(address.removeprefix("hf://"), allow_patterns=_FILES)
         if address.startswith("kaggle://"):
             import kagglehub
 

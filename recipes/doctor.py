@@ -6,6 +6,7 @@ import argparse
 import importlib.metadata
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -147,7 +148,7 @@ def look_at_caches() -> Iterator[Finding]:
     from common.fetching import Handle, hub_cache, missing_files, what_is_wrong
 
     cache = hub_cache()
-    folders = sorted(path for path in cache.glob("*") if path.is_dir() and not path.name.startswith("."))
+    folders = sorted(path for path in cache.glob("*") if path.is_dir() and re.fullmatch("[0-9a-f]{40}", path.name))
     bad = 0
     for folder in folders:
         manifest = folder.with_name(folder.name + ".manifest.json")

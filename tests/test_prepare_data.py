@@ -4,7 +4,9 @@ import csv
 import gzip
 import importlib.util
 import io
+import itertools
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -14,6 +16,9 @@ import h5py
 import numpy as np
 import pytest
 from PIL import Image
+
+from common.freezing import layers_of
+from common.sources import load_source
 
 SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "prepare_data.py"
 specification = importlib.util.spec_from_file_location("prepare_data", SCRIPT)
@@ -87,7 +92,26 @@ def shared(tmp_path: Path) -> Path:
             file[f"{split}/target"] = np.array(labels, np.int32)
     faces = {"s01/1.pgm": pgm(grey(6, 5)), "s02/10.pgm": pgm(grey(6, 5))}
     write_tar(root / "orl_faces" / "orl_faces.tar", faces)
+    for file in ("resnet20-12fca82f.npz", "resnet56-4bfd9763.npz"):
+        np.savez(root / "weights" / "resnet_cifar10" / file, **tiny_resnet())
     return root
+
+
+def tiny_resnet() -> dict[str, np.ndarray]:
+    """The PyTorch state of a network of one block a stack."""
+    arrays, rng = {"linear.weight": np.zeros((10, 64)), "linear.bias": np.zeros(10)}, np.random.default_rng(0)
+
+    def add(kernel: str, norm: str, inputs: int, filters: int) -> None:
+        arrays[f"{kernel}.weight"] = rng.normal(0, 0.1, (filters, inputs, 3, 3)).astype("float32")
+        for leaf, value in (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0), ("running_var", 1.0)):
+            arrays[f"{norm}.{leaf}"] = np.full(filters, value, "float32")
+        arrays[f"{norm}.num_batches_tracked"] = np.array(1)
+
+    add("conv1", "bn1", 3, 16)
+    for stack, (inputs, filters) in enumerate(((16, 16), (16, 32), (32, 64)), start=1):
+        add(f"layer{stack}.0.conv1", f"layer{stack}.0.bn1", inputs, filters)
+        add(f"layer{stack}.0.conv2", f"layer{stack}.0.bn2", filters, filters)
+    return arrays
 
 
 @pytest.fixture
@@ -120,7 +144,7 @@ def refusal(*names: str, shared: Path, out: Path) -> str:
 def test_all_data_sets_say_one_line_each(shared: Path, out: Path, capsys: pytest.CaptureFixture) -> None:
     prepare_data.main(shared=shared, out=out)
     lines = capsys.readouterr().out.splitlines()
-    assert [line.rpartition(";")[0] for line in lines] == [
+    assert [re.sub(r"[\d.]+ MB", "? MB", line.rpartition(";")[0]) for line in lines] == [
         "tiny_imagenet_200: train 3, val 3; 2 classes",
         "cifar10_subset: test 3, train 3; 2 classes",
         "flowers5_128: test 1, train 1; 2 classes",
@@ -128,6 +152,8 @@ def test_all_data_sets_say_one_line_each(shared: Path, out: Path, capsys: pytest
         "mnist: test 2, train 3; 5 classes",
         "usps: test 1, train 2; 3 classes",
         "orl_faces: all 2; 2 classes",
+        "resnet20_cifar10: SavedModel of ? MB",
+        "resnet56_cifar10: SavedModel of ? MB",
     ]
     assert all(line.endswith(" s") for line in lines)
     assert not list(out.glob("*.partial"))
@@ -296,3 +322,33 @@ def test_the_command_line_shows_errors_without_traceback(shared: Path, out: Path
 def test_tensorflow_is_not_imported() -> None:
     code = f"import runpy, sys; runpy.run_path({str(SCRIPT)!r}); sys.exit('tensorflow' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_converted_resnet_is_a_source_with_blocks(shared: Path, out: Path) -> None:
+    prepare_data.main(("weights/resnet_cifar10",), shared, out)
+    source = load_source(f"hub:{out / 'resnet20_cifar10'}(size=32)")
+    layer = source.backbone.get_layer("saved_model")
+    assert source.feature_width == 64 and layer.knows_training
+    names = [part.name for part in layers_of(source.backbone, "last_block")]
+    assert names == [f"stack3_block1_{leaf}" for leaf in ("conv1", "bn1", "conv2", "bn2")]
+
+
+def test_arrays_of_another_network_are_refused(shared: Path, out: Path) -> None:
+    path = shared / "weights" / "resnet_cifar10" / "resnet20-12fca82f.npz"
+    np.savez(path, **tiny_resnet(), **{"fc.weight": np.zeros(3)})
+    assert "'fc.weight'" in refusal("weights/resnet_cifar10", shared=shared, out=out)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "at_least"), [("resnet20-12fca82f", 0.815), ("resnet56-4bfd9763", 0.825)])
+def test_the_real_resnets_know_cifar_10(name: str, at_least: float, shared_data: Path, tmp_path: Path) -> None:
+    weights = shared_data / "weights" / "resnet_cifar10" / f"{name}.npz"
+    prepare_data.convert(weights, tmp_path / name)
+    with np.load(shared_data / "cifar10_subset" / "test.npz") as arrays:
+        jpeg, offsets, labels = (arrays[key] for key in ("jpeg", "offsets", "labels"))
+    pixels = [Image.open(io.BytesIO(jpeg[a:b].tobytes())) for a, b in itertools.pairwise(offsets)]
+    source = load_source(f"hub:{tmp_path / name}(size=32)")
+    features = source.extractor.predict(np.stack(pixels).astype("float32"), batch_size=100, verbose=0)
+    with np.load(weights) as arrays:
+        logits = features @ arrays["linear.weight"].T + arrays["linear.bias"]
+    assert np.mean(logits.argmax(1) == labels) >= at_least

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
@@ -20,6 +21,7 @@ class Upstream:
         redirects: path -> path.
         break_after: bytes after which a connection breaks off; one number for each of the next answers.
         ranges: whether it can go on in the middle of a file.
+        calls: path -> function of the JSON that is posted there, giving the content of the answer.
         asked: (method, path, Range header or None) of every request.
     """
 
@@ -30,6 +32,7 @@ class Upstream:
         self.redirects: dict[str, str] = {}
         self.break_after: list[int] = []
         self.ranges = True
+        self.calls: dict[str, Callable[[dict], bytes]] = {}
         self.asked: list[tuple[str, str, str | None]] = []
 
     def etag(self, path: str) -> str:
@@ -49,6 +52,16 @@ def serve() -> Iterator[Upstream]:
 
         def do_GET(self):
             self.answer(with_body=True)
+
+        def do_POST(self):
+            posted = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))) or b"{}")
+            upstream.asked.append((self.command, self.path, None))
+            content = upstream.calls[self.path](posted) if self.path in upstream.calls else None
+            self.send_response(404 if content is None else 200)
+            self.send_header("Content-Length", str(len(content or b"")))
+            self.send_header("Content-Type", "application/json" if content and content[:1] in b"[{" else "binary")
+            self.end_headers()
+            self.wfile.write(content or b"")
 
         def answer(self, with_body: bool):
             path, wanted = urlsplit(self.path).path, self.headers.get("Range")
