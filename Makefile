@@ -27,6 +27,7 @@ bench: .venv/installed
 	$(RUN) benchmarks/prepare_data.py --out ../prepared_data
 	$(RUN) benchmarks/side_by_side.py
 	$(RUN) benchmarks/checks.py
+	$(RUN) benchmarks/hub_layer.py
 	$(RUN) benchmarks/kill_and_resume.py
 	$(RUN) benchmarks/measure.py
 

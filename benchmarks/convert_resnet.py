@@ -6,6 +6,7 @@ The architecture is that of arXiv:1512.03385, section 4.2, with shortcuts withou
 from __future__ import annotations
 
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
@@ -20,12 +21,27 @@ def convert(weights: Path, folder: Path) -> None:
         folder: to write.
 
     Raises:
-        ValueError: arrays that this architecture does not have, or lacks.
+        ValueError: arrays that this architecture does not have.
     """
-    import tensorflow as tf
     import tf_keras  # its SavedModels have variables, a switch for training, and names; those of Keras 3 do not
 
-    layers = tf_keras.layers
+    build(weights, tf_keras).save(folder, save_format="tf")
+
+
+def build(weights: Path, library: ModuleType):
+    """Build one network, with its weights.
+
+    Args:
+        weights: as for `convert`.
+        library: keras or tf_keras.
+
+    Returns:
+        A model of that library: float32 [batch, height, width, 3] in [0, 1] to [batch, 64].
+
+    Raises:
+        ValueError: arrays that this architecture does not have.
+    """
+    layers = library.layers
     with np.load(weights, allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files if not name.endswith("num_batches_tracked")}
     wanted = {}
@@ -40,20 +56,23 @@ def convert(weights: Path, folder: Path) -> None:
         wanted[name] = [arrays.pop(f"{torch_name}.{leaf}") for leaf in leaves]
         return layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=name)(inputs)
 
+    def shortcut(inputs, filters: int, stride: int):
+        half = (filters - inputs.shape[-1]) // 2
+        if stride == 1 and not half:
+            return inputs
+        # Every other pixel; then zeros for the new channels, written with layers that both libraries can save.
+        x = layers.AveragePooling2D(1, strides=stride)(inputs)
+        zeros = layers.Rescaling(0.0)(x[..., :half])
+        return layers.Concatenate()([zeros, x, zeros])
+
     def block(inputs, name: str, torch_name: str, filters: int, stride: int):
-        x = layers.ReLU()(normalisation(
-            convolution(inputs, f"{name}_conv1", f"{torch_name}.conv1", filters, stride),
-            f"{name}_bn1", f"{torch_name}.bn1",
-        ))  # fmt: skip
+        x = convolution(inputs, f"{name}_conv1", f"{torch_name}.conv1", filters, stride)
+        x = layers.ReLU()(normalisation(x, f"{name}_bn1", f"{torch_name}.bn1"))
         x = convolution(x, f"{name}_conv2", f"{torch_name}.conv2", filters, 1)
         x = normalisation(x, f"{name}_bn2", f"{torch_name}.bn2")
-        missing = filters - inputs.shape[-1]
-        if stride > 1 or missing:
-            padding = [[0, 0], [0, 0], [0, 0], [missing // 2, missing // 2]]
-            inputs = tf.pad(inputs[:, ::stride, ::stride], padding)
-        return layers.ReLU()(x + inputs)
+        return layers.ReLU()(layers.Add()([x, shortcut(inputs, filters, stride)]))
 
-    pixels = tf_keras.Input((None, None, 3))
+    pixels = library.Input((None, None, 3))
     x = layers.Normalization(mean=MEAN, variance=np.square(STD).tolist())(pixels)
     x = layers.ReLU()(normalisation(convolution(x, "stem_conv", "conv1", 16, 1), "stem_bn", "bn1"))
     for stack, filters in enumerate((16, 32, 64), start=1):
@@ -61,9 +80,9 @@ def convert(weights: Path, folder: Path) -> None:
         for number in range(blocks):
             stride = 2 if stack > 1 and number == 0 else 1
             x = block(x, f"stack{stack}_block{number + 1}", f"layer{stack}.{number}", filters, stride)
-    network = tf_keras.Model(pixels, layers.GlobalAveragePooling2D()(x))
+    network = library.Model(pixels, layers.GlobalAveragePooling2D()(x))
     if left := sorted(set(arrays) - {"linear.weight", "linear.bias"}):
         raise ValueError(f"{weights.name} holds {left[0]!r}, which this network has not")
     for name, values in wanted.items():
         network.get_layer(name).set_weights(values)
-    network.save(folder, save_format="tf")
+    return network

@@ -52,6 +52,17 @@ def probe(name: str, title: str, data: str, source: str, *more: str) -> Measurem
     return Measurement(name, title, ("--data", data, "--source", source, "--unfreeze", "frozen", *more))
 
 
+def compared(name: str, source: str, size: str) -> tuple[Measurement, Measurement]:
+    """Return how a source does on handwritten digits, fine-tuned, and on flowers, with a linear head."""
+    digits = ("--source", source, "--image-size", size, "--no-explain")
+    flowers = ("--data", FLOWERS, *digits, "--unfreeze", "frozen")
+    return (
+        Measurement(f"digits_{name}", f"Handwritten digits, 10 a class: {name} at {size} pixels", digits),
+        Measurement(f"flowers_{name}", f"Flowers, 5 classes: {name} at {size} pixels", flowers, seeds=(0,)),
+    )
+
+
+FLOWERS = f"csv:{PREPARED}/flowers5_128/split.csv"
 CIFAR, HYMENOPTERA = f"folder:{PREPARED}/cifar10_subset", f"folder:{PREPARED}/hymenoptera_data"
 MEASUREMENTS = (
     Measurement(
@@ -78,6 +89,10 @@ MEASUREMENTS = (
     probe("probe_cifar10_random", "The same network, random weights", CIFAR, "bundled:resnet_mini@random"),
     probe("probe_hymenoptera", "Linear probe of bundled:resnet_mini, ants or bees", HYMENOPTERA, "bundled:resnet_mini"),
     probe("probe_hymenoptera_random", "The same network, random weights", HYMENOPTERA, "bundled:resnet_mini@random"),
+    *compared("resnet_mini", "bundled:resnet_mini", "64"),
+    *compared("resnet20_cifar10", f"hub:{PREPARED}/resnet20_cifar10", "32"),
+    *compared("resnet56_cifar10", f"hub:{PREPARED}/resnet56_cifar10", "32"),
+    *compared("mobilenet_v2", MOBILENET, "96"),
 )
 
 
