@@ -163,8 +163,7 @@ def write_tables(readme: Path = ROOT / "README.md") -> None:
     """Write the result tables between the markers `<!-- results:RECIPE -->` and `<!-- end -->` of README.md."""
 
     def table(match: re.Match) -> str:
-        file = ROOT / "recipes" / match[1] / "results.json"
-        rows = json.loads(file.read_text("utf-8"))["runs"] if file.exists() else []
+        rows = [row for row in _rows(match[1]) if not row["name"].startswith(("digits_", "flowers_"))]
         lines = [
             "| what | from scratch | frozen source | result | whole command | proof: agreement, largest difference |",
             "|---|---|---|---|---|---|",
@@ -177,8 +176,30 @@ def write_tables(readme: Path = ROOT / "README.md") -> None:
         return "\n".join([match[0].splitlines()[0], *lines, "<!-- end -->"])
 
     text = re.sub(r"<!-- results:(\w+) -->.*?<!-- end -->", table, readme.read_text("utf-8"), flags=re.DOTALL)
+    text = re.sub(r"<!-- sources -->.*?<!-- end -->", lambda match: _sources(), text, flags=re.DOTALL)
     text = re.sub(r"<!-- side_by_side -->.*?<!-- end -->", lambda match: _side_by_side(), text, flags=re.DOTALL)
     readme.write_text(text, "utf-8")
+
+
+def _rows(recipe: str) -> list[dict]:
+    file = ROOT / "recipes" / recipe / "results.json"
+    return json.loads(file.read_text("utf-8"))["runs"] if file.exists() else []
+
+
+def _sources() -> str:
+    """Return the table of sources side by side: the rows `digits_SOURCE` and `flowers_SOURCE`."""
+    rows = {row["name"]: row for row in _rows("image_classification")}
+    lines = [
+        "<!-- sources -->",
+        "| source | digits, frozen | digits, fine-tuned | flowers, frozen |",
+        "|---|---|---|---|",
+    ]
+    for name, row in rows.items():
+        source = name.removeprefix("digits_")
+        if source != name and f"flowers_{source}" in rows:
+            cells = [row["title"].partition(": ")[2], _score(row["baselines"]["frozen"]), _score(row["metric"])]
+            lines.append("| " + " | ".join([*cells, _score(rows[f"flowers_{source}"]["metric"])]) + " |")
+    return "\n".join([*lines, "<!-- end -->"])
 
 
 def _side_by_side() -> str:
@@ -217,9 +238,8 @@ def main(arguments: list[str]) -> None:
     for name in names or ([] if arguments else by_name):
         measurement = by_name[name]
         row = measure(measurement)
+        rows = {old["name"]: old for old in _rows(measurement.recipe)} | {name: row}
         file = ROOT / "recipes" / measurement.recipe / "results.json"
-        rows = json.loads(file.read_text("utf-8"))["runs"] if file.exists() else []
-        rows = {old["name"]: old for old in rows} | {name: row}
         runs.write_json(file, {"runs": [rows[known] for known in by_name if known in rows]})
     write_tables()
 

@@ -111,7 +111,7 @@ def with_its_own_epsilon(backbone: keras.Model, name: str) -> keras.Model:
     return own
 
 
-def preset_error(spec: SourceSpec, error: Exception) -> UserError:
+def preset_error(spec: SourceSpec, error: Exception, of_text: bool = False) -> UserError:
     """Return the error to raise where a preset cannot be loaded: what is missing, and what to do without network."""
     import keras_hub
 
@@ -127,14 +127,16 @@ def preset_error(spec: SourceSpec, error: Exception) -> UserError:
     if "subclass of ImageConverter" in str(error):
         return UserError(f"The preset is not a picture model. {received} It said: {first_line(error)}")
     is_folder = spec.kind == "bundled" or Path(spec.name).expanduser().is_dir()
-    presets = keras_hub.models.ImageClassifier.presets
+    task = keras_hub.models.TextClassifier if of_text else keras_hub.models.ImageClassifier
+    presets, preprocessor = task.presets, "tokenizer" if of_text else "image converter"
+    files = "a vocabulary" if of_text else "image_converter.json"
     offline = (
-        "Without network, let a machine that has one write the folder (`save_to_preset` of backbone and image "
-        "converter, or `hf download OWNER/NAME --local-dir FOLDER`) and give --source preset:FOLDER. "
+        f"Without network, let a machine that has one write the folder (`save_to_preset` of backbone and {preprocessor}"
+        ", or `hf download OWNER/NAME --local-dir FOLDER`) and give --source preset:FOLDER. "
     )
     return UserError(
         f"The preset cannot be loaded. {received} Allowed: a KerasHub name ({', '.join(sorted(presets)[:8])}, ...), "
-        f"hf://OWNER/NAME, or a folder with config.json, image_converter.json and model.weights.h5."
+        f"hf://OWNER/NAME, or a folder with config.json, {files} and the weights."
         f"{'' if is_folder or '://' in spec.name or spec.name in presets else did_you_mean(spec.name, presets)} "
         f"{'' if is_folder else offline}It said: {first_line(error)}"
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import keras
-import keras_hub
+import keras_nlp  # today another name of keras_hub, and the one under which text models are known
 
 from common.errors import UserError
 from common.fetching import fetch_entry
@@ -18,7 +18,7 @@ from common.wordpiece import WordPiece
 
 
 @keras.saving.register_keras_serializable("recipes")
-class BertBackbone(keras_hub.models.BertBackbone):
+class BertBackbone(keras_nlp.models.BertBackbone):
     """KerasHub's BERT with the activation that Google's and Hugging Face's checkpoints were trained with.
 
     KerasHub approximates gelu by tanh in every BERT, and converts checkpoints that say `gelu` (by the error function,
@@ -74,13 +74,13 @@ def load_text_source(text: str, *, random_weights: bool = False) -> TextSource:
     random_weights = random_weights or spec.random
     name = preset_folder(spec)
     try:
-        backbone = keras_hub.models.Backbone.from_preset(name, load_weights=not random_weights)
+        backbone = keras_nlp.models.Backbone.from_preset(name, load_weights=not random_weights)
         tokenize = _load_tokenizer(name, backbone)
     except UserError:
         raise
     except Exception as error:  # Kaggle, Hugging Face, h5py and safetensors each raise their own types
-        raise preset_error(spec, error) from error
-    if isinstance(backbone, keras_hub.models.BertBackbone) and _hidden_activation(name) == "gelu":
+        raise preset_error(spec, error, of_text=True) from error
+    if isinstance(backbone, keras_nlp.models.BertBackbone) and _hidden_activation(name) == "gelu":
         exact = BertBackbone.from_config(backbone.get_config())
         exact.set_weights(backbone.get_weights())
         backbone = exact
@@ -106,11 +106,11 @@ def _hidden_activation(name: str) -> str:
 
 def _load_tokenizer(name: str, backbone: keras.Model) -> Callable:
     """Load the tokenizer; of BERT's family as WordPiece, which folds text as the checkpoint's own tokenizer does."""
-    folder, family = Path(name), (keras_hub.models.BertBackbone, keras_hub.models.DistilBertBackbone)
+    folder, family = Path(name), (keras_nlp.models.BertBackbone, keras_nlp.models.DistilBertBackbone)
     if isinstance(backbone, family) and (folder / "vocab.txt").is_file():
         vocabulary = (folder / "vocab.txt").read_text("utf-8").split("\n")
         return WordPiece(vocabulary[:-1] if not vocabulary[-1] else vocabulary, **_normalisation(folder))
-    tokenizer = keras_hub.models.Tokenizer.from_preset(name)
+    tokenizer = keras_nlp.models.Tokenizer.from_preset(name)
     if isinstance(backbone, family) and hasattr(tokenizer, "lowercase"):
         return WordPiece(tokenizer.get_vocabulary(), lowercase=tokenizer.lowercase)
     return tokenizer

@@ -348,3 +348,13 @@ def test_batch_norm_that_trains_follows_the_pictures_within_a_short_training():
     assert max(layer.momentum for layer in norms) > 0.99
     freeze(keras.Model(backbone.input, backbone.output), backbone, "all", batch_norm="train")
     assert max(layer.momentum for layer in norms) <= 0.9
+
+
+def test_keras_ignores_training_false_in_a_functional_model():
+    # What every tutorial does to keep BatchNorm still. In this Keras it does nothing, so `freeze` does not rely on it.
+    outer, inner = keras.Input((4,)), keras.Sequential([keras.Input((4,)), keras.layers.BatchNormalization()])
+    model = keras.Model(outer, keras.layers.Dense(1)(inner(outer, training=False)))
+    model.compile("sgd", "mse")
+    model.fit(np.full((8, 4), 5.0), np.zeros((8, 1)), verbose=0)
+    _, _, moving_mean, _ = inner.get_weights()
+    assert (moving_mean > 0).all(), "Keras has mended it: `freeze` may be simplified"
