@@ -136,7 +136,7 @@ def preset_error(spec: SourceSpec, error: Exception, of_text: bool = False) -> U
     )
     return UserError(
         f"The preset cannot be loaded. {received} Allowed: a KerasHub name ({', '.join(sorted(presets)[:8])}, ...), "
-        f"hf://OWNER/NAME, or a folder with config.json, {files} and the weights."
+        f"hf://OWNER/NAME, or a folder with config.json, {files} and model.weights.h5 or model.safetensors."
         f"{'' if is_folder or '://' in spec.name or spec.name in presets else did_you_mean(spec.name, presets)} "
         f"{'' if is_folder else offline}It said: {first_line(error)}"
     )
