@@ -179,16 +179,17 @@ def targets(count: int = 16) -> np.ndarray:
     return np.arange(count) % 3
 
 
-def fit(model: keras.Model, kind: Kind, steps: int = 3, optimizer="adam") -> dict:
-    model.compile(optimizer, "sparse_categorical_crossentropy")
+def fit(model: keras.Model, kind: Kind, steps: int = 3, optimizer="adam", eagerly: bool = True) -> dict:
+    """Eagerly, since tracing takes longer than some steps; `test_weights_train_when_trainable` uses graphs."""
+    model.compile(optimizer, "sparse_categorical_crossentropy", run_eagerly=eagerly)
     return model.fit(kind.inputs(), targets(), batch_size=16, epochs=steps, verbose=0).history
 
 
-def changes(model: keras.Model, kind: Kind) -> tuple[list[bool], list[bool]]:
+def changes(model: keras.Model, kind: Kind, eagerly: bool = True) -> tuple[list[bool], list[bool]]:
     """Train a little; tell which of the layer's weights changed: (those that may train, the others)."""
     body = model.get_layer("body")
     before = [np.copy(variable.numpy()) for variable in body.module_variables]
-    fit(model, kind)
+    fit(model, kind, eagerly=eagerly)
     changed = [not np.array_equal(b, v.numpy()) for b, v in zip(before, body.module_variables, strict=True)]
     can_train = {id(variable) for part in body.parts for variable in part._trainable_variables}
     trained = [c for c, v in zip(changed, body.module_variables, strict=True) if id(v) in can_train]
@@ -215,7 +216,7 @@ def test_answers_as_the_module_does(kind, folder):
 def test_weights_train_when_trainable(kind, folder):
     model = kind.model(folder, trainable=True)
     assert len(model.get_layer("body").trainable_weights) == kind.trains
-    trained, others = changes(model, kind)
+    trained, others = changes(model, kind, eagerly=False)
     assert trained == [True] * kind.trains
     assert sum(others) == kind.moves
 
@@ -320,24 +321,28 @@ def test_a_clone_has_weights_of_its_own(kind, folder):
         np.testing.assert_array_equal(untouched, fresh)
 
 
-def test_the_export_needs_nothing_else(kind, folder, tmp_path):
-    moved = tmp_path / "source"
-    shutil.copytree(folder, moved)
-    model = kind.model(moved, trainable=True)
-    fit(model, kind)
-    inputs = kind.inputs()
-    arrays = {"x": inputs} if kind.write is not words else {**inputs, "word": inputs["word"].numpy().astype("S")}
-    np.savez(tmp_path / "inputs.npz", **arrays)
-    np.save(tmp_path / "expected.npy", model.predict(kind.inputs(), verbose=0))
-    model.export(tmp_path / "export", verbose=False)
-    shutil.rmtree(moved)
+def test_the_exports_need_nothing_else(folders, tmp_path):
+    expected = {}
+    for name, kind in KINDS.items():
+        moved = tmp_path / "source"
+        shutil.copytree(folders[name], moved)
+        model = kind.model(moved, trainable=True)
+        fit(model, kind, steps=1)
+        expected[name] = model.predict(kind.inputs(), verbose=0)
+        model.export(tmp_path / name, verbose=False)
+        shutil.rmtree(moved)
+    words_in = {key: np.asarray(value) for key, value in KINDS["words"].inputs().items()}
+    inputs = {"x": KINDS["plain"].inputs(), "weight": words_in["weight"], "word": words_in["word"].astype("S")}
+    np.savez(tmp_path / "inputs.npz", **inputs)
+    np.savez(tmp_path / "expected.npz", **expected)
     program = """
 import sys, numpy as np, tensorflow as tf
-folder = sys.argv[1]
-arrays = {name: tf.constant(array) for name, array in np.load(folder + "/inputs.npz").items()}
-inputs = arrays if "word" in arrays else arrays["x"]
-loaded = tf.saved_model.load(folder + "/export")
-np.testing.assert_allclose(loaded.serve(inputs), np.load(folder + "/expected.npy"), atol=1e-6)
+top = sys.argv[1]
+inputs = {name: tf.constant(array) for name, array in np.load(top + "/inputs.npz").items()}
+for name, expected in np.load(top + "/expected.npz").items():
+    loaded = tf.saved_model.load(top + "/" + name)
+    answer = loaded.serve(inputs["x"] if name != "words" else {key: inputs[key] for key in ("word", "weight")})
+    np.testing.assert_allclose(answer, expected, atol=1e-6, err_msg=name)
 assert "common" not in sys.modules
 """
     finished = subprocess.run([sys.executable, "-I", "-c", program, str(tmp_path)], capture_output=True, text=True)
