@@ -114,7 +114,8 @@ def run_way(way: str, name: str, seed: int) -> list[dict]:
                 recipe.refit_head(model, said, data, config, history)
             note("head", 0, lambda: recipe.predict(source, model, data.test.paths, config))
             if recipe.fine_tuning_epochs(data, config):
-                rows, _ = recipe.fine_tune(source, model, data, config)
+                head = recipe.starting_head(said, data, config, history)
+                rows, _ = recipe.fine_tune(source, model, data, config, head)
                 note("finetune", len(rows), lambda: recipe.predict(source, model, data.test.paths, config))
     return points
 

@@ -177,6 +177,9 @@ def mean_and_std(features: Sequence[np.ndarray], chunk: int = 4096) -> tuple[np.
 
 # Strong to weak, per example and on standardised features: from a handful of pictures to hundreds of thousands.
 PENALTIES = tuple(float(penalty) for penalty in np.geomspace(10.0, 1e-5, 13))
+# Fine-tuning starts from a head with weights at least this small: one that is sure of itself teaches the backbone
+# little at first and too much then. Chosen on the digits of the demo, whose validation is too small to tell.
+START_PENALTY = 0.3
 _IN_MEMORY = 2**28  # bytes of features that are standardised once; more are read again in each pass
 
 
@@ -235,21 +238,22 @@ def fit_linear_head(
     return history
 
 
-def refit_linear_head(
-    head: keras.layers.Dense, pieces: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], penalty: float
-) -> None:
-    """Fit a head once more with a penalty that is chosen, on training and validation data together.
-
-    Nothing may be chosen on that validation data afterwards.
+def linear_head_weights(
+    pieces: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], classes: int, penalty: float
+) -> list[np.ndarray]:
+    """Return the weights of a linear softmax head on stored features for one penalty, as `fit_linear_head` finds them.
 
     Args:
-        head: as for `fit_linear_head`; its weights are set.
         pieces: (features float32 [n, width], labels int [n], weights float32 [n]) of each part and view.
-        penalty: the one that `fit_linear_head` chose.
+        classes: of the head.
+        penalty: on the squared weights, for standardised features.
+
+    Returns:
+        Kernel [width, classes] and bias [classes], as a Dense layer takes them.
     """
-    objective = _PenalisedRegression(pieces, head.units)
+    objective = _PenalisedRegression(pieces, classes)
     solution, _ = objective.minimise(objective.start(), penalty)
-    head.set_weights(objective.kernel_and_bias(solution))
+    return objective.kernel_and_bias(solution)
 
 
 class _PenalisedRegression:

@@ -94,15 +94,14 @@ class KeepBest(keras.callbacks.Callback):
 
     Args:
         patience: epochs without improvement before stopping; None never stops early.
-        start: logs of the model before training, which is then a candidate too: a stage that makes a model
-            worse hands back what it was given.
+        rival: (logs, weights) of another candidate: a stage that makes a model worse hands back what it was given.
     """
 
-    def __init__(self, patience: int | None, start: dict[str, float] | None = None):
+    def __init__(self, patience: int | None, rival: tuple[dict[str, float], list[np.ndarray]] | None = None):
         super().__init__()
         self.patience, self.best_epoch = patience, 0
-        self.best = (-np.inf, -np.inf) if start is None else self._rank(start)
-        self.weights: list[np.ndarray] | None = None
+        logs, self.weights = rival or (None, None)
+        self.best = self._rank(logs) if logs else (-np.inf, -np.inf)
 
     def on_train_begin(self, logs=None):
         if self.weights is None:
@@ -164,6 +163,7 @@ def fit_stage(
     loss="categorical_crossentropy",
     patience: int | None = None,
     start_counts: bool = False,
+    begin: Callable[[], None] | None = None,
     checkpoint: Path | None = None,
     save_every: float = 30.0,
     callbacks: Sequence[keras.callbacks.Callback] = (),
@@ -181,6 +181,7 @@ def fit_stage(
         loss: Keras loss on probabilities and one-hot targets.
         patience: epochs without improvement before stopping.
         start_counts: whether the model as given competes too.
+        begin: sets the weights that training begins with, where they are not those of the model as given.
         checkpoint: file that a killed run continues from; None for none.
         save_every: seconds between saves.
         callbacks: more Keras callbacks.
@@ -194,15 +195,18 @@ def fit_stage(
         metrics=["accuracy", keras.metrics.CategoricalCrossentropy(name="cross_entropy")],
         jit_compile=use_xla(),
     )
-    start = None
-    if start_counts and not (checkpoint and checkpoint.exists()):
-        start = {f"val_{k}": v for k, v in model.evaluate(validation, verbose=0, return_dict=True).items()}
+    rival, resumed = None, checkpoint is not None and checkpoint.exists()
+    if start_counts and not resumed:
+        logs = model.evaluate(validation, verbose=0, return_dict=True)
+        rival = {f"val_{name}": value for name, value in logs.items()}, model.get_weights()
+    if begin and not resumed:
+        begin()
     return fit_with_checkpoints(
         model,
         batches_from,
         epochs=epochs,
         lines=EpochLines(stage, epochs, steps),
-        keep=KeepBest(patience, start),
+        keep=KeepBest(patience, rival),
         validation=validation,
         checkpoint=checkpoint,
         save_every=save_every,

@@ -18,8 +18,8 @@ from common.features import (
     extract_features,
     faster_if_it_agrees,
     fit_linear_head,
+    linear_head_weights,
     mean_and_std,
-    refit_linear_head,
 )
 from common.sources import Source, load_source
 from common.training import balanced_class_weights
@@ -304,7 +304,7 @@ def test_refitting_is_the_same_regression_on_all_pieces():
     (train, labels), (val, val_labels) = blobs(200, distance=1.0), blobs(60, distance=1.0, seed=1)
     heads = [head_of(8), head_of(8)]
     pieces = [(train, labels, np.ones(200, "float32")), (val, val_labels, np.ones(60, "float32"))]
-    refit_linear_head(heads[0], pieces, 0.1)
+    heads[0].set_weights(linear_head_weights(pieces, CLASSES, 0.1))
     rows, both = np.concatenate([train, val]), np.concatenate([labels, val_labels])
     fit_linear_head(heads[1], rows[None], both, val, val_labels, penalties=(0.1,))
     np.testing.assert_allclose(heads[0](val), heads[1](val), atol=1e-4)

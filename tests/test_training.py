@@ -88,6 +88,17 @@ def test_a_stage_that_makes_things_worse_hands_back_what_it_was_given():
         np.testing.assert_array_equal(kept, was)
 
 
+def test_training_begins_elsewhere_and_what_was_given_competes_all_the_same():
+    model = two_layers()
+    stage(model, 0.5, epochs=20)
+    good = [np.array(w) for w in model.get_weights()]
+    zeros = [np.zeros_like(w) for w in good]
+    rows = stage(model, 0.0, epochs=1, start_counts=True, begin=lambda: model.set_weights(zeros))
+    assert rows[0]["val_cross_entropy"] == pytest.approx(np.log(data()[1].shape[1]), rel=1e-5)  # began with zeros
+    for kept, was in zip(model.get_weights(), good, strict=True):
+        np.testing.assert_array_equal(kept, was)
+
+
 def test_the_best_epoch_comes_back_and_patience_stops():
     model = two_layers()
     rows = stage(model, -0.5, epochs=30, patience=3)

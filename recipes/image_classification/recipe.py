@@ -153,14 +153,22 @@ def train_head(model: keras.Model, said: dict[str, np.ndarray], data: ImageSet, 
 
 def refit_head(model: keras.Model, said: dict[str, np.ndarray], data: ImageSet, config: Config, history) -> None:
     """Where the head is all that trains: fit it once more with the penalty chosen, on the validation pictures too."""
-    chosen = min(history, key=lambda row: row["val_cross_entropy"])
-    views = [(view, data.train.labels, sample_weights(data, config)) for view in said["train"]]
     val = (said["val"][0], data.val.labels, sample_weights(data, config, data.val.labels))
-    features.refit_linear_head(model.get_layer("head"), views + [val] * len(views), chosen["penalty"])
+    pieces = views_of_train(said, data, config)
+    weights = features.linear_head_weights(
+        pieces + [val] * len(pieces), len(data.class_names), _chosen_penalty(history)
+    )
+    model.get_layer("head").set_weights(weights)
 
 
-def fine_tune(source: Source, model: keras.Model, data: ImageSet, config: Config, stage: str = "finetune"):
-    """Unfreeze and train; from a random start (stage `scratch`) everything trains, at the full learning rate.
+def starting_head(said: dict[str, np.ndarray], data: ImageSet, config: Config, history) -> list[np.ndarray]:
+    """Return weights of a head to fine-tune from: less sure of itself than the one that validation chose."""
+    penalty = max(_chosen_penalty(history), features.START_PENALTY)
+    return features.linear_head_weights(views_of_train(said, data, config), len(data.class_names), penalty)
+
+
+def fine_tune(source: Source, model: keras.Model, data: ImageSet, config: Config, head=None, stage: str = "finetune"):
+    """Unfreeze and train from `head` on; from a random start (stage `scratch`) everything, at the full learning rate.
 
     Returns:
         (history rows, number of parameters that trained).
@@ -204,7 +212,8 @@ def fine_tune(source: Source, model: keras.Model, data: ImageSet, config: Config
         history = training.fit_stage(
             trained, batches_from, stage=stage, epochs=epochs, steps=steps, validation=validation,
             optimizer=optimizer, loss=keras.losses.CategoricalCrossentropy(label_smoothing=config.label_smoothing),
-            patience=config.patience, start_counts=not scratch, **observed(config, stage),
+            patience=config.patience, start_counts=not scratch,
+            begin=head and (lambda: trained.get_layer("head").set_weights(head)), **observed(config, stage),
         )  # fmt: skip
     if trained is not model:
         training.copy_weights(trained, model)
@@ -244,7 +253,8 @@ def main(config: Config) -> dict:
     baselines = {"frozen": features.predict_head(model.get_layer("head"), said["test"][0])}
     if fine_tuning_epochs(data, config):
         with clock("finetune"):
-            rows, parameters["trainable_finetune"] = fine_tune(source, model, data, config)
+            head = starting_head(said, data, config, history)
+            rows, parameters["trainable_finetune"] = fine_tune(source, model, data, config, head)
             val_probabilities = predict(source, model, data.val.paths, config)
         history += rows
     with clock("evaluate"):
@@ -345,6 +355,15 @@ def fine_tuning_epochs(data: ImageSet, config: Config) -> int:
         return 0
     steps = steps_per_epoch(len(data.train), config.batch_size)
     return max(5, ceil(60 / steps)) if config.epochs is None else config.epochs
+
+
+def views_of_train(said: dict[str, np.ndarray], data: ImageSet, config: Config) -> list[tuple]:
+    """Return (features, labels, weights) of each view of the training pictures."""
+    return [(view, data.train.labels, sample_weights(data, config)) for view in said["train"]]
+
+
+def _chosen_penalty(history: list[dict]) -> float:
+    return min(history, key=lambda row: row["val_cross_entropy"])["penalty"]
 
 
 def sample_weights(data: ImageSet, config: Config, labels: np.ndarray | None = None) -> np.ndarray:
