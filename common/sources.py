@@ -168,16 +168,19 @@ def fetch_source(text: str) -> str:
         UserError: it cannot be fetched, or what came is not what was expected.
     """
     spec = parse_source(text)
+    if spec.random:
+        raise UserError(f"Initial weights need not be fetched. Received: {text!r}. Leave out '@random'.")
     if spec.entry and spec.entry.sha256:
         return f"preset:{fetch_entry(spec.entry)}"
     long = spec.entry.source if spec.entry else text
     if spec.kind == "hub" and is_handle(spec.name):
         folder = resolve_handle(spec.name, check_saved_model)
         return f"hub:{long.removeprefix('hub:').replace(spec.name, str(folder))}"
+    if spec.kind == "hub":
+        check_saved_model(Path(spec.name).expanduser())
     if spec.kind == "keras" and not spec.weights:
-        side = int(spec.options.get("size", KERAS_APPLICATIONS[spec.name]))
         with _explained_download(spec) as fetched:
-            _application(spec, side)(weights="imagenet")
+            _build_application(spec, int(spec.options.get("size", KERAS_APPLICATIONS[spec.name])), "imagenet")
         return f"{long}@{fetched[0]}"
     if spec.kind == "preset" and not Path(spec.name).expanduser().is_dir():
         return f"preset:{fetch_preset(spec)}"
@@ -196,19 +199,11 @@ def _pool(features):
 # --- keras.applications -------------------------------------------------------------------------------
 
 
-def _application(spec: SourceSpec, side: int) -> Callable[..., keras.Model]:
+def _build_application(spec: SourceSpec, side: int, weights: str | None) -> keras.Model:
     options = {key: value for key, value in spec.options.items() if key != "size"}
     application = getattr(keras.applications, spec.name)
-    return functools.partial(application, include_top=False, input_shape=(side, side, 3), **options)
-
-
-def _load_keras(spec: SourceSpec, image_size: int | None, random_weights: bool):
-    side = image_size or int(spec.options.get("size", KERAS_APPLICATIONS[spec.name]))
-    build = _application(spec, side)
-    family = next(f for f in _FAMILIES if re.fullmatch(f.pattern, spec.name))
     try:
-        with _explained_download(spec):
-            backbone = build(weights=None if random_weights or spec.weights else "imagenet")
+        return application(include_top=False, input_shape=(side, side, 3), weights=weights, **options)
     except UserError:
         raise
     except ValueError as error:
@@ -216,6 +211,13 @@ def _load_keras(spec: SourceSpec, image_size: int | None, random_weights: bool):
             f"keras.applications.{spec.name} cannot be built at {side} x {side} pixels"
             f"{f' with {spec.options}' if spec.options else ''}. Keras says: {first_line(error)}"
         ) from error
+
+
+def _load_keras(spec: SourceSpec, image_size: int | None, random_weights: bool):
+    side = image_size or int(spec.options.get("size", KERAS_APPLICATIONS[spec.name]))
+    family = next(f for f in _FAMILIES if re.fullmatch(f.pattern, spec.name))
+    with _explained_download(spec):
+        backbone = _build_application(spec, side, None if random_weights or spec.weights else "imagenet")
     if random_weights:
         return backbone, family.preprocessing, (side, side), _keras_card(family, "initial weights", "none")
     if not spec.weights:
@@ -348,14 +350,22 @@ def _features_among(gives, spec: SourceSpec) -> str | int | None:
         outputs = {None: gives}
     else:
         outputs = dict(gives) if isinstance(gives, dict) else dict(enumerate(gives))
-    key = next((key for key in (spec.options.get("output"), "default", None) if key in outputs), "")
-    if spec.options.get("output", key) != key or key == "" or len(outputs[key].shape) not in (2, 3, 4):
-        told = ", ".join(f"{key} {tuple(tensor.shape)}" for key, tensor in outputs.items())
-        raise UserError(
-            f"The SavedModel has several outputs, or none that is features. Allowed: 'hub:FOLDER(output=KEY)' with one "
-            f"of its outputs, {told}, that has 2 to 4 dimensions. Received: hub:{spec.name} {spec.options or ''}"
-        )
-    return key
+    usable = {
+        str(key): key for key, tensor in outputs.items()
+        if isinstance(tensor, keras.KerasTensor) and len(tensor.shape) in (2, 3, 4) and "float" in tensor.dtype
+    }  # fmt: skip
+    wanted = spec.options.get("output", "default")
+    if wanted in usable:
+        return usable[wanted]
+    if len(outputs) == len(usable) == 1 and "output" not in spec.options:
+        return next(iter(usable.values()))
+    told = ", ".join(f"{key} {getattr(tensor, 'shape', '')}" for key, tensor in outputs.items())
+    raise UserError(
+        "The SavedModel has several outputs, or none that is features: real numbers, of 2 to 4 dimensions. Allowed: "
+        f"'hub:FOLDER(output=KEY)' with one of {', '.join(usable) or 'none: it has no such output'}. "
+        f"Received: hub:{spec.name}{f' with output={wanted}' if 'output' in spec.options else ''}, which gives "
+        f"{told}."
+    )
 
 
 def _picture_size(spec: SourceSpec, layer: SavedModelLayer, image_size: int | None) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from math import inf
 from pathlib import Path
 
 from common.catalogue import CATALOGUE, CatalogueEntry
-from common.errors import UserError, did_you_mean
+from common.errors import UserError, did_you_mean, first_line
 
 SOURCE_KINDS = ("bundled", "keras", "preset", "hub")
 BUNDLED_FOLDER = Path(__file__).parent / "bundled"
@@ -58,6 +58,15 @@ def parse_source(text: str) -> SourceSpec:
     Raises:
         UserError: unknown kind, name, option or a weights file that is not there.
     """
+    try:
+        return _parse_source(text)
+    except UserError:
+        raise
+    except (OSError, RuntimeError, ValueError) as error:  # ~nobody/x, a name longer than any, a null byte
+        raise UserError(f"--source holds a path that cannot be: {first_line(error)}. Received: {text!r}.") from error
+
+
+def _parse_source(text: str) -> SourceSpec:
     short, at, random = text.partition("@")
     if short in CATALOGUE and (not at or random == "random"):
         entry = CATALOGUE[short]
@@ -144,7 +153,7 @@ _HUB_OPTIONS = {
 
 
 def _parse_hub(text: str, rest: str) -> SourceSpec:
-    match = re.fullmatch(r"(.*?)(?:\(([^()]*=[^()]*)\))?(?:@(random))?", rest)
+    match = re.fullmatch(r"(.*?)(?:\(([^()]*=[^()]*)\))?(?:@(random))?", rest, flags=re.DOTALL)
     name, chosen, random = match.groups()
     options = {}
     for part in filter(None, (chosen or "").split(",")):
@@ -220,8 +229,12 @@ def parse_data(text: str, kinds: tuple[str, ...]) -> tuple[str, str]:
     if kind not in kinds or (kind != "demo" and not value) or (kind == "demo" and value):
         hint = f" Try: --data folder:{text}" if Path(text).is_dir() else did_you_mean(kind, kinds)
         raise UserError(f"--data cannot be read. Allowed: {allowed}. Received: {text!r}.{hint}")
-    path = Path(value).expanduser()
-    if kind not in ("demo", "tfds") and not path.exists():
+    try:
+        path = Path(value).expanduser()
+        there = path.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # ~nobody/x, a name longer than any, a null byte
+        raise UserError(f"--data holds a path that cannot be: {first_line(error)}. Received: {text!r}.") from error
+    if kind not in ("demo", "tfds") and not there:
         raise UserError(
             f"--data names a path that does not exist: {value!r}. Allowed: {allowed}. "
             f"Received: {text!r}. The current directory is {Path.cwd()}."

@@ -80,6 +80,8 @@ def load_text_source(text: str, *, random_weights: bool = False) -> TextSource:
         raise
     except Exception as error:  # Kaggle, Hugging Face, h5py and safetensors each raise their own types
         raise preset_error(spec, error, of_text=True) from error
+    if isinstance(backbone, keras_nlp.models.BertBackbone):
+        _check_bert(_read(Path(name) / "config.json"), text)
     if isinstance(backbone, keras_nlp.models.BertBackbone) and _hidden_activation(name) == "gelu":
         exact = BertBackbone.from_config(backbone.get_config())
         exact.set_weights(backbone.get_weights())
@@ -97,6 +99,17 @@ def _card(spec: SourceSpec, random_weights: bool) -> dict[str, str]:
     if random_weights:
         return {"origin": f"{origin}, initial weights", "licence": licence, "data": "none"}
     return {"origin": origin, "licence": licence, "data": unknown}
+
+
+def _check_bert(config: dict, text: str) -> None:
+    """Refuse what KerasHub's BERT would compute in another way than the checkpoint was trained with, and not say so."""
+    allowed = {"hidden_act": ("gelu", "gelu_new", "gelu_pytorch_tanh"), "layer_norm_eps": (1e-12,)}
+    for key, values in allowed.items():
+        if config.get("model_type") == "bert" and config.get(key, values[0]) not in values:
+            raise UserError(
+                f"The BERT in {text} has {key} {config[key]!r}, and KerasHub's would compute with another one. "
+                f"Allowed: {', '.join(map(str, values))}."
+            )
 
 
 def _hidden_activation(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -101,17 +102,17 @@ def _look_at_pairs() -> Iterator[Finding]:
 
 def look_at_room() -> Iterator[Finding]:
     """Free disk where runs and caches are written, and free memory."""
-    for what, folder in (("here", Path.cwd()), ("in your home folder", Path.home())):
-        free = shutil.disk_usage(folder).free
-        yield _enough(
-            free, DISK_NEEDED, f"{free / 1e9:,.1f} GB of disk free {what}", "make room, or choose another --out"
-        )
+    for what, folder in (("here", "."), ("in your home folder", "~")):
+        try:
+            free = shutil.disk_usage(os.path.expanduser(folder)).free
+        except OSError as error:
+            yield Finding("wrong", f"the disk {what} cannot be looked at: {error}", "change to a folder that exists")
+            continue
+        yield _enough(free, DISK_NEEDED, f"of disk free {what}", "make room, or choose another --out")
     table = Path("/proc/meminfo")  # not on macOS
     lines = table.read_text("utf-8").splitlines() if table.exists() else []
     for free in (int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")):
-        yield _enough(
-            free, MEMORY_NEEDED, f"{free / 1e9:,.1f} GB of memory free", "close what else runs, or --batch-size 8"
-        )
+        yield _enough(free, MEMORY_NEEDED, "of memory free", "close what else runs, or --batch-size 8")
 
 
 def _enough(found: float, needed: float, what: str, mend: str) -> Finding:
@@ -123,8 +124,9 @@ def look_at_gpus() -> Iterator[Finding]:
     """What the driver sees, and what TensorFlow sees of it."""
     listed = ""
     if shutil.which("nvidia-smi"):
-        said = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True)
-        listed = said.stdout if said.returncode == 0 else ""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            said = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20)
+            listed = said.stdout if said.returncode == 0 else ""
     driver = [line.split(" (")[0] for line in listed.splitlines() if line.startswith("GPU")]
     program = "import tensorflow as tf; print(len(tf.config.list_physical_devices('GPU')))"
     quiet = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
@@ -153,15 +155,16 @@ def look_at_caches() -> Iterator[Finding]:
     for folder in folders:
         manifest = folder.with_name(folder.name + ".manifest.json")
         try:
-            url = json.loads(manifest.read_text("utf-8"))["handle"] if manifest.is_file() else folder.name
-        except (ValueError, KeyError, TypeError):
-            url = folder.name
-        problem = what_is_wrong(Handle(url, folder))
+            url = json.loads(manifest.read_text("utf-8"))["handle"]
+        except (OSError, ValueError, KeyError, TypeError):
+            url = None
+        problem = what_is_wrong(Handle(url or "", folder))
         if problem is None and not (folder / "saved_model.pb").is_file():
             problem = "saved_model.pb is missing."
         if problem:
             bad += 1
-            yield Finding("wrong", f"{url} in {folder}: {problem}", f"python -m recipes fetch 'hub:{url}'")
+            mend = f"python -m recipes fetch 'hub:{url}'" if url else f"rm -r {folder}, and fetch its handle again"
+            yield Finding("wrong", f"{url or 'a model'} in {folder}: {problem}", mend)
     yield Finding("ok", f"TF Hub models in {cache}: {len(folders) - bad} whole")
     for entry in CATALOGUE.values():
         if entry.sha256 and entry.folder.is_dir():

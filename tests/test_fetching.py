@@ -135,6 +135,29 @@ def test_a_damaged_file_is_fetched_again(kind, upstream, tmp_path):
     assert fetch_file(f"{upstream.url}/model.h5", tmp_path / "model.h5", digest).read_bytes() == CONTENT
 
 
+def test_a_beginning_of_something_longer_is_dropped(upstream, tmp_path):
+    upstream.files["/model.h5"] = CONTENT
+    upstream.break_after = [1_000_000] + [0] * 9
+    refusal(fetch_file, f"{upstream.url}/model.h5", tmp_path / "model.h5")
+    partial = tmp_path / "model.h5.partial"
+    partial.write_bytes(partial.read_bytes() + CONTENT)  # longer than what is there: HTTP 416
+    upstream.break_after = []
+    assert fetch_file(f"{upstream.url}/model.h5", tmp_path / "model.h5").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("left", ["", "[1]", "half of {"])
+def test_what_a_killed_process_left_does_no_harm(left, upstream, tmp_path):
+    upstream.files["/model.h5"] = CONTENT
+    (tmp_path / "model.h5.partial").write_bytes(b"something")
+    (tmp_path / "model.h5.partial.json").write_text(left)
+    assert fetch_file(f"{upstream.url}/model.h5", tmp_path / "model.h5").read_bytes() == CONTENT
+
+
+def test_a_cache_that_cannot_be_is_named(upstream, monkeypatch):
+    monkeypatch.setenv("TFHUB_CACHE_DIR", "/dev/null/x")
+    assert "/dev/null/x cannot be made" in refusal(load_source, f"hub:{HANDLE}")
+
+
 def test_refusals_of_the_server_are_told(upstream, tmp_path):
     said = refusal(fetch_file, f"{upstream.url}/nothing.h5", tmp_path / "model.h5")
     assert "there is no such file or model (HTTP 404)" in said
@@ -194,6 +217,15 @@ def test_damaged_archives_leave_nothing(damage, tmp_path):
     assert not (tmp_path / "model").exists()
 
 
+def test_flipped_bits_are_told_by_the_checksum(tmp_path):
+    packed = archive(tmp_path / "model.tar.gz", {"saved_model.pb": CONTENT})
+    content = bytearray(packed.read_bytes())
+    content[1_500_000] ^= 1  # random bytes are stored as they are: only the checksum at the end tells
+    packed.write_bytes(bytes(content))
+    assert "is not a whole tar archive" in refusal(unpack, packed, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
 # --- handles ------------------------------------------------------------------------------------------------
 
 
@@ -202,6 +234,7 @@ def test_damaged_archives_leave_nothing(damage, tmp_path):
     [
         (HANDLE, HANDLE, "/google/tiny/1"),
         (HANDLE + "/", HANDLE, "/google/tiny/1"),
+        (HANDLE.replace("https", "http"), HANDLE, "/google/tiny/1"),  # code does not travel in the open
         (
             "kaggle:google/yamnet/tensorFlow2/yamnet/1",
             "https://www.kaggle.com/models/google/yamnet/tensorFlow2/yamnet/1",
@@ -227,6 +260,8 @@ def test_handles_are_read(text, url, asked, upstream):
         "kaggle:keras/resnetv1/keras/resnet_50_imagenet/2",
         "kaggle:google/x/tensorFlow1/y/1",
         "https://tfhub.dev/../../etc/passwd",
+        "https://tfhub.dev/google/tiny/1#part",
+        "http://[::1/x.tar.gz",
     ],
 )
 def test_handles_that_cannot_be_are_refused(text):
@@ -283,7 +318,9 @@ def test_kaggles_short_form(published):
     assert layer(np.ones((1, 16, 16, 3), "float32")).shape == (1, 5)
 
 
-@pytest.mark.parametrize("damage", ["variables", "saved_model.pb", "a changed byte", "half an index", "manifest"])
+@pytest.mark.parametrize(
+    "damage", ["variables", "saved_model.pb", "a changed byte", "half an index", "manifest", "list"]
+)
 def test_a_damaged_cache_is_noticed_named_and_repaired(damage, published, capsys):
     folder = resolve_handle(HANDLE, check_saved_model)
     hurt(folder, damage)
@@ -294,7 +331,7 @@ def test_a_damaged_cache_is_noticed_named_and_repaired(damage, published, capsys
     np.testing.assert_allclose(SavedModelLayer(HANDLE)(np.ones((1, 16, 16, 3), "float32")), np.full((1, 5), 3.0))
 
 
-@pytest.mark.parametrize("damage", ["variables", "saved_model.pb", "a changed byte", "half an index"])
+@pytest.mark.parametrize("damage", DAMAGE)
 def test_without_network_a_damaged_cache_is_refused(damage, published, monkeypatch):
     folder = resolve_handle(HANDLE, check_saved_model)
     hurt(folder, damage)
@@ -322,7 +359,8 @@ def hurt(folder: Path, damage: str) -> None:
         index = folder / "variables" / "variables.index"
         index.write_bytes(index.read_bytes()[:50])
     else:
-        folder.with_name(folder.name + ".manifest.json").write_text("half of {")
+        text = "half of {" if damage == "manifest" else '{"files": []}'
+        folder.with_name(folder.name + ".manifest.json").write_text(text)
 
 
 def test_a_broken_off_fetch_is_never_a_model(published):
@@ -338,7 +376,8 @@ def test_a_broken_off_fetch_is_never_a_model(published):
 def test_what_is_no_saved_model_is_not_kept(published, tmp_path):
     packed = archive(tmp_path / "other.tar.gz", {"readme.txt": b"hello"})
     published.files["/google/tiny/1"] = packed.read_bytes()
-    assert "saved_model.pb" in refusal(resolve_handle, HANDLE, check_saved_model)
+    for use in (lambda handle: resolve_handle(handle, check_saved_model), SavedModelLayer):
+        assert "saved_model.pb" in refusal(use, HANDLE)
     assert not parse_handle(HANDLE).folder.exists()
 
 
@@ -351,6 +390,13 @@ def test_a_folder_placed_by_hand_is_taken(published, tmp_path, monkeypatch):
     (folder / "variables" / "variables.index").unlink()  # no manifest: the structure tells
     resolve_handle(HANDLE, check_saved_model)
     assert len(published.asked) == 1
+
+
+@pytest.mark.parametrize("source", ["mobilenet_v2@random", "hub:{}", "keras:MobileNetV2(size=10)"])
+def test_fetch_says_what_is_not_there(source, upstream, tmp_path):
+    assert "Received" in refusal(fetch_source, source.format(tmp_path)) or "no saved_model.pb" in refusal(
+        fetch_source, source.format(tmp_path)
+    )
 
 
 def test_fetch_prints_what_works_offline(published):

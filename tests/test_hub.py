@@ -15,6 +15,7 @@ import pytest
 import tensorflow as tf
 
 from common import hub
+from common.errors import UserError
 from common.hub import SavedModelLayer
 
 WIDTH = 6
@@ -400,3 +401,77 @@ np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
     command = [sys.executable, "-c", program, str(folders["reusable"])]
     finished = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert finished.returncode == 0, finished.stderr[-3000:]
+
+
+# --- odd SavedModels ----------------------------------------------------------------------------------------
+
+
+def noisy(folder: Path, modes: tuple, keyword_only: bool = False, **more) -> Path:
+    """A module whose training mode adds noise and counts, saved for some values of `training`."""
+    saved = tf.__internal__.tracking.AutoTrackable()
+    saved.moving = tf.Variable(0.0, trainable=False, name="norm/moving_mean")
+    saved.kernel = tf.Variable(2.0, name="dense/kernel")
+
+    def run(inputs, training):
+        if training:
+            saved.moving.assign_add(1.0)
+            return inputs * saved.kernel + tf.random.uniform(tf.shape(inputs), 1.0, 2.0)
+        return inputs * saved.kernel
+
+    if keyword_only:
+        saved.__call__ = tf.function(lambda inputs, *, training: run(inputs, training))
+    else:
+        saved.__call__ = tf.function(lambda inputs, training=None: run(inputs, training))
+    for mode in modes:
+        saved.__call__.get_concrete_function(tf.TensorSpec((None, 3)), training=mode)
+    for name, thing in more.items():
+        setattr(saved, name, thing)
+    saved.variables, saved.trainable_variables = [saved.moving, saved.kernel], [saved.kernel]
+    tf.saved_model.save(saved, str(folder))
+    return folder
+
+
+@pytest.mark.parametrize("modes", [(None, True), (False, True), (True, None, False), (None,)])
+@pytest.mark.parametrize("keyword_only", [False, True])
+def test_inference_is_inference_however_training_was_saved(modes, keyword_only, tmp_path):
+    layer = SavedModelLayer(str(noisy(tmp_path / "m", modes, keyword_only)), trainable=True)
+    ones = np.ones((2, 3), "float32")
+    np.testing.assert_array_equal(layer(ones), 2 * ones)
+    assert layer.knows_training == (True in modes)
+    assert (np.asarray(layer(ones, training=True)) > 2.5).all() == (True in modes)
+    assert float(layer.saved_model.moving) == (1.0 if True in modes else 0.0)
+
+
+def test_training_mode_alone_is_refused(tmp_path):
+    with pytest.raises(UserError, match="saved in training mode only"):
+        SavedModelLayer(str(noisy(tmp_path / "m", (True,))))
+
+
+def test_an_output_of_one_tensor_has_no_parts(folders):
+    with pytest.raises(ValueError, match="it gives one tensor"):  # Keras adds where it was called
+        SavedModelLayer(str(folders["plain"]), output_key=0)(np.ones((2, 4), "float32"))
+    with pytest.raises(ValueError, match="Allowed: embedding, number"):
+        SavedModelLayer(str(folders["words"]), output_key="emb")(KINDS["words"].inputs())
+
+
+def test_a_layer_used_twice_counts_its_regularisation_once(folders):
+    layer, inputs = SavedModelLayer(str(folders["reusable"]), trainable=True), keras.Input((4,))
+    model = keras.Model(inputs, keras.layers.Add()([layer(inputs), layer(keras.layers.Rescaling(2.0)(inputs))]))
+    model(np.ones((2, 4), "float32"), training=True)
+    assert len(model.losses) == 1
+
+
+def test_only_real_numbers_train(tmp_path):
+    saved = tf.__internal__.tracking.AutoTrackable()
+    saved.count, saved.kernel = tf.Variable(0, name="count"), tf.Variable(2.0, name="kernel")
+    takes = [tf.TensorSpec((None, 3))]
+    saved.__call__ = tf.function(lambda x: x * saved.kernel + tf.cast(saved.count, tf.float32), input_signature=takes)
+    tf.saved_model.save(saved, str(tmp_path / "m"))
+    layer = SavedModelLayer(str(tmp_path / "m"), trainable=True)
+    assert [weight.name for weight in layer.trainable_weights] == ["kernel"] and len(layer.weights) == 2
+
+
+@pytest.mark.parametrize("signature", ["__class__", "__repr__", "serve"])
+def test_only_what_was_saved_can_be_called(signature, folders):
+    with pytest.raises(UserError, match="has nothing to call"):
+        SavedModelLayer(str(folders["plain"]), signature=signature)

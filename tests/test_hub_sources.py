@@ -94,10 +94,14 @@ def test_maps_are_pooled_and_one_of_several_outputs_is_chosen(tmp_path):
     assert load_source(f"hub:{folder}").feature_width == 3
     assert load_source(f"hub:{folder}(output=map)").feature_width == 2
     said = refusal(f"hub:{folder}(output=mop)")
-    assert "default (None, 3)" in said and "map (None, 32, 32, 2)" in said
+    assert "default (None, 3)" in said and "map (None, 32, 32, 2)" in said and "output=mop" in said
+    pair = save(tmp_path / "p", lambda x: (x, tf.reduce_mean(x, (1, 2))), takes)
+    assert load_source(f"hub:{pair}(output=1)").feature_width == 3
+    inner = save(tmp_path / "i", lambda x: {"a": {"b": x}, "words": tf.fill([tf.shape(x)[0], 2], "x")}, takes)
+    assert "it has no such output" in refusal(f"hub:{inner}(output=a)")
     other = save(tmp_path / "n", lambda x: {"z": x, "a": tf.reduce_mean(x, (1, 2)), "scalar": tf.reduce_mean(x)}, takes)
     assert "a (None, 3)" in refusal(f"hub:{other}")
-    assert "2 to 4 dimensions" in refusal(f"hub:{other}(output=scalar)")
+    assert "with one of" in refusal(f"hub:{other}(output=scalar)")
     assert load_source(f"hub:{other}(output=a)").feature_width == 3
     pixels = np.random.default_rng(0).uniform(0, 255, (2, SIZE, SIZE, 3)).astype("float32")
     features = load_source(f"hub:{folder}").extractor(pixels)

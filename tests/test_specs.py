@@ -273,3 +273,16 @@ def test_choices_and_ranges_are_checked():
     )
     assert "Allowed: 6 or more." in refusal(check_range, config, 6, float("inf"), "head_epochs")
     assert "Received: nan" in refusal(check_range, config, 0, 1, "learning_rate")
+
+
+@pytest.mark.parametrize("kind", ["hub:", "preset:", "keras:ResNet50@"])
+@pytest.mark.parametrize("path", ["~nosuchuser/x", "a/" + "b" * 5000, "a\nb/c", "a\0b/c"])
+def test_paths_that_cannot_be_are_mistakes(kind, path):
+    with pytest.raises(UserError, match="Received"):
+        parse_source(kind + path)
+
+
+@pytest.mark.parametrize("path", ["~nosuchuser/x", "b" * 5000, "a\0b"])
+def test_data_paths_that_cannot_be_are_mistakes(path):
+    with pytest.raises(UserError, match="Received"):
+        parse_data(f"folder:{path}", ("folder",))

@@ -60,6 +60,13 @@ def test_another_activation_is_left_alone(folder):
     assert not isinstance(load_text_source(f"preset:{folder}").backbone, BertBackbone)
 
 
+@pytest.mark.parametrize("other", [{"hidden_act": "relu"}, {"layer_norm_eps": 0.1}])
+def test_what_keras_hub_would_compute_otherwise_is_refused(other, folder):
+    (folder / "config.json").write_text(json.dumps(CONFIG | other))
+    with pytest.raises(UserError, match=f"has {next(iter(other))}"):
+        load_text_source(f"preset:{folder}")
+
+
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
