@@ -38,7 +38,7 @@ class Config:
     data: str = "demo"
     """Pictures: demo, folder:PATH, csv:PATH (path,label[,split]) or tfds:NAME."""
     source: str = "bundled:resnet_mini"
-    """Pretrained model: bundled:NAME, keras:NAME[@WEIGHTS] or preset:NAME_OR_FOLDER."""
+    """Pretrained model: a short name (python -m recipes sources), keras:NAME[@WEIGHTS], preset:NAME, hub:FOLDER ...."""
     out: str = "runs/image_classification"
     """Folder for everything this run writes."""
     resume: str | None = None
