@@ -28,6 +28,7 @@ bench: .venv/installed
 	$(RUN) benchmarks/side_by_side.py
 	$(RUN) benchmarks/checks.py
 	$(RUN) benchmarks/hub_layer.py
+	$(RUN) benchmarks/hub_source.py
 	$(RUN) benchmarks/kill_and_resume.py
 	$(RUN) benchmarks/measure.py
 
