@@ -116,7 +116,12 @@ class SavedModelLayer(keras.layers.Layer):
     def _choose(self, outputs):
         if self.output_key is None:
             return next(iter(outputs.values())) if isinstance(outputs, dict) and len(outputs) == 1 else outputs
-        keys = list(outputs) if isinstance(outputs, dict) else list(range(len(outputs) if _is_list(outputs) else 0))
+        # A loaded dictionary has its outputs in any order.
+        keys = (
+            sorted(outputs, key=str)
+            if isinstance(outputs, dict)
+            else list(range(len(outputs) if _is_list(outputs) else 0))
+        )
         if self.output_key not in keys:
             allowed = ", ".join(map(str, keys)) or "none: it gives one tensor"
             raise UserError(

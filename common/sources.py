@@ -349,7 +349,7 @@ def _features_among(gives, spec: SourceSpec) -> str | int | None:
     if isinstance(gives, keras.KerasTensor):
         outputs = {None: gives}
     else:
-        outputs = dict(gives) if isinstance(gives, dict) else dict(enumerate(gives))
+        outputs = dict(sorted(gives.items())) if isinstance(gives, dict) else dict(enumerate(gives))
     usable = {
         str(key): key for key, tensor in outputs.items()
         if isinstance(tensor, keras.KerasTensor) and len(tensor.shape) in (2, 3, 4) and "float" in tensor.dtype
