@@ -44,15 +44,19 @@ class CatalogueEntry:
     @property
     def folder(self) -> Path:
         """Where the files are kept."""
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-        return cache / "recipes" / "sources" / self.name
+        return user_cache() / "recipes" / "sources" / self.name
+
+
+def user_cache() -> Path:
+    """Return the folder where programs of this user keep what can be fetched again: XDG_CACHE_HOME, else ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
 
 
 _IMAGES = ("image_classification",)
 _KERAS = "the hash that Keras publishes"
 _NONE = "nobody: upstream publishes no hash"
 
-# Parameters as tests/test_catalogue.py counts them.
+# Parameters as tests/test_sourcing.py counts them.
 _ENTRIES = (
     CatalogueEntry(
         "resnet_mini", _IMAGES, "small ResNet of this project, 64 pixels; in the checkout", 2_779_584,

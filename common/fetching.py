@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 import requests
 from filelock import FileLock
 
-from common.catalogue import CatalogueEntry
+from common.catalogue import CatalogueEntry, user_cache
 from common.errors import UserError, first_line
 from common.progress import ProgressLine
 from common.runs import room_for, write_json
@@ -188,7 +188,7 @@ def unpack(archive: Path, folder: Path) -> Path:
     Raises:
         UserError: not an archive, a damaged one, a path that leaves the folder, a link, or a pickle.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(folder.parent)
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         with room_for("the unpacked model", folder.parent), tarfile.open(archive) as tar:
@@ -295,7 +295,7 @@ def hub_cache() -> Path:
     """Return the folder where TF Hub models are kept: TFHUB_CACHE_DIR, else the user's cache, never a temporary one."""
     if chosen := os.environ.get("TFHUB_CACHE_DIR"):
         return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "tfhub_modules"
+    return user_cache() / "tfhub_modules"
 
 
 def resolve_handle(text: str, check: Callable[[Path], None] = lambda folder: None) -> Path:

@@ -30,9 +30,9 @@ class SavedModelLayer(keras.layers.Layer):
     """A TF2 SavedModel as a layer whose weights are real Keras weights.
 
     They train, freeze and unfreeze, carry optimizer slots, are saved, loaded, cloned and exported (variables of text or
-    complex numbers are exported only). What calls the
-    model is `__call__` of a reusable SavedModel (https://www.tensorflow.org/hub/reusable_saved_models), else `serve`
-    of a Keras 3 export, else the signature `serving_default`.
+    complex numbers are exported only). What is called is `__call__` of a reusable SavedModel
+    (https://www.tensorflow.org/hub/reusable_saved_models), else `serve` of a Keras 3 export, else the signature
+    `serving_default`.
 
     A SavedModel is code: load only what you trust. A `.keras` file holds the handle and the weights, not the graph;
     `model.export` writes all of it.
@@ -116,12 +116,10 @@ class SavedModelLayer(keras.layers.Layer):
     def _choose(self, outputs):
         if self.output_key is None:
             return next(iter(outputs.values())) if isinstance(outputs, dict) and len(outputs) == 1 else outputs
-        # A loaded dictionary has its outputs in any order.
-        keys = (
-            sorted(outputs, key=str)
-            if isinstance(outputs, dict)
-            else list(range(len(outputs) if _is_list(outputs) else 0))
-        )
+        if isinstance(outputs, dict):
+            keys = sorted(outputs, key=str)  # a loaded dictionary has them in any order
+        else:
+            keys = list(range(len(outputs))) if isinstance(outputs, list | tuple) else []
         if self.output_key not in keys:
             allowed = ", ".join(map(str, keys)) or "none: it gives one tensor"
             raise UserError(
@@ -193,8 +191,11 @@ def load_saved_model(handle: str):
             f"A SavedModel runs on the TensorFlow backend of Keras only. Received: {keras.backend.backend()!r}. "
             "Set KERAS_BACKEND=tensorflow."
         )
-    folder = resolve_handle(handle, check_saved_model) if is_handle(handle) else Path(os.path.expanduser(handle))
-    check_saved_model(folder)
+    if is_handle(handle):
+        folder = resolve_handle(handle, check_saved_model)
+    else:
+        folder = Path(os.path.expanduser(handle))
+        check_saved_model(folder)
     try:
         return _tensorflow_hub().load(str(folder))
     except Exception as error:  # tf.errors, struct, KeyError, FileNotFoundError: the loader raises what it meets
@@ -361,10 +362,6 @@ def _training_modes(function: Callable) -> dict[bool, Any]:
         elif value is not None or False not in modes:  # None, the default of many, means inference
             modes[bool(value)] = value
     return modes
-
-
-def _is_list(outputs) -> bool:
-    return isinstance(outputs, list | tuple)
 
 
 def _variables(saved_model, function: Callable) -> tuple[list[tf.Variable], set]:
