@@ -37,6 +37,11 @@ def tokens(count: int = 50, length: int = 12) -> tuple[np.ndarray, np.ndarray]:
     return rng.integers(5, count, (2, length)) * mask, mask.astype(int)
 
 
+def hidden_states(reference, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    with torch.no_grad():
+        return reference(torch.tensor(ids), attention_mask=torch.tensor(mask)).last_hidden_state.numpy()
+
+
 def write_vocabulary(folder: Path) -> None:
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(45))]
     (folder / "vocab.txt").write_text("\n".join(words) + "\n", "utf-8")
@@ -49,8 +54,7 @@ def test_bert(tmp_path):
     reference.save_pretrained(tmp_path)
     write_vocabulary(tmp_path)
     ids, mask = tokens()
-    with torch.no_grad():
-        expected = reference(torch.tensor(ids), attention_mask=torch.tensor(mask)).last_hidden_state.numpy()
+    expected = hidden_states(reference, ids, mask)
     inputs = {"token_ids": ids, "padding_mask": mask, "segment_ids": np.zeros_like(ids)}
     source = load_text_source(f"preset:{tmp_path}")
     answers = np.asarray(source.backbone(inputs)["sequence_output"])
@@ -73,8 +77,7 @@ def test_distil_bert(tmp_path):
     reference = whole.distilbert
     write_vocabulary(tmp_path)
     ids, mask = tokens()
-    with torch.no_grad():
-        expected = reference(torch.tensor(ids), attention_mask=torch.tensor(mask)).last_hidden_state.numpy()
+    expected = hidden_states(reference, ids, mask)
     answers = np.asarray(load_text_source(f"preset:{tmp_path}").backbone({"token_ids": ids, "padding_mask": mask}))
     np.testing.assert_allclose(answers[mask == 1], expected[mask == 1], atol=2e-5)
 
@@ -85,8 +88,7 @@ def test_gpt_2(tmp_path):
     reference.save_pretrained(tmp_path)
     write_byte_pairs(tmp_path)
     ids, mask = tokens()
-    with torch.no_grad():
-        expected = reference(torch.tensor(ids), attention_mask=torch.tensor(mask)).last_hidden_state.numpy()
+    expected = hidden_states(reference, ids, mask)
     answers = np.asarray(load_text_source(f"preset:{tmp_path}").backbone({"token_ids": ids, "padding_mask": mask}))
     np.testing.assert_allclose(answers[mask == 1], expected[mask == 1], atol=2e-5)
 
