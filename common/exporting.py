@@ -19,12 +19,13 @@ import tensorflow as tf
 from common import runs
 from common.data.images import decode_images
 from common.slimming import slim_graph
+from common.warmup import write_warmup
 
 PROBABILITY_TOLERANCE = 1e-4
 
 
 def export_image_classifier(
-    model: keras.Model, folder: Path, class_names: Sequence[str], *, resize: str = "crop"
+    model: keras.Model, folder: Path, class_names: Sequence[str], *, resize: str = "crop", example: Path | None = None
 ) -> Path:
     """Write a classifier as FOLDER/<next integer>/, with decoder, preprocessing and labels inside.
 
@@ -37,6 +38,8 @@ def export_image_classifier(
         folder: the servable's folder; its name is the name of the model on the server.
         class_names: one for each probability.
         resize: how pictures come to the model's size, as in training.
+        example: a picture that a server asks each signature about when it loads the model, so that no client waits
+            for what is done only once. It stays in the export.
 
     Returns:
         The folder of the new version. Signatures: `serving_default` (image: file bytes), `tensors` (pixels),
@@ -80,6 +83,15 @@ def export_image_classifier(
     def save(partial: Path) -> None:
         tf.saved_model.save(servable, str(partial), signatures)
         slim_graph(partial)
+        if example:
+            encoded = np.array([example.read_bytes()], dtype=object)
+            decoded = decode_images(tf.constant(encoded), size, resize).numpy()
+            inputs = {
+                "serving_default": {"image": encoded},
+                "tensors": {"pixels": decoded},
+                "embed": {"image": encoded},
+            }
+            write_warmup(partial, folder.name, inputs.items())
 
     with runs.room_for("the SavedModel", folder, _bytes_needed(model)):
         return write_version(folder, save)

@@ -281,8 +281,9 @@ def main(config: Config) -> dict:
     with clock("export"):
         exporting.save_keras_model(model, out / "model.keras")  # to go on training; what follows is to serve
         version = exporting.export_image_classifier(
-            model, out / "serving" / "image_classification", data.class_names, resize=config.resize
-        )
+            model, out / "serving" / "image_classification", data.class_names,
+            resize=config.resize, example=Path(data.train.paths[0]),
+        )  # fmt: skip
         exporting.write_request(out / "serving" / "request.json", Path(data.test.paths[0]))
         proof = exporting.prove_image_classifier(version, data.test.paths, probabilities, data.class_names)
 

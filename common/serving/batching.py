@@ -1,0 +1,163 @@
+"""Answer several requests that arrive within a few milliseconds of each other in one go."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import grpc
+import numpy as np
+
+from common.serving.refusals import Refusal
+
+Arrays = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class BatchingParameters:
+    """How requests are put together; the names are those of TensorFlow Serving's batching parameters file."""
+
+    max_batch_size: int = 32
+    """Examples in one batch."""
+    batch_timeout_micros: int = 2000
+    """The longest that a request waits for others, and only while others are on their way."""
+    num_batch_threads: int = 2
+    """Batches that run at the same time."""
+    max_enqueued_batches: int = 100
+    """Requests beyond this many full batches are refused: the queue would only grow."""
+
+
+@dataclass
+class _Waiting:
+    inputs: Arrays
+    size: int
+    shapes: tuple
+    arrived: float = field(default_factory=time.monotonic)
+    answer: Future = field(default_factory=Future)
+
+
+class Batcher:
+    """A function of arrays that answers like `run`, but many callers' arrays at once.
+
+    Args:
+        run: arrays with a common first dimension, to arrays with the same first dimension.
+        parameters: of batching.
+        on_their_way: says how many requests have arrived at the server and are not answered yet. When all of them
+            wait here, nobody is waited for: a lone client never loses a millisecond.
+        observe: gets the size of each batch.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[Arrays], dict[str, np.ndarray]],
+        parameters: BatchingParameters,
+        on_their_way: Callable[[], int],
+        observe: Callable[[int], None] = lambda size: None,
+    ):
+        self.run, self.parameters, self.on_their_way, self.observe = run, parameters, on_their_way, observe
+        self._queue: deque[_Waiting] = deque()
+        self._changed = threading.Condition()
+        self._in_hand = 0  # requests that a thread is answering
+        self._closed = False
+        self._threads = [
+            threading.Thread(target=self._work, name="batching", daemon=True)
+            for _ in range(parameters.num_batch_threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def __call__(self, inputs: Arrays) -> dict[str, np.ndarray]:
+        """Return the outputs for the inputs of one caller, who waits."""
+        sizes = {len(array) for array in inputs.values()}
+        if len(sizes) != 1 or not 0 < next(iter(sizes)) <= self.parameters.max_batch_size:
+            return self.run(inputs)
+        shapes = tuple((name, inputs[name].shape[1:]) for name in sorted(inputs))
+        waiting = _Waiting(inputs, sizes.pop(), shapes)
+        with self._changed:
+            if self._closed:
+                return self.run(inputs)
+            most = self.parameters.max_enqueued_batches * self.parameters.max_batch_size
+            if sum(one.size for one in self._queue) + waiting.size > most:
+                raise Refusal(
+                    grpc.StatusCode.UNAVAILABLE,
+                    f"The batch scheduling queue to which this task was submitted is full: {most} examples are "
+                    f"waiting. Send more slowly.",
+                )
+            self._queue.append(waiting)
+            self._changed.notify_all()
+        return waiting.answer.result()
+
+    def close(self) -> None:
+        """Answer what waits, then stop."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                while not self._queue and not self._closed:
+                    self._changed.wait()
+                if not self._queue:
+                    return
+                batch = self._gather()
+                self._in_hand += len(batch)
+            try:
+                self._answer(batch)
+            finally:
+                with self._changed:
+                    self._in_hand -= len(batch)
+
+    def _gather(self) -> list[_Waiting]:
+        """Take the oldest request and those that fit to it, after waiting for those that are about to come."""
+        deadline = self._queue[0].arrived + self.parameters.batch_timeout_micros / 1e6
+        while not self._closed:
+            left = deadline - time.monotonic()
+            coming = self.on_their_way() - self._in_hand - len(self._queue)
+            if left <= 0 or coming <= 0 or not self._queue:
+                break
+            if sum(one.size for one in self._queue) >= self.parameters.max_batch_size:
+                break
+            self._changed.wait(left)
+        batch, left_over, size = [], deque(), 0
+        for one in self._queue:
+            if size + one.size <= self.parameters.max_batch_size and (not batch or one.shapes == batch[0].shapes):
+                batch.append(one)
+                size += one.size
+            else:
+                left_over.append(one)
+        self._queue = left_over
+        return batch
+
+    def _answer(self, batch: list[_Waiting]) -> None:
+        if not batch:  # another thread was faster
+            return
+        self.observe(sum(one.size for one in batch))
+        if len(batch) == 1:
+            self._answer_alone(batch[0])
+            return
+        merged = {name: np.concatenate([one.inputs[name] for one in batch]) for name in batch[0].inputs}
+        try:
+            outputs = self.run(merged)
+            ends = np.cumsum([one.size for one in batch])
+            if any(len(array) != ends[-1] for array in outputs.values()):
+                raise ValueError("the answer has another number of rows than the question")
+        except Exception:
+            # One bad picture fails its whole batch, and nobody says which one it was: ask one by one.
+            for one in batch:
+                self._answer_alone(one)
+            return
+        for one, end in zip(batch, ends, strict=True):
+            one.answer.set_result({name: array[end - one.size : end] for name, array in outputs.items()})
+
+    def _answer_alone(self, one: _Waiting) -> None:
+        try:
+            one.answer.set_result(self.run(one.inputs))
+        except BaseException as error:
+            one.answer.set_exception(error)

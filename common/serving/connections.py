@@ -1,0 +1,75 @@
+"""HTTP connections that wait for nobody for ever, and that answer a client who has stopped sending."""
+
+from __future__ import annotations
+
+import json
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+HEADER_SECONDS = 10.0
+
+
+class ImpatientProtocol(HttpToolsProtocol):
+    """uvicorn's HTTP/1.1, with what it leaves to a proxy in front of it.
+
+    Headers that do not arrive within HEADER_SECONDS are answered with 408; a request that breaks off in the middle
+    gets a 400 where its sender still listens; and whoever stops sending after a whole request gets its answer.
+    """
+
+    def connection_made(self, transport):
+        super().connection_made(transport)
+        self.header_timer = self.loop.call_later(HEADER_SECONDS, self._tell_too_slow)
+        self.received_anything = False
+
+    def connection_lost(self, exc):
+        self._stop_header_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data):
+        self.received_anything = True
+        if self.header_timer is None and self._waits_for_a_request():
+            self.header_timer = self.loop.call_later(HEADER_SECONDS, self._tell_too_slow)
+        super().data_received(data)
+
+    def on_headers_complete(self):
+        self._stop_header_timer()
+        super().on_headers_complete()
+
+    def eof_received(self):
+        if self._waits_for_a_request():
+            if self.received_anything and self.header_timer is not None:
+                self.send_400_response("The request ends within its headers.")
+            return None
+        if self.cycle.more_body:
+            self.cycle.disconnected = True  # what waits for the body ends, and says nothing
+            self.cycle.message_event.set()
+            self.send_400_response("The request ends before its body does. Is Content-Length right?")
+            return None
+        self.cycle.keep_alive = False
+        return True  # keeps our half open for the answer
+
+    def send_400_response(self, msg):
+        self._refuse("400 Bad Request", msg)
+
+    def _waits_for_a_request(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    def _tell_too_slow(self):
+        self.header_timer = None
+        if self.transport.is_closing():
+            return
+        if self.received_anything:
+            self._refuse("408 Request Timeout", f"The headers did not arrive within {HEADER_SECONDS:g} seconds.")
+        else:
+            self.transport.close()
+
+    def _refuse(self, status: str, message: str):
+        body = json.dumps({"error": message}).encode()
+        head = f"HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
+        self.transport.write(head.encode() + b"connection: close\r\n\r\n" + body)
+        self.transport.close()
+
+    def _stop_header_timer(self):
+        if self.header_timer is not None:
+            self.header_timer.cancel()
+            self.header_timer = None
