@@ -15,7 +15,7 @@ def half_plus(folder: Path, added: float) -> Path:
     """
     v1 = tf.compat.v1
     with v1.Graph().as_default(), v1.Session() as session:
-        serialized = v1.placeholder(tf.string, name="tf_example")
+        serialized = v1.placeholder(tf.string, [None], name="tf_example")
         features = {"x": tf.io.FixedLenFeature([1], tf.float32)}
         x = tf.identity(v1.io.parse_example(serialized, features)["x"], name="x")
         y = tf.identity(x * 0.5 + v1.get_variable("added", initializer=added), name="y")

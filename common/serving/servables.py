@@ -76,7 +76,7 @@ class Signature:
         """
         tensors = {name: tf.constant(array) for name, array in inputs.items()}
         try:
-            return {name: value.numpy() for name, value in self.function(**tensors).items()}
+            return {name: _array(value) for name, value in self.function(**tensors).items()}
         except tf.errors.OpError as error:
             raise from_tensorflow(error) from None
 
@@ -132,6 +132,11 @@ class Servable:
         """Check inputs and return the outputs of a signature, alone or in one batch with other requests."""
         signature.check(inputs)
         return self.answer[signature.name](inputs)
+
+
+def _array(tensor: tf.Tensor) -> np.ndarray:
+    """Return a tensor as an array; text as Python's bytes, as numpy's own would lose zeros at their end."""
+    return np.asarray(tensor.numpy(), dtype=object) if tensor.dtype == tf.string else np.asarray(tensor.numpy())
 
 
 def _serving_graph(folder: Path) -> MetaGraphDef:
