@@ -10,15 +10,13 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-# Registered in every Python process, but not on a server, which has no Python.
-PYTHON_OPS = {"PyFunc", "PyFuncStateless", "EagerPyFunc"}
-# The stock server links TF Text (tensorflow_serving/model_servers/BUILD, SUPPORTED_TENSORFLOW_OPS).
-TF_TEXT_OPS = {"CaseFoldUTF8", "NormalizeUTF8", "RegexSplitWithOffsets", "FastWordpieceTokenizeWithOffsets",
-               "WordpieceTokenizeWithOffsets", "WhitespaceTokenizeWithOffsetsV2"}  # fmt: skip
+# What the stock server links and has kernels for; benchmarks/refresh_served_ops.py writes it. This process may
+# know more ops: it has Python, and its TensorFlow may be newer than the server's.
+SERVED_OPS = Path(__file__).parent / "serving" / "served_ops.json"
 
 
 def ops_outside_tf_serving(version: Path) -> list[str]:
-    """Return the ops in the graph that the stock TF Serving server does not link."""
+    """Return the ops in the graph that the stock TF Serving server cannot run."""
     from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
     saved = SavedModel.FromString((version / "saved_model.pb").read_bytes())
@@ -27,8 +25,8 @@ def ops_outside_tf_serving(version: Path) -> list[str]:
         ops |= {node.op for node in meta_graph.graph_def.node}
         ops |= {node.op for function in meta_graph.graph_def.library.function for node in function.node_def}
     functions = {f.signature.name for m in saved.meta_graphs for f in m.graph_def.library.function}
-    allowed = (set(dir(tf.raw_ops)) - PYTHON_OPS) | TF_TEXT_OPS | functions
-    return sorted(op for op in ops if op not in allowed and not op.startswith("TFText>"))
+    served = json.loads(SERVED_OPS.read_text("utf-8"))
+    return sorted(ops - functions - set(served["core"]) - set(served["text"]) - set(served["decision_forests"]))
 
 
 def main(version: Path, expected_file: Path, result_file: Path, batch_size: int = 32) -> None:

@@ -33,11 +33,13 @@ class Config:
     batching: bool = True
     """Answer requests that arrive together in one go."""
     max_batch_size: int = 32
-    """The most examples in one go."""
+    """The most examples in one go, and in one request."""
     batch_timeout_ms: float = 2.0
     """The longest that a request waits for others, and only while others are on their way."""
     max_request_mb: float = 32.0
     """Larger requests are refused."""
+    request_seconds: float = 30.0
+    """A request that takes longer to arrive is refused."""
     poll_seconds: float = 1.0
     """Time between two looks for new versions."""
 
@@ -69,7 +71,11 @@ def serve(arguments: list[str]) -> int:
         models,
         Address(config.host, config.port, config.grpc_port),
         batching=batching,
-        limits=Limits(body_bytes=int(config.max_request_mb * 2**20)),
+        limits=Limits(
+            body_bytes=int(config.max_request_mb * 2**20),
+            header_seconds=min(10.0, config.request_seconds),
+            request_seconds=config.request_seconds,
+        ),
         poll_seconds=config.poll_seconds,
     )
     stopped = threading.Event()
@@ -88,7 +94,7 @@ def _check(config: Config) -> None:
     check_range(config, 1, 10_000, "max_batch_size")
     check_range(config, 0, 10_000, "batch_timeout_ms")
     check_range(config, 0.01, 2000, "max_request_mb")
-    check_range(config, 0.05, 3600, "poll_seconds")
+    check_range(config, 0.05, 3600, "poll_seconds", "request_seconds")
     if config.port == config.grpc_port != 0:
         raise UserError(f"--port and --grpc-port are both {config.port}; they must differ.")
 

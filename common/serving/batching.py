@@ -22,7 +22,7 @@ class BatchingParameters:
     """How requests are put together; the names are those of TensorFlow Serving's batching parameters file."""
 
     max_batch_size: int = 32
-    """Examples in one batch."""
+    """Examples in one batch; a request with more is refused."""
     batch_timeout_micros: int = 2000
     """The longest that a request waits for others, and only while others are on their way."""
     num_batch_threads: int = 2
@@ -71,9 +71,20 @@ class Batcher:
             thread.start()
 
     def __call__(self, inputs: Arrays) -> dict[str, np.ndarray]:
-        """Return the outputs for the inputs of one caller, who waits."""
+        """Return the outputs for the inputs of one caller, who waits.
+
+        Raises:
+            Refusal: more examples than a batch may have, or more requests than may wait.
+        """
         sizes = {len(array) for array in inputs.values()}
-        if len(sizes) != 1 or not 0 < next(iter(sizes)) <= self.parameters.max_batch_size:
+        largest = self.parameters.max_batch_size
+        if max(sizes) > largest:  # as the real server has it: what works here shall work there
+            raise Refusal(
+                grpc.StatusCode.INVALID_ARGUMENT,
+                f"Task size {max(sizes)} is larger than maximum input batch size {largest}. Send at most {largest} "
+                f"examples in a request, or start the server with a larger --max-batch-size.",
+            )
+        if len(sizes) != 1 or sizes == {0}:
             return self.run(inputs)
         shapes = tuple((name, inputs[name].shape[1:]) for name in sorted(inputs))
         waiting = _Waiting(inputs, sizes.pop(), shapes)

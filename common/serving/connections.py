@@ -6,19 +6,21 @@ import json
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-HEADER_SECONDS = 10.0
-
 
 class ImpatientProtocol(HttpToolsProtocol):
     """uvicorn's HTTP/1.1, with what it leaves to a proxy in front of it.
 
-    Headers that do not arrive within HEADER_SECONDS are answered with 408; a request that breaks off in the middle
+    Headers that do not arrive within `header_seconds` are answered with 408; a request that breaks off in the middle
     gets a 400 where its sender still listens; and whoever stops sending after a whole request gets its answer.
     """
 
+    def __init__(self, *args, header_seconds: float, **settings):
+        super().__init__(*args, **settings)
+        self.header_seconds = header_seconds
+
     def connection_made(self, transport):
         super().connection_made(transport)
-        self.header_timer = self.loop.call_later(HEADER_SECONDS, self._tell_too_slow)
+        self.header_timer = self.loop.call_later(self.header_seconds, self._tell_too_slow)
         self.received_anything = False
 
     def connection_lost(self, exc):
@@ -28,7 +30,7 @@ class ImpatientProtocol(HttpToolsProtocol):
     def data_received(self, data):
         self.received_anything = True
         if self.header_timer is None and self._waits_for_a_request():
-            self.header_timer = self.loop.call_later(HEADER_SECONDS, self._tell_too_slow)
+            self.header_timer = self.loop.call_later(self.header_seconds, self._tell_too_slow)
         super().data_received(data)
 
     def on_headers_complete(self):
@@ -59,7 +61,7 @@ class ImpatientProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         if self.received_anything:
-            self._refuse("408 Request Timeout", f"The headers did not arrive within {HEADER_SECONDS:g} seconds.")
+            self._refuse("408 Request Timeout", f"The headers did not arrive within {self.header_seconds:g} seconds.")
         else:
             self.transport.close()
 

@@ -35,8 +35,10 @@ class Limits:
 
     body_bytes: int = 32 * 2**20
     """The largest request."""
+    header_seconds: float = 10.0
+    """The longest that the headers of a request may take to arrive."""
     request_seconds: float = 30.0
-    """The longest that the bytes of a request may take to arrive."""
+    """The longest that its body may take."""
 
 
 @dataclass

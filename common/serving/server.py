@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import socket
@@ -10,6 +11,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import uvicorn
 
@@ -82,7 +84,8 @@ class Server:
             self.grpc_port = self._grpc.add_insecure_port(f"{address.host}:{address.grpc_port}")
         app = create_app(self.models, limits, self._threads)
         settings = dict(lifespan="off", log_config=None, access_log=False, server_header=False, timeout_keep_alive=75)
-        self._rest = uvicorn.Server(uvicorn.Config(app, http=ImpatientProtocol, ws="none", **settings))
+        protocol = partial(ImpatientProtocol, header_seconds=limits.header_seconds)
+        self._rest = uvicorn.Server(uvicorn.Config(app, http=protocol, ws="none", **settings))
         self._rest_thread = threading.Thread(target=self._rest.run, kwargs={"sockets": [self._socket]}, daemon=True)
 
     @property
@@ -138,10 +141,12 @@ def _listen(host: str, port: int, flag: str) -> socket.socket:
         listening.listen(2048)
     except OSError as error:
         listening.close()
-        raise UserError(
-            f"cannot listen on {host}:{port}: {error.strerror}. Is another server running there? Name another port: "
-            f"{flag} {port + 100 if port < 60000 else port - 100}"
-        ) from error
+        advice = f"Name another port: {flag} {port + 100 if port < 60000 else port - 100}"
+        if error.errno == errno.EADDRINUSE:
+            advice = f"Another server is running there. {advice}"
+        elif error.errno != errno.EACCES:
+            advice = "Is that an address of this machine? --host 127.0.0.1 always is."
+        raise UserError(f"cannot listen on {host}:{port}: {error.strerror}. {advice}") from error
     return listening
 
 
