@@ -264,7 +264,8 @@ REST = [
     Case("convert", "POST /v1/models/ints:predict", "{}", refuses="Missing 'inputs' or 'instances' key"),
     Case("convert", "POST /v1/models/ints:predict", '{"instances": []}', refuses="No values in 'instances' array"),
     Case("convert", "POST /v1/models/ints:predict", "[1]", refuses="Is not object"),
-    Case("convert", "POST /v1/models/strings:predict", '{"instances": [{"b64": "?"}]}', refuses="Unable to base64 decode"),
+    Case("convert", "POST /v1/models/strings:predict", '{"instances": [{"b64": "?"}]}',
+         refuses="Unable to base64 decode"),
     Case("classifier", TWO + ":classify", '{"examples": [{"x": 1.0}]}',
          refuses="Expected classification signature method_name to be tensorflow/serving/classify. Was: "
          "tensorflow/serving/predict"),
