@@ -3,7 +3,7 @@
     python benchmarks/prepare_data.py                        # once: the data, outside the checkout
     python benchmarks/measure.py                             # everything; half an hour on 2 cores
     python benchmarks/measure.py hymenoptera demo            # only these; the others keep their last numbers
-    python benchmarks/measure.py --table                     # only write the tables of README.md again
+    python benchmarks/tables.py                              # only write the tables of README.md again
 
 Each measurement is the command that a user would type, run once for each seed in a process of its own.
 """
@@ -25,6 +25,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+
+from tables import rows_of, write_tables  # noqa: E402 (beside this script)
 
 from common import runs  # noqa: E402 (the script's folder, not the checkout, is on sys.path)
 
@@ -159,86 +161,15 @@ def _processor() -> str:
     return found[1] if found else platform.processor() or platform.machine()
 
 
-def write_tables(readme: Path = ROOT / "README.md") -> None:
-    """Write the result tables between the markers `<!-- results:RECIPE -->` and `<!-- end -->` of README.md."""
-
-    def table(match: re.Match) -> str:
-        rows = [row for row in _rows(match[1]) if not row["name"].startswith(("digits_", "flowers_"))]
-        lines = [
-            "| what | from scratch | frozen source | result | whole command | proof: agreement, largest difference |",
-            "|---|---|---|---|---|---|",
-        ]
-        for row in rows:
-            cells = [row["title"], *(_score(row["baselines"].get(name)) for name in ("scratch", "frozen"))]
-            cells += [f"**{_score(row['metric'])}**", f"{row['command_seconds']['mean']:.0f} s"]
-            cells += [f"{row['proof']['agreement']:.4g}, {row['proof']['max_abs_diff']:.0e}"]
-            lines.append("| " + " | ".join(cells) + " |")
-        return "\n".join([match[0].splitlines()[0], *lines, "<!-- end -->"])
-
-    text = re.sub(r"<!-- results:(\w+) -->.*?<!-- end -->", table, readme.read_text("utf-8"), flags=re.DOTALL)
-    text = re.sub(r"<!-- sources -->.*?<!-- end -->", lambda match: _sources(), text, flags=re.DOTALL)
-    text = re.sub(r"<!-- side_by_side -->.*?<!-- end -->", lambda match: _side_by_side(), text, flags=re.DOTALL)
-    readme.write_text(text, "utf-8")
-
-
-def _rows(recipe: str) -> list[dict]:
-    file = ROOT / "recipes" / recipe / "results.json"
-    return json.loads(file.read_text("utf-8"))["runs"] if file.exists() else []
-
-
-def _sources() -> str:
-    """Return the table of sources side by side: the rows `digits_SOURCE` and `flowers_SOURCE`."""
-    rows = {row["name"]: row for row in _rows("image_classification")}
-    lines = [
-        "<!-- sources -->",
-        "| source | digits, frozen | digits, fine-tuned | flowers, frozen |",
-        "|---|---|---|---|",
-    ]
-    for name, row in rows.items():
-        source = name.removeprefix("digits_")
-        if source != name and f"flowers_{source}" in rows:
-            cells = [row["title"].partition(": ")[2], _score(row["baselines"]["frozen"]), _score(row["metric"])]
-            lines.append("| " + " | ".join([*cells, _score(rows[f"flowers_{source}"]["metric"])]) + " |")
-    return "\n".join([*lines, "<!-- end -->"])
-
-
-def _side_by_side() -> str:
-    """Return the table of benchmarks/side_by_side.py."""
-    file = ROOT / "benchmarks" / "results" / "side_by_side.json"
-    lines = [
-        "<!-- side_by_side -->",
-        "| data | tutorial, head | tutorial, end | logistic regression | ours | ours has the tutorial's head, end |",
-        "|---|---|---|---|---|---|",
-    ]
-    for name, found in json.loads(file.read_text("utf-8"))["data"].items() if file.exists() else ():
-        for run in found["seeds"]:
-            points, marks = run["points"], run["marks"]
-            head = next(point for point in reversed(points["tutorial"]) if point["stage"] == "head")
-            ends = [head, points["tutorial"][-1], points["logistic_regression"][-1], points["ours"][-1]]
-            cells = [f"{point['accuracy']:.3f} after {point['seconds']:.0f} s" for point in ends]
-            sooner = [marks[stage]["ours_times_sooner"] for stage in ("head", "finetune")]
-            cells.append(", ".join(f"{times:.1f} times sooner" if times else "not reached" for times in sooner))
-            lines.append("| " + " | ".join([f"{name}, seed {run['seed']}", *cells]) + " |")
-    return "\n".join([*lines, "<!-- end -->"])
-
-
-def _score(metric: dict | None) -> str:
-    if not metric:
-        return ""
-    accuracy = metric["accuracy"]
-    return f"{accuracy['mean']:.3f} ± {accuracy['std']:.3f}"
-
-
 def main(arguments: list[str]) -> None:
     """Measure what was named, or everything, and write results and tables."""
     by_name = {measurement.name: measurement for measurement in MEASUREMENTS}
-    names = [argument for argument in arguments if argument != "--table"]
-    if unknown := set(names) - set(by_name):
-        raise SystemExit(f"unknown: {', '.join(sorted(unknown))}. Allowed: {', '.join(by_name)}, --table")
-    for name in names or ([] if arguments else by_name):
+    if unknown := set(arguments) - set(by_name):
+        raise SystemExit(f"unknown: {', '.join(sorted(unknown))}. Allowed: {', '.join(by_name)}")
+    for name in arguments or by_name:
         measurement = by_name[name]
         row = measure(measurement)
-        rows = {old["name"]: old for old in _rows(measurement.recipe)} | {name: row}
+        rows = {old["name"]: old for old in rows_of(measurement.recipe)} | {name: row}
         file = ROOT / "recipes" / measurement.recipe / "results.json"
         runs.write_json(file, {"runs": [rows[known] for known in by_name if known in rows]})
     write_tables()

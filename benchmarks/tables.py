@@ -1,0 +1,156 @@
+"""Write what was measured into the tables of README.md, between the markers `<!-- NAME -->` and `<!-- end -->`.
+
+    python benchmarks/tables.py
+
+The other scripts write the numbers, into recipes/*/results.json and benchmarks/results/; nothing is typed by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def write_tables(readme: Path = ROOT / "README.md") -> None:
+    """Replace what stands between the markers of each table."""
+    tables: dict[str, Callable[[], list[str]]] = {
+        "sources": sources, "side_by_side": side_by_side, "serving": serving, "ways_to_send": ways_to_send,
+        "conversions": conversions,
+    }  # fmt: skip
+    text = readme.read_text("utf-8")
+    for name in re.findall(r"<!-- ([\w:]+) -->", text):
+        kind, _, recipe = name.partition(":")
+        if kind == "results":
+            lines = results_of(recipe)
+        elif kind in tables:
+            lines = tables[kind]()
+        else:
+            continue
+        table = "\n".join([f"<!-- {name} -->", *lines, "<!-- end -->"])
+        text = re.sub(rf"<!-- {name} -->.*?<!-- end -->", lambda _, table=table: table, text, flags=re.DOTALL)
+    readme.write_text(text, "utf-8")
+
+
+def rows_of(recipe: str) -> list[dict]:
+    """Return the measured rows of a recipe."""
+    file = ROOT / "recipes" / recipe / "results.json"
+    return json.loads(file.read_text("utf-8"))["runs"] if file.exists() else []
+
+
+def _read(name: str) -> dict:
+    file = RESULTS / f"{name}.json"
+    return json.loads(file.read_text("utf-8")) if file.exists() else {}
+
+
+def results_of(recipe: str) -> list[str]:
+    """Return the table of a recipe's results."""
+    lines = [
+        "| what | from scratch | frozen source | result | whole command | proof: agreement, largest difference |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows_of(recipe):
+        if row["name"].startswith(("digits_", "flowers_")):
+            continue
+        cells = [row["title"], *(_score(row["baselines"].get(name)) for name in ("scratch", "frozen"))]
+        cells += [f"**{_score(row['metric'])}**", f"{row['command_seconds']['mean']:.0f} s"]
+        cells += [f"{row['proof']['agreement']:.4g}, {row['proof']['max_abs_diff']:.0e}"]
+        lines.append(_line(cells))
+    return lines
+
+
+def sources() -> list[str]:
+    """Return the table of sources side by side: the rows `digits_SOURCE` and `flowers_SOURCE`."""
+    rows = {row["name"]: row for row in rows_of("image_classification")}
+    lines = ["| source | digits, frozen | digits, fine-tuned | flowers, frozen |", "|---|---|---|---|"]
+    for name, row in rows.items():
+        source = name.removeprefix("digits_")
+        if source != name and f"flowers_{source}" in rows:
+            cells = [row["title"].partition(": ")[2], _score(row["baselines"]["frozen"]), _score(row["metric"])]
+            lines.append(_line([*cells, _score(rows[f"flowers_{source}"]["metric"])]))
+    return lines
+
+
+def side_by_side() -> list[str]:
+    """Return the table of benchmarks/side_by_side.py."""
+    lines = [
+        "| data | tutorial, head | tutorial, end | logistic regression | ours | ours has the tutorial's head, end |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, found in _read("side_by_side").get("data", {}).items():
+        for run in found["seeds"]:
+            points, marks = run["points"], run["marks"]
+            head = next(point for point in reversed(points["tutorial"]) if point["stage"] == "head")
+            ends = [head, points["tutorial"][-1], points["logistic_regression"][-1], points["ours"][-1]]
+            cells = [f"{point['accuracy']:.3f} after {point['seconds']:.0f} s" for point in ends]
+            sooner = [marks[stage]["ours_times_sooner"] for stage in ("head", "finetune")]
+            cells.append(", ".join(f"{times:.1f} times sooner" if times else "not reached" for times in sooner))
+            lines.append(_line([f"{name}, seed {run['seed']}", *cells]))
+    return lines
+
+
+def serving() -> list[str]:
+    """Return the table of what the stand-in costs and withstands, of benchmarks/serving.py."""
+    found = _read("serving")
+    lines = ["| what | measured |", "|---|---|"]
+    for model, title in (("bytes", "a model that only measures its bytes, 100 kB in"), ("resnet50", "ResNet50")):
+        row = found["overhead"][model]
+        lines.append(_line([
+            f"one request after the other, {title}: median in-process, gRPC, REST",
+            ", ".join(f"{row[way]['median_ms']:.1f} ms" for way in ("in_process", "grpc", "rest")),
+        ]))  # fmt: skip
+    for model, row in found["batching"].items():
+        if model == "date":
+            continue
+        gain = row["in_process_ms_per_example"]["gain_over_threads"]
+        title = f"16 clients at once, {model}: batching on against off (in-process, a batch gains {gain:.1f} times)"
+        lines.append(_line([title, f"{row['on_over_off']:.2f} times the requests a second"]))
+    abuse, versions, memory = found["abuse"], found["versions"], found["abuse"]["memory_mb"]
+    bad = sum(sum(answers.values()) for answers in abuse["answers_to_bad_requests"].values())
+    lines.append(_line([
+        f"{abuse['requests']:,} requests of {abuse['clients']} clients, {bad:,} of them malformed, huge or broken off",
+        f"{abuse['failed']} failed; {memory['before']} MB before, {memory['after']} MB after",
+    ]))  # fmt: skip
+    answers = sum(versions["answers"].values())
+    lines.append(_line([
+        "a new, a broken and a slowly copied version dropped in under load",
+        f"{versions['failed']} of {answers:,} requests failed",
+    ]))  # fmt: skip
+    warmup = found["warmup"]
+    lines.append(_line([
+        "first request, MobileNetV2, over the steady median: without and with the warm-up file",
+        " and ".join(f"{warmup[name]['first_over_steady']:.1f} times" for name in ("without_warm_up", "with_warm_up")),
+    ]))  # fmt: skip
+    return lines
+
+
+def ways_to_send() -> list[str]:
+    """Return the table of the ways to send one picture to a ResNet50."""
+    lines = ["| one picture, ResNet50 | request | median |", "|---|---|---|"]
+    for way, row in _read("serving")["overhead"]["ways_to_send_a_picture"].items():
+        lines.append(_line([way, f"{row['bytes'] / 1000:.0f} kB", f"{row['median_ms']:.0f} ms"]))
+    return lines
+
+
+def conversions() -> list[str]:
+    """Return the table of benchmarks/conversions.py."""
+    return []
+
+
+def _line(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _score(metric: dict | None) -> str:
+    if not metric:
+        return ""
+    accuracy = metric["accuracy"]
+    return f"{accuracy['mean']:.3f} ± {accuracy['std']:.3f}"
+
+
+if __name__ == "__main__":
+    write_tables()
