@@ -10,7 +10,7 @@ demo: .venv/installed
 	@echo "  Try next, after '. .venv/bin/activate':"
 	@echo "  your own photos   python -m recipes run image_classification --data folder:PHOTOS --out runs/mine"
 	@echo "  ImageNet weights  python -m recipes run image_classification --data folder:PHOTOS --source keras:ResNet50 --out runs/resnet50"
-	@echo "  serving           docker run -p 8501:8501 -v '$(CURDIR)/runs/demo/serving/image_classification:/models/digits' -e MODEL_NAME=digits tensorflow/serving"
+	@echo "  serving           python -m recipes serve runs/demo"
 
 test: .venv/installed
 	$(RUN) -m pytest -m "not slow and not network"
@@ -30,6 +30,9 @@ bench: .venv/installed
 	$(RUN) benchmarks/hub_layer.py
 	$(RUN) benchmarks/hub_source.py
 	$(RUN) benchmarks/kill_and_resume.py
+	$(RUN) benchmarks/serving.py
+	$(RUN) benchmarks/conversions.py
+	$(RUN) benchmarks/older_tensorflow.py
 	$(RUN) benchmarks/measure.py
 
 clean:
