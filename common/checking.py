@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from common.data.image_sets import PARTS, ImageSet
+from common.data.image_sets import ImageSet
+from common.data.labelled import PARTS
 
 
 def describe_counts(data: ImageSet) -> str:

@@ -14,10 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
+from common.data.labelled import PART_OF_NAME
 from common.errors import UserError
 
-PART_OF_FOLDER = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
-                   "dev": "val", "test": "test", "testing": "test"}  # fmt: skip
 # Some of these the decoder cannot read: they are looked at, so that leaving them out is counted and explained.
 PICTURE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp",
                      ".heic", ".heif", ".avif", ".jxl", ".tif", ".tiff"}  # fmt: skip
@@ -49,15 +48,15 @@ def folder_rows(root: Path) -> list[Row]:
 
 def _folder_rows(root: Path) -> list[Row]:
     folders = _subfolders(root)
-    if any(folder.name.lower() in PART_OF_FOLDER for folder in folders):
-        strangers = [folder.name for folder in folders if folder.name.lower() not in PART_OF_FOLDER]
+    if any(folder.name.lower() in PART_OF_NAME for folder in folders):
+        strangers = [folder.name for folder in folders if folder.name.lower() not in PART_OF_NAME]
         if strangers:
             raise UserError(
                 f"--data folder:{root} mixes parts and classes: {', '.join(map(repr, strangers[:5]))} stand beside "
                 "train/val/test. Allowed: either class folders, or train, val and test with class folders inside. "
                 "A class that is really called so needs a table: --data csv:PATH."
             )
-        return [row for part in folders for row in _class_rows(part, PART_OF_FOLDER[part.name.lower()])]
+        return [row for part in folders for row in _class_rows(part, PART_OF_NAME[part.name.lower()])]
     return _class_rows(root, None)
 
 
@@ -133,12 +132,12 @@ def _table_rows(table: Path, reader: csv.DictReader) -> Iterator[Row]:
                 f"more were received, the last is {line[None][-1]!r}. Put a cell that holds a comma in quotes."
             )
         part = (line.get("split") or "").strip().lower()
-        if part and part not in PART_OF_FOLDER:
+        if part and part not in PART_OF_NAME:
             raise UserError(
                 f"--data csv:{table}, line {reader.line_num}: unknown split {part!r}. Allowed: train, val, test."
             )
         path, label = str(table.parent / (line["path"] or "")), (line["label"] or "").strip()
-        yield Row(path, label, PART_OF_FOLDER.get(part))
+        yield Row(path, label, PART_OF_NAME.get(part))
 
 
 def tfds_rows(name: str, folder: Path) -> list[Row]:
@@ -165,7 +164,7 @@ def tfds_rows(name: str, folder: Path) -> list[Row]:
             "https://www.tensorflow.org/datasets/catalog/overview. Without a network, prepare it elsewhere and "
             "set TFDS_DATA_DIR, or use --data folder:PATH."
         ) from error
-    features, parts = builder.info.features, {s: PART_OF_FOLDER.get(s.lower()) for s in builder.info.splits}
+    features, parts = builder.info.features, {s: PART_OF_NAME.get(s.lower()) for s in builder.info.splits}
     if not {"image", "label"} <= set(features) or not isinstance(features["label"], tfds.features.ClassLabel):
         raise UserError(f"--data tfds:{name} has no image with a class label. Received: {features}.")
     if not any(parts.values()):

@@ -6,7 +6,6 @@ import hashlib
 import os
 import sys
 import time
-from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.pool import ThreadPool
@@ -18,11 +17,11 @@ import tensorflow as tf
 from common.data import splits
 from common.data.image_rows import Row, csv_rows, demo_rows, folder_rows, tfds_rows
 from common.data.images import THUMBNAIL_SIDE, camera_turns, thumbnail, why_unusable
+from common.data.labelled import PARTS, some, split_labelled, untested_classes
 from common.errors import UserError
 from common.specs import parse_data
 
 DATA_KINDS = ("demo", "folder", "csv", "tfds")
-PARTS = ("train", "val", "test")
 _READABLE = "JPEG, PNG, GIF, BMP, and WebP without transparency"
 
 
@@ -78,13 +77,7 @@ class ImageSet:
 
     def advice(self) -> tuple[str, ...]:
         """Return what somebody who reads the result should know of these pictures, in sentences."""
-        sentences = []
-        tested = set(self.test.labels.tolist())
-        if untested := [name for number, name in enumerate(self.class_names) if number not in tested]:
-            sentences.append(
-                f"No test picture shows {_some(untested)}: the result says nothing about it. A class is in every part "
-                "where it has 3 different pictures."
-            )
+        sentences = list(untested_classes(self.class_names, self.test.labels, "picture"))
         if self.turned:
             sentences.append(
                 f"{self.turned:,} of {sum(len(getattr(self, part)) for part in PARTS):,} pictures carry the camera's "
@@ -151,97 +144,28 @@ def _checked(data: str, rows: list[Row], limit: int | None, strict: bool, val_sh
     kept = [index for index, reason in enumerate(reasons) if not reason]
     rows, hashes = [rows[i] for i in kept], [hashes[i] for i in kept]
     thumbnails, turned = thumbnails[kept], turned[kept]
-    class_names = tuple(sorted({row.label for row in rows}))
-    if len(class_names) < 2:
+    left_out = f"{len(skipped)} file(s) left out{first and ', the first is ' + first}"
+    if unreadable := asked_for - {row.label for row in rows} if len({row.label for row in rows}) > 1 else ():
         raise UserError(
-            f"--data {data!r} has {len(class_names)} class(es) with readable pictures; at least 2 are needed. "
-            f"Received: {_some(class_names)}; {len(skipped)} file(s) left out{first and ', the first is ' + first}."
+            f"--data {data!r} has no readable picture for {some(sorted(unreadable))}. Each class needs at least one: "
+            f"add some, or remove the class. {left_out}."
         )
-    if unreadable := asked_for - set(class_names):
-        raise UserError(
-            f"--data {data!r} has no readable picture for {_some(sorted(unreadable))}. Each class needs at least one: "
-            f"add some, or remove the class. {len(skipped)} file(s) left out, the first is {first}."
-        )
-    numbers = {name: number for number, name in enumerate(class_names)}
-    labels = np.array([numbers[row.label] for row in rows], dtype=np.int64)
-    parts = _assign_parts(data, rows, hashes, labels, val_share)
-    reasons = _reasons_to_leave(rows, hashes, parts)
-    skipped += [(row.path, reason) for row, reason in zip(rows, reasons, strict=True) if reason]
-    stays = np.array([not reason for reason in reasons])
-
-    chosen, chosen_turned = {}, 0
-    for part in PARTS:
-        indices = np.nonzero((parts == part) & stays)[0]
-        if not len(indices):
-            raise UserError(
-                f"--data {data!r} leaves no pictures in the {part} part. A class is in every part where it has 3 "
-                f"different pictures. Counts: {_count_text(rows, parts, stays)}; {len(skipped)} file(s) left out."
-            )
-        if limit:
-            indices = indices[splits.limit_per_class(labels[indices], limit)]
-        chosen[part] = Examples(
-            np.array([rows[i].path for i in indices], dtype=str), labels[indices], thumbnails[indices]
-        )
-        chosen_turned += int(turned[indices].sum())
-    trained = set(chosen["train"].labels.tolist())
-    if missing := [name for number, name in enumerate(class_names) if number not in trained]:
-        advice = f" --limit {limit} may be too small for {len(class_names)} classes." if limit else ""
-        raise UserError(
-            f"--data {data!r}: no training pictures for {_some(missing)}. Each class needs at least one.{advice} "
-            f"Counts: {_count_text(rows, parts, stays)}; {len(skipped)} file(s) left out."
-        )
-    return ImageSet(data, class_names, **chosen, skipped=tuple(skipped), turned=chosen_turned)
-
-
-def _reasons_to_leave(rows: list[Row], hashes: list[str], parts: np.ndarray) -> list[str]:
-    """Say why a readable picture must leave its part, or "" where it may stay."""
-    labels_of: dict[str, set[str]] = defaultdict(set)
-    for row, content in zip(rows, hashes, strict=True):
-        labels_of[content].add(row.label)
-    reasons = []
-    copies = splits.drop_copies_across_parts(parts, hashes)
-    for row, content, part, copied in zip(rows, hashes, parts, copies, strict=True):
-        given_test = part == "test" and row.part not in (None, "train")
-        if len(labels_of[content]) > 1 and not given_test:
-            reasons.append(f"the same content is labelled {_some(sorted(labels_of[content]))}; left {part}")
-        else:
-            reasons.append(f"exact copy of a picture in another part; left {part}" if copied else "")
-    return reasons
-
-
-def _count_text(rows: list[Row], parts: np.ndarray, stays: np.ndarray) -> str:
-    per_part = Counter((part, row.label) for row, part, stay in zip(rows, parts, stays, strict=True) if stay)
-    return ", ".join(f"{part}/{label} {count}" for (part, label), count in sorted(per_part.items())[:20]) or "none"
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names[:10])) + (f" and {len(names) - 10} more" if len(names) > 10 else "") or "none"
+    split = split_labelled(
+        data, "picture", [row.label for row in rows], [row.part for row in rows], hashes,
+        limit=limit, val_share=val_share, left_out=left_out,
+    )  # fmt: skip
+    skipped += [(row.path, reason) for row, reason in zip(rows, split.reasons, strict=True) if reason]
+    parts = {
+        part: Examples(np.array([rows[i].path for i in indices], dtype=str), split.labels[indices], thumbnails[indices])
+        for part, indices in split.indices.items()
+    }
+    chosen_turned = sum(int(turned[indices].sum()) for indices in split.indices.values())
+    return ImageSet(data, split.class_names, **parts, skipped=tuple(skipped), turned=chosen_turned)
 
 
 def _printable(path: str) -> str:
     """Return a path that every file and terminal takes: names on disk need not be UTF-8."""
     return os.fsencode(path).decode(errors="replace")
-
-
-def _assign_parts(data: str, rows: list[Row], hashes: list[str], labels: np.ndarray, val_share: float) -> np.ndarray:
-    """Keep the parts that were given; carve the others out of the training part by content hash."""
-    parts = np.array([row.part for row in rows], dtype=object)
-    given = {part for part in parts if part}
-    if not given:
-        shares = {"test": splits.TEST_SHARE, "val": val_share, "train": 1.0}
-        return splits.split_by_hash(hashes, labels, shares)
-    if "train" not in given:
-        raise UserError(f"--data {data!r} gives {sorted(given)} but no train part. Allowed: train, and val or test.")
-    if "test" not in given and "val" in given:
-        # A given val was held out by its author; choices are then made on a part of train instead.
-        parts[parts == "val"] = "test"
-        given = {"train", "test"}
-    carve = {part: share for part, share in (("test", splits.TEST_SHARE), ("val", val_share))
-             if part not in given}  # fmt: skip
-    if carve:
-        train = np.nonzero(parts == "train")[0]
-        parts[train] = splits.split_by_hash([hashes[i] for i in train], labels[train], {**carve, "train": 1.0})
-    return parts
 
 
 # --- reading -------------------------------------------------------------------------------------------
