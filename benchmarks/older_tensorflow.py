@@ -27,6 +27,7 @@ import numpy as np  # noqa: E402 (the script's folder, not the checkout, is on s
 import tensorflow as tf  # noqa: E402
 
 from common import runs  # noqa: E402
+from common.exporting import prove_image_classifier  # noqa: E402
 from common.serving.deployment import SERVING_IMAGE  # noqa: E402
 
 RELEASE = SERVING_IMAGE.rpartition(":")[2].rsplit(".", 1)[0]  # of TensorFlow, as of TensorFlow Serving
@@ -41,7 +42,7 @@ def environment_with(folder: Path) -> Path:
     return python
 
 
-def prove_with(python: Path, run: Path, top: Path) -> dict:
+def prove_with(python: Path, run: Path) -> dict:
     """Ask the SavedModel of a run in another Python about its test pictures, and compare with this one."""
     version = run / "serving" / "image_classification" / "1"
     paths = sorted(str(path) for path in (run / "data" / "test").rglob("*.png"))
@@ -51,10 +52,7 @@ def prove_with(python: Path, run: Path, top: Path) -> dict:
     answers = [loaded.signatures["serving_default"](image=batch) for batch in batches]
     probabilities = np.concatenate([answer["probabilities"] for answer in answers])
     names = [name.decode() for name in answers[0]["class_names"].numpy()[0]]
-    np.savez(top / "expected.npz", paths=paths, probabilities=probabilities, class_names=names)
-    command = [python, "-I", ROOT / "common" / "proof.py", version, top / "expected.npz", top / "proof.json"]
-    subprocess.run(command, check=True)
-    return json.loads((top / "proof.json").read_text("utf-8"))
+    return prove_image_classifier(version, paths, probabilities, names, python=str(python))
 
 
 def main() -> None:
@@ -73,7 +71,7 @@ def main() -> None:
             text=True,
             check=True,
         )
-        found = prove_with(python, run, Path(top))
+        found = prove_with(python, run)
     content = {
         "command": "python benchmarks/older_tensorflow.py",
         "exported_by": tf.__version__,

@@ -10,8 +10,8 @@ import numpy as np
 
 from common import calibration, data_quality, evaluation, gradcam
 from common.data.image_sets import ImageSet
-from common.data.labelled import PARTS
 from common.data.images import image_batches
+from common.data.labelled import PARTS
 from common.runs import write_table
 from common.sources import Source
 

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import keras
@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from common import runs
 from common.data.images import decode_images
+from common.data.texts import tokens_of_batch
 from common.slimming import slim_graph
 from common.warmup import write_warmup
 
@@ -48,9 +49,7 @@ def export_image_classifier(
     Raises:
         UserError: the disk is full. Earlier versions stay as they are, and nothing of the new one is left.
     """
-    halves = [weight.path for weight in model.weights if weight.dtype != "float32"]
-    if halves:
-        raise ValueError(f"The model to export must be float32; build it under that policy. Not so: {halves[:3]}")
+    _check_float32(model)
     size = tuple(model.input.shape[1:3])
     whole = keras.Model(model.input, [model.get_layer("head").input, model.output])
     names = tf.constant(list(class_names))
@@ -62,11 +61,7 @@ def export_image_classifier(
 
     def answer(pixels):
         _, probabilities = features_and_probabilities(pixels)
-        return {
-            "label": tf.gather(names, tf.argmax(probabilities, axis=1)),
-            "probabilities": probabilities,
-            "class_names": tf.tile(names[None], [tf.shape(probabilities)[0], 1]),
-        }
+        return _labelled(names, probabilities)
 
     image = tf.TensorSpec([None], tf.string, name="image")
     pixels = tf.TensorSpec((None, *size, 3), tf.float32, name="pixels")
@@ -76,22 +71,109 @@ def export_image_classifier(
         lambda image: {"embedding": features_and_probabilities(decode_images(image, size, resize))[0]},
         input_signature=[image],
     )
+    requests = {}
+    if example:
+        encoded = np.array([example.read_bytes()], dtype=object)
+        decoded = decode_images(tf.constant(encoded), size, resize).numpy()
+        requests = {"serving_default": {"image": encoded}, "tensors": {"pixels": decoded}, "embed": {"image": encoded}}
+    return _save(model, folder, {"serving_default": serve, "tensors": tensors, "embed": embed}, requests)
+
+
+def export_text_classifier(
+    model: keras.Model, tokenize: Callable, folder: Path, class_names: Sequence[str], *, max_length: int,
+    examples: Sequence[str] = (),
+) -> Path:  # fmt: skip
+    """Write a classifier of texts as FOLDER/<next integer>/, with tokenizer, vocabulary and labels inside.
+
+    Args:
+        model: float32 model of {"token_ids", "padding_mask"} to probabilities, whose last layer is named `head` and
+            reads the embedding.
+        tokenize: as TextSource has it; a tf.Module, whose tables go into the export.
+        folder: the servable's folder; its name is the name of the model on the server.
+        class_names: one for each probability.
+        max_length: tokens that are read, special ones included; the end of a longer text is lost.
+        examples: texts that a server asks each signature about when it loads the model. They stay in the export.
+
+    Returns:
+        The folder of the new version. Signatures: `serving_default` (text: UTF-8 strings), `tensors` (token ids and
+        padding mask), `embed` (text, gives the embedding).
+
+    Raises:
+        UserError: the disk is full.
+    """
+    _check_float32(model)
+    whole = keras.Model(model.input, [model.get_layer("head").input, model.output])
+    names = tf.constant(list(class_names))
+    spec = tf.TensorSpec((None, None), tf.int32)
+
+    @tf.function(input_signature=[spec, spec])
+    def embedding_and_probabilities(token_ids, padding_mask):
+        return whole({"token_ids": token_ids, "padding_mask": padding_mask}, training=False)
+
+    def answer(token_ids, padding_mask):
+        _, probabilities = embedding_and_probabilities(token_ids, padding_mask)
+        return _labelled(names, probabilities)
+
+    def tokens(text):
+        return tokens_of_batch(tokenize, text, max_length)
+
+    text = tf.TensorSpec([None], tf.string, name="text")
+    signatures = {
+        "serving_default": tf.function(lambda text: answer(**tokens(text)), input_signature=[text]),
+        "tensors": tf.function(
+            lambda token_ids, padding_mask: answer(token_ids, padding_mask),
+            input_signature=[
+                tf.TensorSpec((None, None), tf.int32, name="token_ids"),
+                tf.TensorSpec((None, None), tf.int32, name="padding_mask"),
+            ],
+        ),
+        "embed": tf.function(
+            lambda text: {"embedding": embedding_and_probabilities(**tokens(text))[0]}, input_signature=[text]
+        ),
+    }
+    requests = {}
+    if examples:
+        encoded = np.array([example.encode("utf-8", "replace") for example in examples], dtype=object)
+        pieces = {name: value.numpy() for name, value in tokens(tf.constant(encoded)).items()}
+        requests = {"serving_default": {"text": encoded}, "tensors": pieces, "embed": {"text": encoded}}
+    return _save(model, folder, signatures, requests, tokenize=tokenize)
+
+
+def _labelled(names: tf.Tensor, probabilities: tf.Tensor) -> dict[str, tf.Tensor]:
+    """Return the outputs of a classifier's signature."""
+    return {
+        "label": tf.gather(names, tf.argmax(probabilities, axis=1)),
+        "probabilities": probabilities,
+        "class_names": tf.tile(names[None], [tf.shape(probabilities)[0], 1]),
+    }
+
+
+def _check_float32(model: keras.Model) -> None:
+    halves = [weight.path for weight in model.weights if weight.dtype != "float32"]
+    if halves:
+        raise ValueError(f"The model to export must be float32; build it under that policy. Not so: {halves[:3]}")
+
+
+def _save(model: keras.Model, folder: Path, signatures: dict, requests: dict, **tracked: tf.Module) -> Path:
+    """Write the next version of a servable.
+
+    Args:
+        model: whose weights are saved, once.
+        folder: of the servable.
+        signatures: functions by their names.
+        requests: for some signatures the inputs that a server replays when it loads the model.
+        **tracked: modules with tables or assets that the signatures read.
+    """
     servable = tf.Module()
     servable.weights = [weight.value for weight in model.weights]
-    signatures = {"serving_default": serve, "tensors": tensors, "embed": embed}
+    for name, module in tracked.items():
+        setattr(servable, name, module)
 
     def save(partial: Path) -> None:
         tf.saved_model.save(servable, str(partial), signatures)
         slim_graph(partial)
-        if example:
-            encoded = np.array([example.read_bytes()], dtype=object)
-            decoded = decode_images(tf.constant(encoded), size, resize).numpy()
-            inputs = {
-                "serving_default": {"image": encoded},
-                "tensors": {"pixels": decoded},
-                "embed": {"image": encoded},
-            }
-            write_warmup(partial, folder.name, inputs.items())
+        if requests:
+            write_warmup(partial, folder.name, requests.items())
 
     with runs.room_for("the SavedModel", folder, _bytes_needed(model)):
         return write_version(folder, save)
@@ -152,15 +234,24 @@ def write_version(folder: Path, save) -> Path:
     return final
 
 
-def write_request(path: Path, picture: Path) -> Path:
-    """Write a REST request that works: `curl -d @request.json http://HOST:8501/v1/models/NAME:predict`."""
-    encoded = base64.b64encode(picture.read_bytes()).decode()
-    return runs.write_json(path, {"instances": [{"image": {"b64": encoded}}]})
+def write_request(path: Path, input_name: str, example: Path | str) -> Path:
+    """Write a REST request that works: `curl -d @request.json http://HOST:8501/v1/models/NAME:predict`.
+
+    Args:
+        path: of the request.
+        input_name: of `serving_default`.
+        example: a file, sent as base64, or a text.
+    """
+    content = example
+    if isinstance(example, Path):
+        content = {"b64": base64.b64encode(example.read_bytes()).decode()}
+    return runs.write_json(path, {"instances": [{input_name: content}]})
 
 
 def prove_image_classifier(
-    version: Path, paths: Sequence[str], probabilities: np.ndarray, class_names: Sequence[str]
-) -> dict:
+    version: Path, paths: Sequence[str], probabilities: np.ndarray, class_names: Sequence[str],
+    *, python: str = sys.executable,
+) -> dict:  # fmt: skip
     """Ask the SavedModel about the raw files in a fresh process that imports only tensorflow, and compare.
 
     Args:
@@ -168,29 +259,50 @@ def prove_image_classifier(
         paths: n picture files.
         probabilities: what evaluation saw for them, float32 [n, classes].
         class_names: one for each probability.
+        python: whose tensorflow is asked.
 
     Returns:
         {"examples", "agreement", "max_abs_diff", "ops_outside_tf_serving", "tolerance", "passed"}, and
         "error" where the process failed.
     """
+    return _prove(version, "image", "paths", paths, probabilities, class_names, python)
+
+
+def prove_text_classifier(
+    version: Path, texts: Sequence[str], probabilities: np.ndarray, class_names: Sequence[str]
+) -> dict:
+    """Ask the SavedModel about the raw texts in a fresh process that imports only tensorflow, and compare.
+
+    Args:
+        version: folder of the SavedModel.
+        texts: n texts.
+        probabilities, class_names: as for `prove_image_classifier`.
+
+    Returns:
+        As `prove_image_classifier`.
+    """
+    return _prove(version, "text", "texts", texts, probabilities, class_names)
+
+
+def _prove(
+    version: Path, input_name: str, kind: str, inputs: Sequence[str], probabilities, class_names, python=sys.executable
+):
     with tempfile.TemporaryDirectory() as folder:
-        expected, result = Path(folder, "expected.npz"), Path(folder, "proof.json")
+        questions, expected, result = (Path(folder, name) for name in ("inputs.json", "expected.npz", "proof.json"))
         with runs.room_for("the proof", Path(folder), 2 * probabilities.nbytes):
-            np.savez(
-                expected,
-                paths=np.asarray(paths, dtype=str),
-                probabilities=probabilities,
-                class_names=np.asarray(class_names, dtype=str),
-            )
+            # Not in the array file: numpy drops zeros at the end of a text.
+            content = {"input": input_name, "kind": kind, "inputs": list(map(str, inputs)), "names": list(class_names)}
+            questions.write_text(json.dumps(content), encoding="utf-8")
+            np.savez(expected, probabilities=probabilities)
         script = Path(__file__).with_name("proof.py")
         # -I: no PYTHONPATH and no current directory, so that nothing of this project can be imported.
-        command = [sys.executable, "-I", str(script), str(version), str(expected), str(result)]
+        command = [python, "-I", str(script), *map(str, (version, questions, expected, result))]
         finished = subprocess.run(
             command, capture_output=True, text=True, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
         )
         if finished.returncode or not result.exists():
             error = (finished.stderr.strip().splitlines() or ["no message"])[-1]
-            return {"examples": len(paths), "agreement": 0.0, "max_abs_diff": None, "ops_outside_tf_serving": [],
+            return {"examples": len(inputs), "agreement": 0.0, "max_abs_diff": None, "ops_outside_tf_serving": [],
                     "tolerance": PROBABILITY_TOLERANCE, "passed": False, "error": error}  # fmt: skip
         proof = json.loads(result.read_text("utf-8"))
     passed = (

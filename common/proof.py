@@ -1,6 +1,6 @@
 """The proof: run as a script in a fresh process, it imports tensorflow and nothing of this project.
 
-python -I common/proof.py SAVED_MODEL EXPECTED.npz RESULT.json
+python -I common/proof.py SAVED_MODEL INPUTS.json EXPECTED.npz RESULT.json
 """
 
 import json
@@ -29,23 +29,25 @@ def ops_outside_tf_serving(version: Path) -> list[str]:
     return sorted(ops - functions - set(served["core"]) - set(served["text"]) - set(served["decision_forests"]))
 
 
-def main(version: Path, expected_file: Path, result_file: Path, batch_size: int = 32) -> None:
-    """Send the raw files to `serving_default` and compare with what evaluation saw."""
-    expected = np.load(expected_file, allow_pickle=False)
-    paths, probabilities, names = expected["paths"], expected["probabilities"], expected["class_names"]
+def main(version: Path, inputs_file: Path, expected_file: Path, result_file: Path, batch_size: int = 32) -> None:
+    """Send the raw files or texts to `serving_default` and compare with what evaluation saw."""
+    asked = json.loads(inputs_file.read_text(encoding="utf-8"))
+    inputs, names = asked["inputs"], asked["names"]
+    probabilities = np.load(expected_file, allow_pickle=False)["probabilities"]
     loaded = tf.saved_model.load(str(version))  # held in a name: a signature alone loses its variables
     serve = loaded.signatures["serving_default"]
     same, largest = 0, 0.0
-    for start in range(0, len(paths), batch_size):
-        encoded = tf.constant([Path(path).read_bytes() for path in paths[start : start + batch_size]])
-        answer = serve(image=encoded)
+    for start in range(0, len(inputs), batch_size):
+        some = inputs[start : start + batch_size]
+        raw = [Path(one).read_bytes() if asked["kind"] == "paths" else one.encode("utf-8", "replace") for one in some]
+        answer = serve(**{asked["input"]: tf.constant(raw)})
         wanted = probabilities[start : start + batch_size]
         labels = [label.decode("utf-8") for label in answer["label"].numpy()]
-        same += sum(label == name for label, name in zip(labels, names[wanted.argmax(axis=1)], strict=True))
+        same += sum(label == names[best] for label, best in zip(labels, wanted.argmax(axis=1), strict=True))
         largest = max(largest, float(np.abs(answer["probabilities"].numpy() - wanted).max()))
     result = {
-        "examples": len(paths),
-        "agreement": same / len(paths),
+        "examples": len(inputs),
+        "agreement": same / len(inputs),
         "max_abs_diff": largest,
         "ops_outside_tf_serving": ops_outside_tf_serving(version),
     }
@@ -57,4 +59,4 @@ def main(version: Path, expected_file: Path, result_file: Path, batch_size: int 
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:4]))
+    main(*map(Path, sys.argv[1:5]))
