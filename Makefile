@@ -31,6 +31,7 @@ bench: .venv/installed
 	$(RUN) benchmarks/hub_source.py
 	$(RUN) benchmarks/kill_and_resume.py
 	$(RUN) benchmarks/serving.py
+	$(RUN) -m pip install --quiet -r requirements-convert.txt
 	$(RUN) benchmarks/conversions.py
 	$(RUN) benchmarks/older_tensorflow.py
 	$(RUN) benchmarks/measure.py

@@ -138,7 +138,20 @@ def ways_to_send() -> list[str]:
 
 def conversions() -> list[str]:
     """Return the table of benchmarks/conversions.py."""
-    return []
+    lines = [
+        "| model | form | size | of float | same labels | accuracy, SavedModel's | one picture, SavedModel's |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, forms in _read("conversions").get("runs", {}).items():
+        for form, row in forms.items():
+            smaller = row.get("times_smaller_than_float")
+            verdict = "" if row["passed"] else ", **refused**"
+            lines.append(_line([
+                name, form, f"{row['bytes'] / 1e6:.2f} MB", f"1/{smaller:.2f}" if smaller else "",
+                f"{row['agreement']:.3f}{verdict}", f"{row['accuracy']:.3f}, {row['saved_model_accuracy']:.3f}",
+                f"{row['milliseconds']:.1f} ms, {row['saved_model_milliseconds']:.1f} ms",
+            ]))  # fmt: skip
+    return lines
 
 
 def _line(cells: list[str]) -> str:

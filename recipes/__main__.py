@@ -8,6 +8,7 @@ Usage:
     python -m recipes run NAME --resume OUT     go on with a run that was stopped
     python -m recipes predict RUN FILE...       classify image files with the export of a run
     python -m recipes serve RUN                 answer over HTTP and gRPC, as TensorFlow Serving would
+    python -m recipes convert RUN --to FORM     the export of a run as LiteRT (float or --int8) or ONNX, proved again
     python -m recipes compare RUN RUN...        finished runs side by side
     python -m recipes sources [--for NAME]      pretrained models that are recommended, under short names
     python -m recipes fetch SOURCE              fetch a pretrained model ahead of time
@@ -28,14 +29,14 @@ from typing import Any
 from common.errors import UserError, nearest
 from common.runs import has_progress, settle
 from recipes.comparing import compare
+from recipes.converting import convert
 from recipes.discovery import Recipe, config_class, find_recipe, find_recipes
 from recipes.doctor import examine
 from recipes.execution import complain, load_recipe, predict, trouble_told_plainly
-from recipes.serving import serve
 from recipes.sourcing import fetch, list_sources
 
 RECIPES = Path(__file__).resolve().parent
-COMMANDS = ("list", "show", "check", "run", "predict", "serve", "compare", "sources", "fetch", "doctor")
+COMMANDS = ("list", "show", "check", "run", "predict", "serve", "convert", "compare", "sources", "fetch", "doctor")
 HELP_FLAGS = ("-h", "--help")
 
 
@@ -87,7 +88,11 @@ def _dispatch(arguments: list[str], root: Path) -> int:
     if command == "predict":
         return predict(rest)
     if command == "serve":
+        from recipes.serving import serve  # here: its flags need tyro, which `list` does without
+
         return serve(rest)
+    if command == "convert":
+        return convert(rest)
     if command == "compare":
         return compare(rest)
     if command == "sources":

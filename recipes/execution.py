@@ -76,7 +76,7 @@ def predict(arguments: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="one JSON object a line, with all probabilities")
     parser.add_argument("--name", help="which export, when the run holds several")
     options = parser.parse_args(arguments)
-    export = _newest_export(options.run, options.name)
+    export = newest_export(options.run, options.name)
     absent = [str(file) for file in options.files if not file.is_file()]
     if absent:
         shown = ", ".join(absent[:5]) + (" …" if len(absent) > 5 else "")
@@ -139,7 +139,12 @@ def predict(arguments: list[str]) -> int:
     return 1 if failed else 0
 
 
-def _newest_export(run: Path, name: str | None) -> Path:
+def newest_export(run: Path, name: str | None) -> Path:
+    """Return the folder of the highest version that a run exported.
+
+    Raises:
+        UserError: there is none, or several models and no name.
+    """
     if not run.is_dir():
         raise UserError(f"there is no folder {run}. Give the --out of `python -m recipes run`.")
     pattern = f"serving/{name or '*'}/*/saved_model.pb"

@@ -269,8 +269,8 @@ def test_card_says_how_to_serve_the_folder_that_is_there(tmp_path):
     (tmp_path / "serving" / "request.json").write_text("{}")
     card = _card(tmp_path)
     assert "serving/my bees/10" in card
-    assert """-v "$PWD"/serving/'my bees':/models/'my bees':ro -e MODEL_NAME='my bees' tensorflow/serving""" in card
-    assert "curl -d @serving/request.json" in card
+    assert "docker compose --file serving/docker-compose.yml up" in card
+    assert "python serving/client.py" in card and "python -m recipes serve" in card
 
 
 def test_card_has_front_matter_and_results(tmp_path):

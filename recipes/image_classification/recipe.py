@@ -27,7 +27,7 @@ from common.concluding import conclude
 from common.data.image_sets import ImageSet, load_image_set
 from common.data.images import image_batches, steps_per_epoch, training_batches
 from common.progress import format_seconds
-from common.serving.deployment import write_deployment
+from common.serving.files import write_serving_files
 from common.sources import Source, load_source
 from common.specs import check_choice, check_installed, check_range, parse_data, parse_list, parse_policy, parse_source
 
@@ -285,8 +285,9 @@ def main(config: Config) -> dict:
             model, out / "serving" / "image_classification", data.class_names,
             resize=config.resize, example=Path(data.train.paths[0]),
         )  # fmt: skip
-        exporting.write_request(out / "serving" / "request.json", Path(data.test.paths[0]))
-        write_deployment(out / "serving", "image_classification", input_name="image")
+        write_serving_files(
+            out / "serving", "image_classification", input_name="image", example=Path(data.test.paths[0])
+        )
         proof = exporting.prove_image_classifier(version, data.test.paths, probabilities, data.class_names)
 
     seconds = clock.report()

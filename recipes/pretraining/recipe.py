@@ -30,6 +30,7 @@ from common.data.image_sets import ImageSet, load_image_set
 from common.data.images import image_batches, steps_per_epoch, training_batches
 from common.errors import UserError
 from common.progress import format_seconds
+from common.serving.files import write_serving_files
 from common.sources import load_source
 from common.specs import parse_data, parse_source
 
@@ -257,8 +258,10 @@ def finish(
     with clock("evaluate"):
         probabilities = served.predict(image_batches(data.test.paths, size, config.batch_size), verbose=0)
     with clock("export"):
-        version = exporting.export_image_classifier(served, out / "serving" / "pretraining", data.class_names)
-        exporting.write_request(out / "serving" / "request.json", Path(data.test.paths[0]))
+        example = Path(data.train.paths[0])
+        folder = out / "serving" / "pretraining"
+        version = exporting.export_image_classifier(served, folder, data.class_names, example=example)
+        write_serving_files(out / "serving", "pretraining", input_name="image", example=Path(data.test.paths[0]))
         proof = exporting.prove_image_classifier(version, data.test.paths, probabilities, data.class_names)
     seconds = clock.report()
     use = f"python -m recipes run image_classification --source preset:{preset} --data folder:PHOTOS"

@@ -1,0 +1,420 @@
+"""From a served classifier to a phone or a small server: LiteRT (float or 8-bit) and ONNX, and the proof of each.
+
+What is converted is the graph of the SavedModel's `tensors` signature, from pixels to probabilities. These runtimes
+have no picture decoder and no strings: who uses the file decodes, resizes and names the classes, as the README.md
+beside it says.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import flatbuffers
+import numpy as np
+import tensorflow as tf
+
+from common import runs
+from common.checking import median_seconds
+from common.errors import UserError, first_line
+
+# Largest difference of a probability that a float conversion may show; ResNets and MobileNets stay below 1e-5.
+FLOAT_TOLERANCE = 1e-4
+# Share of the test pictures that an 8-bit conversion must answer as the SavedModel does.
+INT8_AGREEMENT = 0.98
+# They set the range of each 8-bit tensor. From 30 to 200 the agreement did not grow beyond chance.
+CALIBRATION_PICTURES = 200
+ONNX_OPSET = 18
+
+Ask = Callable[[np.ndarray], np.ndarray]
+
+
+def load_classifier(version: Path):
+    """Load an image classifier's SavedModel, on the CPU: a GPU rounds products otherwise, and a phone has none.
+
+    Args:
+        version: its folder, as `exporting.export_image_classifier` writes it.
+
+    Returns:
+        The loaded object. Keep it: its signatures alone lose their variables.
+
+    Raises:
+        UserError: it cannot be loaded, or has no signature `tensors` of pixels to probabilities.
+    """
+    try:
+        with tf.device("CPU:0"):
+            loaded = tf.saved_model.load(str(version))
+    except (OSError, ValueError, tf.errors.OpError) as problem:
+        raise UserError(f"{version} cannot be loaded: {first_line(problem)}. Run the recipe again.") from problem
+    signature = loaded.signatures.get("tensors")
+    takes = signature.structured_input_signature[1] if signature else {}
+    gives = signature.structured_outputs if signature else {}
+    if set(takes) != {"pixels"} or not {"probabilities", "class_names"} <= set(gives):
+        raise UserError(
+            f"{version} cannot be converted: its signature `tensors` must take pixels and give probabilities and "
+            f"class_names. Its signatures: {', '.join(loaded.signatures) or 'none'}; `tensors` takes "
+            f"{', '.join(takes) or 'nothing'}. Name the run of an image classifier."
+        )
+    return loaded
+
+
+def size_and_class_names(loaded) -> tuple[tuple[int, int], list[str]]:
+    """Return (height, width) of the pictures that a loaded classifier takes, and its classes in order."""
+    pixels = loaded.signatures["tensors"].structured_input_signature[1]["pixels"]
+    size = tuple(pixels.shape[1:3])
+    answer = loaded.signatures["tensors"](pixels=tf.zeros((1, *size, 3)))
+    return size, [name.decode("utf-8") for name in answer["class_names"][0].numpy()]
+
+
+def pixels_to_probabilities(loaded) -> tf.types.experimental.PolymorphicFunction:
+    """Return what a classifier's SavedModel computes as one function whose weights are constants.
+
+    Args:
+        loaded: as `load_classifier` returns it.
+
+    Returns:
+        A tf.function of `pixels`, float32 [batch, height, width, 3], RGB, 0 to 255, to {"probabilities": float32
+        [batch, classes]}.
+    """
+    # tf2onnx and the LiteRT converter freeze with this function too. Done here, it also makes constants of what the
+    # graph of a SavedModel holds beside its variables; tf2onnx would make inputs of them, which nobody can feed.
+    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+    signature = loaded.signatures["tensors"]
+    pixels = signature.structured_input_signature[1]["pixels"]
+
+    @tf.function(input_signature=[pixels])
+    def as_served(pixels):
+        return signature(pixels=pixels)["probabilities"]
+
+    frozen = convert_variables_to_constants_v2(as_served.get_concrete_function())
+    graph, takes, gives = frozen.graph.as_graph_def(), frozen.inputs[0].name, frozen.outputs[0].name
+
+    @tf.function(input_signature=[pixels], autograph=False)
+    def probabilities(pixels):
+        return {"probabilities": tf.graph_util.import_graph_def(graph, {takes: pixels}, [gives], name="")[0]}
+
+    return probabilities
+
+
+def to_litert(function: tf.types.experimental.PolymorphicFunction) -> bytes:
+    """Convert to LiteRT (TensorFlow Lite) in float32.
+
+    Args:
+        function: as `pixels_to_probabilities` returns it.
+
+    Returns:
+        A .tflite file: takes and gives what the function does, any batch size after `resize_tensor_input`.
+    """
+    return _converter(function).convert()
+
+
+def to_litert_int8(
+    function: tf.types.experimental.PolymorphicFunction, pictures: Callable[[], Iterable[np.ndarray]]
+) -> bytes:
+    """Convert to LiteRT with weights and activations in 8 bits, and only the last Dense and its softmax in float32.
+
+    The head stays float because its weights cannot bear 8 bits: a linear head learned on standardised features has
+    large weights where a feature hardly varies, and one scale for a row of weights that differ a hundredfold rounds
+    most of them to 0. It holds few of the bytes.
+
+    Args:
+        function: as `pixels_to_probabilities` returns it.
+        pictures: gives pixels to calibrate with, float32 [1, height, width, 3] each; never of the test part.
+
+    Returns:
+        A .tflite file: takes uint8 [batch, height, width, 3], RGB as a camera gives it, without any scaling; gives
+        float32 [batch, classes].
+    """
+    converter = _converter(function)
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.representative_dataset = lambda: ([one] for one in pictures())
+    head = tf.lite.experimental.QuantizationDebugOptions(denylisted_nodes=_head_tensors(to_litert(function)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it runs a deprecated interpreter for a statistic that nobody reads here
+        # Despite its name, the one public way to leave single operations in float.
+        quantizer = tf.lite.experimental.QuantizationDebugger(converter=converter, debug_options=head)
+    return _take_bytes_and_share_zeros(quantizer.get_nondebug_quantized_model())
+
+
+def choose_to_calibrate(paths: Sequence[str], seed: int) -> np.ndarray:
+    """Return up to CALIBRATION_PICTURES of the training pictures, str [n], at random but the same for the same seed."""
+    return np.random.default_rng(seed).permutation(np.asarray(paths))[:CALIBRATION_PICTURES]
+
+
+def to_onnx(function: tf.types.experimental.PolymorphicFunction) -> bytes:
+    """Convert to ONNX in float32.
+
+    Args:
+        function: as `pixels_to_probabilities` returns it.
+
+    Returns:
+        An .onnx file: takes and gives what the function does, any batch size.
+    """
+    import tf2onnx
+
+    model, _ = tf2onnx.convert.from_function(function, input_signature=function.input_signature, opset=ONNX_OPSET)
+    for tensor in (*model.graph.input, *model.graph.output):
+        tensor.type.tensor_type.shape.dim[0].dim_param = "batch"  # it has a number for a name
+    return model.SerializeToString()
+
+
+def ask_saved_model(loaded) -> Ask:
+    """Return a loaded classifier as a function of pixels float32 [batch, height, width, 3] to probabilities."""
+
+    def ask(pixels: np.ndarray) -> np.ndarray:
+        with tf.device("CPU:0"):
+            return loaded.signatures["tensors"](pixels=tf.constant(pixels))["probabilities"].numpy()
+
+    return ask
+
+
+def open_litert(model: bytes, threads: int) -> Ask:
+    """Return a .tflite file, run by LiteRT, as a function of pixels like `ask_saved_model`; rounded for uint8."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_content=model, num_threads=threads)
+    interpreter.allocate_tensors()
+
+    def ask(pixels: np.ndarray) -> np.ndarray:
+        takes, gives = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+        if tuple(takes["shape"]) != pixels.shape:
+            interpreter.resize_tensor_input(takes["index"], pixels.shape)
+            interpreter.allocate_tensors()
+        given = np.rint(pixels).astype(np.uint8) if takes["dtype"] == np.uint8 else pixels
+        interpreter.set_tensor(takes["index"], given)
+        interpreter.invoke()
+        return interpreter.get_tensor(gives["index"])
+
+    return ask
+
+
+def open_onnx(model: bytes, threads: int) -> Ask:
+    """Return an .onnx file, run by ONNX Runtime on the CPU, as a function of pixels like `ask_saved_model`."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return lambda pixels: session.run(["probabilities"], {"pixels": pixels})[0]
+
+
+def prove_conversion(saved: Ask, converted: Ask, batches: Iterable[np.ndarray], labels: np.ndarray) -> dict:
+    """Ask the SavedModel and the converted model about the same pictures, each in its own runtime, and compare.
+
+    Args:
+        saved: what was converted, as `ask_saved_model` returns it.
+        converted: the same, as `open_litert` or `open_onnx` return it.
+        batches: pixels float32 [batch, height, width, 3] as serving decodes and resizes them; n pictures in all.
+        labels: int [n], the true classes.
+
+    Returns:
+        {"examples", "agreement", "max_abs_diff", "accuracy", "saved_model_accuracy", "batch_max_abs_diff" (the
+        pictures of the first batch asked together and one by one), "milliseconds", "saved_model_milliseconds" (median
+        for one picture, warm)}.
+    """
+    wanted, answered, first = [], [], None
+    for pixels in batches:
+        first = pixels if first is None else first
+        wanted.append(saved(pixels))
+        answered.append(converted(pixels))
+    alone = np.concatenate([converted(first[i : i + 1]) for i in range(len(first))])
+    batch_difference = float(np.abs(alone - answered[0]).max())
+    wanted, answered = np.concatenate(wanted), np.concatenate(answered)
+    said, answer = wanted.argmax(axis=1), answered.argmax(axis=1)
+    return {
+        "examples": len(labels),
+        "agreement": float((said == answer).mean()),
+        "max_abs_diff": float(np.abs(wanted - answered).max()),
+        "accuracy": float((answer == labels).mean()),
+        "saved_model_accuracy": float((said == labels).mean()),
+        "batch_max_abs_diff": batch_difference,
+        "milliseconds": round(1e3 * median_seconds(lambda: converted(first[:1]), repeats=30), 3),
+        "saved_model_milliseconds": round(1e3 * median_seconds(lambda: saved(first[:1]), repeats=30), 3),
+    }
+
+
+def passes(proof: dict, int8: bool) -> bool:
+    """Return whether a conversion may be used.
+
+    Args:
+        proof: as `prove_conversion` returns it.
+        int8: a share of INT8_AGREEMENT of the labels must then be the same; all of them otherwise, and all
+            probabilities within FLOAT_TOLERANCE.
+    """
+    if proof["batch_max_abs_diff"] > FLOAT_TOLERANCE:
+        return False
+    if int8:
+        return proof["agreement"] >= INT8_AGREEMENT
+    return proof["agreement"] == 1.0 and proof["max_abs_diff"] <= FLOAT_TOLERANCE
+
+
+def saved_model_bytes(version: Path) -> int:
+    """Return the size of a SavedModel, without the pictures that a server warms up with (assets.extra)."""
+    files = [path for path in version.rglob("*") if path.is_file() and "assets.extra" not in path.parts]
+    return sum(path.stat().st_size for path in files)
+
+
+def how_to_use(file: str, takes: str, size: tuple[int, int], resize: str, classes: int) -> str:
+    """Return the README.md beside a converted model: what goes in, what comes out, how to prepare a picture.
+
+    Args:
+        file: name of the model's file, *.tflite or *.onnx.
+        takes: dtype of its pixels, "uint8" or "float32".
+        size: (height, width) of its pictures.
+        resize: how pictures came to this size in training.
+        classes: how many there are.
+    """
+    height, width = size
+    ways = {
+        "crop": f"cut out the largest centred part with the shape {height}:{width}, and resize it to",
+        "squash": "resize it, whatever its shape, to",
+        "pad": "shrink or enlarge it until it just fits, and fill the rest with black (0), centred, to",
+    }
+    code = {
+        ".onnx": f"""import onnxruntime
+
+session = onnxruntime.InferenceSession("{file}")
+(probabilities,) = session.run(["probabilities"], {{"pixels": pixels}})""",
+        ".tflite": f"""from ai_edge_litert.interpreter import Interpreter
+
+interpreter = Interpreter("{file}")
+interpreter.allocate_tensors()
+interpreter.set_tensor(interpreter.get_input_details()[0]["index"], pixels)
+interpreter.invoke()
+probabilities = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])""",
+    }[Path(file).suffix]
+    return f"""# {file}
+
+In: `pixels`, {takes} [1, {height}, {width}, 3]: RGB, 0 to 255. The model itself subtracts and divides what it needs.
+Out: float32 [1, {classes}], probabilities in the order of the lines of `labels.txt`.
+
+To prepare a picture as in training: decode it to RGB without turning it by its EXIF note, {ways[resize]}
+{height} x {width} pixels (bilinear, with antialiasing{", rounded to whole numbers" if takes == "uint8" else ""}).
+Other libraries resize a little differently; try yours on pictures whose class you know.
+
+```python
+{code}
+```
+
+How it compares with the SavedModel on the test pictures: `conversion.json`.
+"""
+
+
+def table(conversions: Sequence[dict]) -> list[dict[str, str]]:
+    """Return for each conversion what is shown of it, by the heading of the column.
+
+    Args:
+        conversions: what `conversion.json` holds.
+    """
+    return [
+        {
+            "model": one["kind"],
+            "size": f"{one['bytes'] / 1e6:.2f} MB",
+            "smaller": f"{one['saved_model_bytes'] / one['bytes']:.2f} times than the SavedModel"
+            + (f", {one['float_bytes'] / one['bytes']:.2f} times than float" if "float_bytes" in one else ""),
+            "same labels": f"{one['agreement']:.4f} of {one['examples']:,}",
+            "largest difference": f"{one['max_abs_diff']:.1e}",
+            "accuracy": f"{one['accuracy']:.4f} (SavedModel {one['saved_model_accuracy']:.4f})",
+            "one picture": f"{one['milliseconds']:.2f} ms (SavedModel {one['saved_model_milliseconds']:.2f} ms)",
+            "proof": "passed" if one["passed"] else "FAILED: do not use it",
+        }
+        for one in conversions
+    ]
+
+
+_PLACE = re.compile("<!-- conversions -->.*?<!-- end of conversions -->", re.DOTALL)
+
+
+def show_in_report(report: Path, conversions: Sequence[dict]) -> bool:
+    """Put the table of all conversions of a run into its report.html, in the place of the one that was there.
+
+    Args:
+        report: the file.
+        conversions: what each `conversion.json` of the run holds.
+
+    Returns:
+        Whether it is there; a report of an older version has no place for it.
+    """
+    text = report.read_bytes().decode("utf-8") if report.exists() else ""
+    rows = table(conversions)
+    heads = "".join(f'<th scope="col">{html.escape(head)}</th>' for head in rows[0])
+    lines = []
+    for row, one in zip(rows, conversions, strict=True):
+        mark = "good-mark" if one["passed"] else "bad-mark"
+        name, *cells, proof = (html.escape(cell) for cell in row.values())
+        cells = "".join(f"<td>{cell}</td>" for cell in cells)
+        lines.append(f'<tr><th scope="row">{name}</th>{cells}<td class="{mark}">{proof}</td></tr>')
+    section = (
+        "<!-- conversions -->\n<h2>Converted models</h2>\n"
+        '<p class="quiet">Each ran on the test pictures in its own runtime; times are for one picture.</p>\n'
+        f'<div class="scroll"><table>\n<thead><tr>{heads}</tr></thead>\n<tbody>\n' + "\n".join(lines)
+        + "\n</tbody></table></div>\n<!-- end of conversions -->"
+    )  # fmt: skip
+    text, places = _PLACE.subn(lambda _: section, text, count=1)
+    if places:
+        runs.write_atomically(report, lambda partial: partial.write_bytes(text.encode("utf-8")))
+    return bool(places)
+
+
+# --- inside of a .tflite file ---------------------------------------------------------------------------------
+
+
+def _converter(function: tf.types.experimental.PolymorphicFunction) -> tf.lite.TFLiteConverter:
+    # The module tracks nothing, for all weights are constants; without one, an older way of converting is taken.
+    return tf.lite.TFLiteConverter.from_concrete_functions([function.get_concrete_function()], tf.Module())
+
+
+def _head_tensors(model: bytes) -> list[str]:
+    """Return the names of what the softmax and the Dense layer at the end of a .tflite file give."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    parsed = schema.ModelT.InitFromPackedBuf(model, 0)
+    graph = parsed.subgraphs[0]
+    maker = {operator.outputs[0]: operator for operator in graph.operators}
+    tensor, names = graph.outputs[0], []
+    for wanted in (schema.BuiltinOperator.SOFTMAX, schema.BuiltinOperator.FULLY_CONNECTED):
+        code = parsed.operatorCodes[maker[tensor].opcodeIndex] if tensor in maker else None
+        if code is not None and wanted in (code.builtinCode, code.deprecatedBuiltinCode):
+            names.append(graph.tensors[tensor].name.decode())
+            tensor = maker[tensor].inputs[0]
+    return names
+
+
+def _take_bytes_and_share_zeros(model: bytes) -> bytes:
+    """Let an 8-bit .tflite file take uint8 pixels, and store the zero points of its weights once.
+
+    The converter writes an 8-byte zero for each channel of each weight and of each bias: in a MobileNetV2 a tenth of
+    the file. The format lets tables share a list, and readers cannot tell.
+    """
+    from ai_edge_litert import schema_py_generated as schema
+
+    parsed = schema.ModelT.InitFromPackedBuf(model, 0)
+    graph = parsed.subgraphs[0]
+    pixels = graph.tensors[graph.inputs[0]]
+    # The first operation quantizes float pixels; it takes uint8 as well, whose values are the pixels themselves.
+    pixels.type = schema.TensorType.UINT8
+    pixels.quantization = schema.QuantizationParametersT(scale=np.ones(1, np.float32), zeroPoint=np.zeros(1, np.int64))
+    builder = _ZerosOnce(len(model))
+    builder.Finish(parsed.Pack(builder), file_identifier=b"TFL3")
+    return bytes(builder.Output())
+
+
+class _ZerosOnce(flatbuffers.Builder):
+    """Writes equal lists of zero points (they alone are int64) once, and data where the format wants it to begin."""
+
+    def __init__(self, size: int):
+        super().__init__(size)
+        self.places: dict[bytes, int] = {}
+
+    def CreateNumpyVector(self, x):
+        if x.dtype == np.uint8:
+            self.Prep(16, x.nbytes)
+        if x.dtype != np.int64:
+            return super().CreateNumpyVector(x)
+        if x.tobytes() not in self.places:
+            self.places[x.tobytes()] = super().CreateNumpyVector(x)
+        return self.places[x.tobytes()]
