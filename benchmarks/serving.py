@@ -537,10 +537,10 @@ def main(names: list[str]) -> None:
         with tempfile.TemporaryDirectory() as top:
             found = PARTS[name](Path(top))
         print(f"{name}: {json.dumps(found, indent=1)}", flush=True)
-        content = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
-        content |= {
+        before = json.loads(RESULTS.read_text("utf-8"))["parts"] if RESULTS.exists() else {}
+        content = {
             "command": "python benchmarks/serving.py",
-            name: found | {"date": time.strftime("%Y-%m-%d")},
+            "parts": before | {name: found | {"date": time.strftime("%Y-%m-%d")}},
             "versions": runs.versions(),
             "machine": f"{os.cpu_count()} cores",
         }

@@ -95,7 +95,7 @@ def side_by_side() -> list[str]:
 
 def serving() -> list[str]:
     """Return the table of what the stand-in costs and withstands, of benchmarks/serving.py."""
-    found = _read("serving")
+    found = _read("serving")["parts"]
     lines = ["| what | measured |", "|---|---|"]
     for model, title in (("bytes", "a model that only measures its bytes, 100 kB in"), ("resnet50", "ResNet50")):
         row = found["overhead"][model]
@@ -131,7 +131,7 @@ def serving() -> list[str]:
 def ways_to_send() -> list[str]:
     """Return the table of the ways to send one picture to a ResNet50."""
     lines = ["| one picture, ResNet50 | request | median |", "|---|---|---|"]
-    for way, row in _read("serving")["overhead"]["ways_to_send_a_picture"].items():
+    for way, row in _read("serving")["parts"]["overhead"]["ways_to_send_a_picture"].items():
         lines.append(_line([way, f"{row['bytes'] / 1000:.0f} kB", f"{row['median_ms']:.0f} ms"]))
     return lines
 

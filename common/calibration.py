@@ -85,3 +85,39 @@ def fit_temperature(labels: np.ndarray, probabilities: np.ndarray) -> float:
 def divide_logits(head: keras.layers.Dense, temperature: float) -> None:
     """Build the temperature into a softmax head's weights: the exported graph stays as it is."""
     head.set_weights([weight / temperature for weight in head.get_weights()])
+
+
+def with_and_without_temperature(
+    val_labels: np.ndarray, val_probabilities: np.ndarray, labels: np.ndarray, probabilities: np.ndarray,
+    applied: float | None,
+) -> dict:  # fmt: skip
+    """Return the expected calibration error on the test part, as it is and with the temperature that validation wants.
+
+    Args:
+        val_labels: int [m].
+        val_probabilities: before any temperature, float [m, classes].
+        labels: of the test part, int [n].
+        probabilities: of the test part, as exported, float [n, classes].
+        applied: the temperature that is built into the model; None where there is none.
+
+    Returns:
+        {"temperature", "applied", "ece_without", "ece_with"}.
+    """
+    fitted = fit_temperature(val_labels, val_probabilities)
+    raw = probabilities if applied is None else apply_temperature(probabilities, 1 / applied)
+    return {
+        "temperature": round(fitted, 4),
+        "applied": applied is not None,
+        "ece_without": expected_calibration_error(labels, raw),
+        "ece_with": expected_calibration_error(labels, apply_temperature(raw, fitted)),
+    }
+
+
+def sentences(numbers: dict) -> tuple[str, ...]:
+    """Return advice where a temperature would help: from what `with_and_without_temperature` found."""
+    if numbers["applied"] or numbers["ece_without"] - numbers["ece_with"] <= 0.02:
+        return ()
+    return (
+        f"The probabilities are off by {100 * numbers['ece_without']:.1f} points on average; --calibrate would make "
+        f"that {100 * numbers['ece_with']:.1f}.",
+    )

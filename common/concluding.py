@@ -8,13 +8,15 @@ import numpy as np
 
 from common import evaluation, reporting, runs
 from common.data.image_sets import ImageSet
+from common.data.text_sets import TextSet
 from common.explaining import Explanation
+from common.text_explaining import TextExplanation
 
 
 def conclude(
     recipe: str,
     config,
-    data: ImageSet,
+    data: ImageSet | TextSet,
     *,
     probabilities: np.ndarray,
     baselines: dict[str, tuple[np.ndarray, float]],
@@ -25,24 +27,24 @@ def conclude(
     export: dict[str, float],
     source_card: dict,
     advice: tuple[str, ...] = (),
-    explanation: Explanation | None = None,
+    explanation: Explanation | TextExplanation | None = None,
 ) -> dict:
     """Measure on the test part and write what a run promises to write.
 
     Args:
         recipe: its name.
         config: its settings, a dataclass with `out`, `data` and `seed`.
-        data: the pictures.
+        data: the pictures, or the texts.
         probabilities: of the exported model on the test part, float32 [n, classes].
         baselines: for each name its probabilities on the test part and the seconds it took.
         history: rows of history.csv.
         seconds: of each part of the run, and `total`.
         parameters: counts.
-        proof: as `exporting.prove_image_classifier` returns it.
+        proof: as `exporting.prove_image_classifier` and `prove_text_classifier` return it.
         export: as `exporting.size_report` returns it.
         source_card: where the source came from.
         advice: sentences to add to the findings.
-        explanation: as `explaining.explain` returns it.
+        explanation: as `explaining.explain` or `text_explaining.explain_texts` returns it.
 
     Returns:
         What metrics.json holds.
@@ -76,10 +78,11 @@ def conclude(
         title=f"{recipe.replace('_', ' ').capitalize()}: {config.data}", metrics=metrics, config=vars(config),
         class_names=data.class_names, sentences=sentences,
     )  # fmt: skip
+    examples = {"image_paths": data.test.paths} if isinstance(data, ImageSet) else {"texts": data.test.texts}
     reporting.write_report(
-        out, history=history, labels=labels, probabilities=probabilities, image_paths=data.test.paths,
+        out, history=history, labels=labels, probabilities=probabilities,
         per_class=evaluation.per_class_table(labels, probabilities, data.class_names), skipped=data.skipped,
-        explanation=explanation, **told,
+        explanation=explanation, **examples, **told,
     )  # fmt: skip
     reporting.write_model_card(out, source_card=source_card, **told)
     runs.finish(out, metrics, history)

@@ -127,7 +127,13 @@ def findings(labels: np.ndarray, ours: np.ndarray, baselines: dict[str, np.ndarr
     return sentences
 
 
-_ROWS = {"scratch": "from scratch", "frozen": "frozen source, linear head", "test": "result"}
+_ROWS = {
+    "words": "counted words (TF-IDF)",
+    "vectors": "mean of word vectors",
+    "scratch": "from scratch",
+    "frozen": "frozen source, linear head",
+    "test": "result",
+}
 
 
 def summary(metrics: dict, sentences: Sequence[str], out: Path) -> str:
@@ -145,7 +151,7 @@ def summary(metrics: dict, sentences: Sequence[str], out: Path) -> str:
         )
     proof = metrics["proof"]
     verdict = (
-        f"Proved: the SavedModel answers all {proof['examples']} test files as evaluated "
+        f"Proved: the SavedModel answers all {proof['examples']} test examples as evaluated "
         f"(largest difference {proof['max_abs_diff']:.1e})."
         if proof["passed"]
         else f"THE PROOF FAILED, do not deploy this export: {proof}"

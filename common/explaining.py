@@ -83,19 +83,10 @@ def explain(
     in_test = np.array([pair.place for pair in pairs if part_of[pair.place] == "test"], int)
     clean = np.setdiff1d(np.arange(len(data.test)), in_test - len(data.train) - len(data.val))
     without = evaluation.accuracy(data.test.labels[clean], probabilities[clean]) if len(clean) else None
-    fitted = calibration.fit_temperature(data.val.labels, val_probabilities)
-    raw = probabilities
-    if applied_temperature is not None:
-        raw = calibration.apply_temperature(probabilities, 1 / applied_temperature)
     numbers = {
-        "calibration": {
-            "temperature": round(fitted, 4),
-            "applied": applied_temperature is not None,
-            "ece_without": calibration.expected_calibration_error(data.test.labels, raw),
-            "ece_with": calibration.expected_calibration_error(
-                data.test.labels, calibration.apply_temperature(raw, fitted)
-            ),
-        },
+        "calibration": calibration.with_and_without_temperature(
+            data.val.labels, val_probabilities, data.test.labels, probabilities, applied_temperature
+        ),
         "data_quality": {
             "near_duplicates": len(near),
             "near_duplicates_in_test": len(in_test),
@@ -156,10 +147,4 @@ def _sentences(numbers: dict, pictures: int, probabilities: np.ndarray, labels: 
             f"{count} of {pictures} labels are contradicted with confidence by the other pictures; the worst are shown "
             "below. See suspected_labels.csv."
         )
-    calibrated = numbers["calibration"]
-    if not calibrated["applied"] and calibrated["ece_without"] - calibrated["ece_with"] > 0.02:
-        found.append(
-            f"The probabilities are off by {100 * calibrated['ece_without']:.1f} points on average; --calibrate would "
-            f"make that {100 * calibrated['ece_with']:.1f}."
-        )
-    return tuple(found)
+    return (*found, *calibration.sentences(numbers["calibration"]))

@@ -1,4 +1,4 @@
-"""Tell what a finished image classification run did: report.html for people, model_card.md for the model.
+"""Tell what a finished classification run did: report.html for people, model_card.md for the model.
 
 A number that is absent is shown as "not measured", never guessed, and a proof is shown as passed only where
 every part of it was measured and holds.
@@ -29,19 +29,23 @@ PROBABILITY_TOLERANCE = 1e-4  # for a proof that does not say its own: processes
 MAX_CLASSES_IN_MATRIX = 30  # a larger table cannot be read: a heat map and the most confused pairs replace it
 MAX_PAIRS = 20
 MAX_MISTAKES = 12
+MAX_CHARACTERS = 600  # of a text that is shown
 THUMBNAIL_PIXELS = 160
 STAGES = {
     "head": ("head", "#b7791f"),
     "finetune": ("fine-tuning", "#2563a8"),
     "scratch": ("scratch", "#6b7280"),
 }
-BASELINES = {"frozen": "Frozen source, linear head", "scratch": "From scratch", "none": "No adaptation"}
+BASELINES = {"frozen": "Frozen source, linear head", "scratch": "From scratch", "none": "No adaptation",
+             "words": "Counted words (TF-IDF), logistic regression",
+             "vectors": "Mean of word vectors, logistic regression"}  # fmt: skip
 
 
 def write_report(
     out: Path, *, title: str, metrics: dict, config: dict, history: list[dict], class_names: Sequence[str],
-    labels: np.ndarray, probabilities: np.ndarray, image_paths: Sequence[str], per_class: list[dict],
-    skipped: Sequence[tuple[str, str]], sentences: Sequence[str], explanation=None,
+    labels: np.ndarray, probabilities: np.ndarray, per_class: list[dict], skipped: Sequence[tuple[str, str]],
+    sentences: Sequence[str], image_paths: Sequence[str] | None = None, texts: Sequence[str] | None = None,
+    explanation=None,
 ) -> Path:  # fmt: skip
     """Write OUT/report.html, one file that needs nothing else to be read.
 
@@ -52,26 +56,27 @@ def write_report(
         config: setting name to value.
         history: one row an epoch: "stage", "epoch", "loss", "val_loss", "val_accuracy".
         class_names: the classes, in the order of the columns of `probabilities`.
-        labels: int [examples], the true classes of the test images.
+        labels: int [examples], the true classes of the test examples.
         probabilities: float32 [examples, classes], what the model answered.
-        image_paths: [examples] files of the test images; one that cannot be read any more gets no picture.
         per_class: rows of "class", "precision", "recall", "f1", "support".
         skipped: (path, reason) of every file that could not be used.
         sentences: findings in plain words, shown near the top.
-        explanation: an `explaining.Explanation`; None leaves its chapters out.
+        image_paths: [examples] files of the test images; one that cannot be read any more gets no picture.
+        texts: [examples] test texts, instead of images.
+        explanation: an `explaining.Explanation` or `text_explaining.TextExplanation`; None leaves its chapters out.
 
     Returns:
         The path of the report.
 
     Raises:
-        ValueError: labels, probabilities, image_paths and class_names do not belong together.
+        ValueError: labels, probabilities, examples and class_names do not belong together.
     """
     labels, probabilities = np.asarray(labels, dtype=np.int64), np.asarray(probabilities)
-    classes = len(class_names)
-    if probabilities.shape != (len(labels), classes) or len(image_paths) != len(labels):
+    classes, examples = len(class_names), texts if image_paths is None else image_paths
+    if probabilities.shape != (len(labels), classes) or len(examples) != len(labels):
         raise ValueError(
-            "a report needs one label, one path and one probability per class for each image; received "
-            f"{len(labels)} labels, {len(image_paths)} paths, probabilities of shape {probabilities.shape} "
+            "a report needs one label, one path or text and one probability per class for each example; received "
+            f"{len(labels)} labels, {len(examples)} examples, probabilities of shape {probabilities.shape} "
             f"and {classes} class names"
         )
     if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
@@ -93,11 +98,13 @@ def write_report(
         "numbers": {name: number for number, name in enumerate(class_names)},
         # Weakest first: that is the row a reader looks for among two hundred.
         "per_class": sorted(per_class, key=lambda row: _number(row.get("f1")) or 0),
-        "mistakes": _mistakes(labels, predicted, probabilities.max(axis=1, initial=0), image_paths),
+        "what": "images" if image_paths is not None else "texts",
+        "mistakes": _mistakes(labels, predicted, probabilities.max(axis=1, initial=0), image_paths, texts),
         "mistake_count": int((predicted != labels).sum()),
         "test_count": len(labels),
         "skipped": skipped,
-        "explained": _explained(explanation) if explanation else None,
+        "explained": _explained(explanation) if explanation and image_paths is not None else None,
+        "read": _read(explanation) if explanation and image_paths is None else None,
     }
     return _render(Path(out) / "report.html", context)
 
@@ -211,16 +218,52 @@ def _confused_pairs(confusion: np.ndarray, shares: np.ndarray) -> list[tuple[int
     return [(i, j, int(wrong[i, j]), shares[i, j]) for i, j in cells if wrong[i, j]]
 
 
-def _mistakes(labels, predicted, confidence, image_paths) -> list[dict]:
-    """Collect the wrong answers given with the highest probability whose pictures can still be read."""
+def _mistakes(labels, predicted, confidence, image_paths, texts) -> list[dict]:
+    """Collect the wrong answers given with the highest probability; of images, those that can still be read."""
     found = []
     for index in np.argsort(-confidence, kind="stable"):
         if len(found) == MAX_MISTAKES:
             break
-        if predicted[index] != labels[index] and (picture := _thumbnail(image_paths[index])):
-            answer = {"true": labels[index], "predicted": predicted[index], "probability": confidence[index]}
+        if predicted[index] == labels[index]:
+            continue
+        answer = {"true": labels[index], "predicted": predicted[index], "probability": confidence[index]}
+        if image_paths is None:
+            found.append({"text": _short(texts[index]), **answer})
+        elif picture := _thumbnail(image_paths[index]):
             found.append({"picture": picture, "name": Path(image_paths[index]).name, **answer})
     return found
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= MAX_CHARACTERS else text[:MAX_CHARACTERS] + " ..."
+
+
+def _read(explanation) -> dict:
+    """Turn a TextExplanation into what the template shows."""
+    moved = []
+    for one in explanation.moved:
+        largest = max((abs(change) for _, change in one["words"]), default=0) or 1.0
+        words = [
+            {"word": word, "change": change, "strength": round(abs(change) / max(largest, 0.05), 2)}
+            for word, change in one["words"]
+        ]
+        moved.append({**one, "words": words, "rest": _short(one["rest"])})
+    return {
+        "reliability": _reliability_plot(explanation.reliability),
+        "lengths": _length_plot(explanation.lengths),
+        "by_length": explanation.by_length,
+        "moved": moved,
+    }
+
+
+def _length_plot(lengths: np.ndarray) -> str:
+    figure = Figure(figsize=(5.6, 2.6), layout="constrained")
+    axes = figure.subplots()
+    axes.hist(lengths, bins=min(40, max(5, int(np.ptp(lengths)) + 1)), color="#2563a8")
+    axes.set_xlabel("tokens")
+    axes.set_ylabel("test texts")
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    return _png(figure)
 
 
 def _explained(explanation) -> dict:

@@ -52,27 +52,26 @@ def devices(mirrored: bool) -> contextlib.AbstractContextManager:
 
 
 class DiscriminativeAdamW(keras.optimizers.Adam):
-    """AdamW whose backbone learns more slowly than its head (discriminative fine-tuning, arXiv:1801.06146).
+    """AdamW whose layers learn at rates of their own (discriminative fine-tuning, arXiv:1801.06146).
 
     Decay is decoupled (arXiv:1711.05101; done here, since the decay of Keras knows only one learning rate) and
     leaves vectors alone: biases and normalisation parameters.
 
     Args:
-        slow: the variables that learn at `slow_factor` times the learning rate.
-        slow_factor: below 1.
+        slower: pairs of variables and the share of the learning rate at which they learn.
         weight_decay: share of a weight that is removed at each step, times the learning rate.
         **arguments: as for keras.optimizers.Adam.
     """
 
-    def __init__(self, *, slow=(), slow_factor: float = 1.0, weight_decay: float = 0.0, **arguments):
+    def __init__(self, *, slower=(), weight_decay: float = 0.0, **arguments):
         super().__init__(**arguments)
-        self._slow_ids = {id(variable) for variable in slow}
-        self._slow_factor, self._decay = slow_factor, weight_decay
+        self._factor_of = {id(variable): factor for variables, factor in slower for variable in variables}
+        self._decay = weight_decay
         self._factors: list[float] = []
 
     def build(self, variables):
         super().build(variables)
-        self._factors = [self._slow_factor if id(variable) in self._slow_ids else 1.0 for variable in variables]
+        self._factors = [self._factor_of.get(id(variable), 1.0) for variable in variables]
 
     def update_step(self, gradient, variable, learning_rate):
         rate = learning_rate * self._factors[self._get_variable_index(variable)]

@@ -58,7 +58,7 @@ def fit(path: Path | None, *, killed_at: int | None = None, patience: int | None
         validation=tf.data.Dataset.from_tensor_slices((INPUTS, TARGETS)).batch(64),
         optimizer=training.DiscriminativeAdamW(
             learning_rate=training.warmup_cosine(rate, EPOCHS * STEPS), weight_decay=0.1,
-            slow=model.layers[1].variables, slow_factor=0.3,
+            slower=[(model.layers[1].variables, 0.3)],
         ),
         callbacks=[keras.callbacks.LambdaCallback(on_train_batch_begin=count)], save_every=save_every,
     )  # fmt: skip

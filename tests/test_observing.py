@@ -149,7 +149,7 @@ def train(mirrored, width):
         outputs = keras.layers.Dense(3, activation="softmax")(keras.layers.Dense(width, activation="relu")(inputs))
         model = keras.Model(inputs, outputs)
         optimizer = training.DiscriminativeAdamW(
-            learning_rate=1e-2, weight_decay=0.1, slow=model.layers[1].variables, slow_factor=0.1
+            learning_rate=1e-2, weight_decay=0.1, slower=[(model.layers[1].variables, 0.1)]
         )
         training.fit_stage(
             model, lambda epoch, step: data.batch(16).repeat(), stage="toy", epochs=3, steps=4,

@@ -227,7 +227,7 @@ def test_no_test_images_and_no_mistakes(tmp_path):
 
 
 def test_inputs_that_do_not_belong_together_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="3 paths"):
+    with pytest.raises(ValueError, match="3 examples"):
         _report(tmp_path, image_paths=["a"] * 3)
     with pytest.raises(ValueError, match="3 class names"):
         _report(tmp_path, probabilities=np.ones((4, 2)), class_names=["a", "b", "c"])

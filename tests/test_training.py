@@ -27,7 +27,7 @@ def test_slow_variables_learn_at_their_share_of_the_rate():
     """Adam's first step moves every weight by the learning rate, whatever the gradient: an exact check."""
     model = two_layers()
     slow = model.get_layer("slow")
-    optimizer = training.DiscriminativeAdamW(learning_rate=0.01, slow=slow.variables, slow_factor=0.1, epsilon=1e-12)
+    optimizer = training.DiscriminativeAdamW(learning_rate=0.01, slower=[(slow.variables, 0.1)], epsilon=1e-12)
     model.compile(optimizer, "categorical_crossentropy", jit_compile=False)
     before = [np.array(w) for w in model.get_weights()]
     model.train_on_batch(*data())
@@ -38,7 +38,7 @@ def test_slow_variables_learn_at_their_share_of_the_rate():
 def test_weight_decay_is_decoupled_scaled_and_leaves_vectors_alone():
     model = two_layers()
     slow = model.get_layer("slow")
-    optimizer = training.DiscriminativeAdamW(learning_rate=0.1, slow=slow.variables, slow_factor=0.5, weight_decay=0.2)
+    optimizer = training.DiscriminativeAdamW(learning_rate=0.1, slower=[(slow.variables, 0.5)], weight_decay=0.2)
     optimizer.build(model.trainable_variables)
     zeros = [keras.ops.zeros_like(v) for v in model.trainable_variables]
     head = model.get_layer("head").get_weights()[0]

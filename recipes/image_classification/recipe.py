@@ -207,8 +207,7 @@ def fine_tune(source: Source, model: keras.Model, data: ImageSet, config: Config
         optimizer = training.DiscriminativeAdamW(
             learning_rate=training.warmup_cosine(config.learning_rate, epochs * steps),
             weight_decay=config.weight_decay,
-            slow=() if scratch else trained_source.backbone.variables,
-            slow_factor=config.backbone_factor,
+            slower=() if scratch else [(trained_source.backbone.variables, config.backbone_factor)],
         )
         history = training.fit_stage(
             trained, batches_from, stage=stage, epochs=epochs, steps=steps, validation=validation,

@@ -1,0 +1,118 @@
+"""What a report says of a classifier of texts beyond the score: long texts, and the words that moved an answer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from common import calibration
+from common.data.text_sets import TextSet
+
+_SHOWN = 6  # wrong answers whose words are looked at, and as many right ones
+_WORDS = 60  # of a longer text only the first ones are left out in turn
+_BINS = 5
+
+
+@dataclass(frozen=True)
+class TextExplanation:
+    """What was found out about a finished classifier of texts.
+
+    Attributes:
+        numbers: for metrics.json: "calibration" and "lengths".
+        reliability: rows of `calibration.reliability` for the test part.
+        lengths: number of tokens of each test text, int [n].
+        by_length: rows of "from", "to" (tokens), "texts", "accuracy", from short to long.
+        moved: one dict each: text, true, predicted, probability, words: [(word with the space behind it, change)],
+            the probability that the answer loses without the word.
+        sentences: findings in plain words.
+    """
+
+    numbers: dict
+    reliability: list[dict]
+    lengths: np.ndarray
+    by_length: list[dict]
+    moved: list[dict]
+    sentences: tuple[str, ...]
+
+
+def explain_texts(
+    predict: Callable[[Sequence[str]], np.ndarray], data: TextSet, *, lengths: np.ndarray, cut: int, max_length: int,
+    probabilities: np.ndarray, val_probabilities: np.ndarray, applied_temperature: float | None,
+) -> TextExplanation:  # fmt: skip
+    """Look behind the score of a classifier of texts.
+
+    Args:
+        predict: texts to probabilities, float32 [n, classes].
+        data: the texts.
+        lengths: tokens of each test text.
+        cut: how many of the test texts lost their end.
+        max_length: tokens that are read.
+        probabilities: of the test part, as exported.
+        val_probabilities: of the validation part, before any temperature.
+        applied_temperature: the one built into the model; None where there is none.
+
+    Returns:
+        The TextExplanation.
+    """
+    labels, right = data.test.labels, probabilities.argmax(axis=1) == data.test.labels
+    by_length = _by_length(lengths, right)
+    numbers = {
+        "calibration": calibration.with_and_without_temperature(
+            data.val.labels, val_probabilities, labels, probabilities, applied_temperature
+        ),
+        "lengths": {"median": int(np.median(lengths)), "longest": int(lengths.max()), "cut": cut,
+                    "max_length": max_length, "by_length": by_length},
+    }  # fmt: skip
+    sentences = list(calibration.sentences(numbers["calibration"]))
+    if cut:
+        sentences.append(
+            f"{cut} of {len(labels)} test texts are longer than {max_length} tokens and lost their end; raise "
+            f"--max-length, or read them in pieces: --long-text windows."
+        )
+    return TextExplanation(
+        numbers=numbers,
+        reliability=calibration.reliability(labels, probabilities),
+        lengths=lengths,
+        by_length=by_length,
+        moved=_moved(predict, data, probabilities, right),
+        sentences=tuple(sentences),
+    )
+
+
+def _by_length(lengths: np.ndarray, right: np.ndarray) -> list[dict]:
+    """Return the accuracy of about equally many texts each, from short to long."""
+    edges = np.unique(np.quantile(lengths, np.linspace(0, 1, _BINS + 1)[1:], method="higher"))
+    rows, below = [], 0
+    for edge in edges:
+        chosen = (lengths > below) & (lengths <= edge)
+        rows.append({"from": int(lengths[chosen].min()), "to": int(edge), "texts": int(chosen.sum()),
+                     "accuracy": float(right[chosen].mean())})  # fmt: skip
+        below = edge
+    return rows
+
+
+def _moved(predict, data: TextSet, probabilities: np.ndarray, right: np.ndarray) -> list[dict]:
+    """Leave out each word in turn (occlusion, arXiv:1612.08220) of the surest wrong and right answers."""
+    surest = np.argsort(-probabilities.max(axis=1), kind="stable")
+    chosen = [*surest[~right[surest]][:_SHOWN], *surest[right[surest]][:_SHOWN]]
+    words = {i: re.findall(r"\S+\s*", data.test.texts[i])[:_WORDS] for i in chosen}
+    rests = {i: data.test.texts[i][sum(map(len, words[i])) :] for i in chosen}
+    without = [
+        "".join(words[i][:n] + words[i][n + 1 :]) + rests[i] or " " for i in chosen for n in range(len(words[i]))
+    ]
+    said = predict(without) if without else np.zeros((0, probabilities.shape[1]))
+    found, at = [], 0
+    for i in chosen:
+        best, count = int(probabilities[i].argmax()), len(words[i])
+        changes = probabilities[i, best] - said[at : at + count, best]
+        at += count
+        found.append(
+            {"text": data.test.texts[i], "true": data.class_names[data.test.labels[i]],
+             "predicted": data.class_names[best], "probability": float(probabilities[i, best]),
+             "words": [(word, float(change)) for word, change in zip(words[i], changes, strict=True)],
+             "rest": rests[i]}
+        )  # fmt: skip
+    return found
