@@ -13,7 +13,7 @@ demo: .venv/installed
 	@echo "  serving           python -m recipes serve runs/demo"
 
 test: .venv/installed
-	$(RUN) -m pytest -m "not slow and not network"
+	$(RUN) -m pytest -n 2 --dist loadfile -m "not slow and not network"
 
 test-all: .venv/installed
 	$(RUN) -m pytest -m "not network"

@@ -11,10 +11,13 @@ from matplotlib.figure import Figure
 
 from common.data.image_sets import ImageSet
 from common.data.labelled import PARTS
+from common.data.text_sets import TextSet
+from common.data.texts import Tokens
+from common.runs import write_atomically
 
 
-def describe_counts(data: ImageSet) -> str:
-    """Return a table of the pictures of each class in each part, and what was skipped and why."""
+def describe_counts(data: ImageSet | TextSet) -> str:
+    """Return a table of the examples of each class in each part, and what was skipped and why."""
     counts = {part: np.bincount(getattr(data, part).labels, minlength=len(data.class_names)) for part in PARTS}
     width = max(5, *(len(name) for name in data.class_names))
     lines = [f"  {'class':{width}}  {'train':>7}{'val':>7}{'test':>7}"]
@@ -54,6 +57,28 @@ def write_sample_grid(path: Path, images: np.ndarray, titles: Sequence[str], col
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)
     return path
+
+
+def write_sample_texts(
+    path: Path, data: TextSet, tokens: Tokens, vocabulary: Sequence[str] | None, count: int = 24
+) -> Path:
+    """Write training texts with the tokens that the encoder gets of them.
+
+    Args:
+        path: text file to write.
+        data: the texts.
+        tokens: of the training part.
+        vocabulary: the token of each id; None writes the ids.
+        count: texts at most.
+
+    Returns:
+        The path.
+    """
+    lines = []
+    for number in range(min(count, len(data.train))):
+        shown = [vocabulary[token] if vocabulary else str(token) for token in tokens.ids[number]]
+        lines += [f"{data.class_names[data.train.labels[number]]}: {data.train.texts[number]}", " ".join(shown), ""]
+    return write_atomically(path, lambda partial: partial.write_text("\n".join(lines), encoding="utf-8"))
 
 
 def median_seconds(call: Callable[[], object], repeats: int = 3) -> float:

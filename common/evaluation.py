@@ -95,7 +95,7 @@ def findings(labels: np.ndarray, ours: np.ndarray, baselines: dict[str, np.ndarr
     Args:
         labels: true classes, int [n].
         ours: probabilities of the model that is exported, float [n, classes].
-        baselines: the same for each baseline: `scratch`, `frozen`.
+        baselines: the same for each baseline: `scratch`, `frozen`, and of texts `words`, `vectors`.
 
     Returns:
         Sentences; one that begins with "Negative transfer" where a random start did better.
@@ -115,6 +115,8 @@ def findings(labels: np.ndarray, ours: np.ndarray, baselines: dict[str, np.ndarr
             text = f"The pretrained source brings nothing here: training from scratch is at least as good, by {points}."
         elif name == "scratch":
             text = f"The pretrained source gains {points} over training from scratch."
+        elif name in _WITHOUT_A_NETWORK:
+            text = _beside_words(_ROWS[name], gain, low, high, points)
         elif low > 0:
             text = f"Fine-tuning gains {points} over the frozen source with a linear head."
         elif gain < 0 and high < 0:
@@ -127,6 +129,15 @@ def findings(labels: np.ndarray, ours: np.ndarray, baselines: dict[str, np.ndarr
     return sentences
 
 
+def _beside_words(baseline: str, gain: float, low: float, high: float, points: str) -> str:
+    if low > 0:
+        return f"The network gains {points} over {baseline}."
+    if gain < 0 and high < 0:
+        return f"A network is not needed here: {baseline} is better by {points}, and much cheaper."
+    return f"The network and {baseline} are too close to call: {points}. The words alone are much cheaper."
+
+
+_WITHOUT_A_NETWORK = ("words", "vectors")
 _ROWS = {
     "words": "counted words (TF-IDF)",
     "vectors": "mean of word vectors",

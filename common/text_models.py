@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import keras
 import keras_nlp  # today another name of keras_hub
 
+from common.freezing import TrainableCounts, count_trainable, freeze
 from common.text_sources import TextSource
 
 
@@ -49,3 +52,69 @@ def build_classifier(encoder: keras.Model, classes: int, dropout: float) -> kera
     dropped = keras.layers.Dropout(dropout, dtype="float32", name="dropout")(encoder.output)
     probabilities = keras.layers.Dense(classes, activation="softmax", dtype="float32", name="head")(dropped)
     return keras.Model(encoder.input, probabilities, name="classifier")
+
+
+def unfreeze(model: keras.Model, backbone: keras.Model, *, tables: bool) -> TrainableCounts:
+    """Let an encoder learn, but for what nothing reads.
+
+    Args:
+        model: the whole model; compile it after this call.
+        backbone: of its source.
+        tables: whether the vectors of the tokens learn too. They are half of a small BERT, each text touches a few
+            of them, and without them a step takes less time and memory.
+
+    Returns:
+        What trains, ready to print.
+    """
+    freeze(model, backbone, "all")
+    for layer in backbone._flatten_layers(include_self=False):
+        if layer.name == "pooled_dense" or (isinstance(layer, keras.layers.Embedding) and not tables):
+            layer.trainable = False
+    return count_trainable(model)
+
+
+def layers_by_depth(backbone: keras.Model) -> list[list[keras.Variable]]:
+    """Return the variables of each encoder layer from the last to the first, and then those of the embeddings."""
+    numbered = [layer for layer in backbone.layers if re.search(r"_\d+$", layer.name) and layer.weights]
+    inside = {id(variable) for layer in numbered for variable in layer.weights}
+    rest = [variable for variable in backbone.weights if id(variable) not in inside]
+    return [*(layer.weights for layer in reversed(numbered)), rest]
+
+
+def add_adapters(model: keras.Model, backbone: keras.Model, rank: int) -> TrainableCounts:
+    """Freeze an encoder and give its attention small matrices that learn instead (LoRA, arXiv:2106.09685).
+
+    Args:
+        model: the whole model; its head trains. Compile it after this call.
+        backbone: of its source, one of KerasHub.
+        rank: width of the matrices beside the query and value projections.
+
+    Returns:
+        What trains, ready to print.
+    """
+    freeze(model, backbone, "frozen")
+    backbone.enable_lora(rank)
+    model.compiled = False
+    return count_trainable(model)
+
+
+def merge_adapters(adapted: keras.Model, plain: keras.Model) -> None:
+    """Copy the weights of a model with adapters into one without, the adapters added to what they stand beside.
+
+    Args:
+        adapted: as `add_adapters` left it, trained.
+        plain: the same architecture.
+    """
+    pairs = zip(adapted._flatten_layers(), plain._flatten_layers(), strict=True)
+    for old, new in pairs:
+        if getattr(old, "lora_enabled", False):
+            new.kernel.assign(old.kernel)  # Keras adds the adapter when the kernel is read
+            if new.bias is not None:
+                new.bias.assign(old.bias)
+        else:  # only what is its own: of a layer made of layers, those inside have their turn
+            for target, source in zip(_own_weights(new), _own_weights(old), strict=True):
+                target.assign(source)
+
+
+def _own_weights(layer: keras.layers.Layer) -> list[keras.Variable]:
+    return [*layer._trainable_variables, *layer._non_trainable_variables]

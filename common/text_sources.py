@@ -13,7 +13,7 @@ import keras_nlp  # today another name of keras_hub, and the one under which tex
 from common.errors import UserError
 from common.fetching import fetch_entry
 from common.presets import preset_error, preset_folder
-from common.specs import SourceSpec, parse_source
+from common.specs import BUNDLED_FOLDER, SourceSpec, parse_source
 from common.wordpiece import WordPiece
 
 
@@ -56,8 +56,8 @@ def load_text_source(text: str, *, random_weights: bool = False) -> TextSource:
     """Load a text model by its spec string.
 
     Args:
-        text: `preset:NAME_OR_FOLDER`, `preset:hf://OWNER/NAME`, or a short name of the catalogue such as `minilm`;
-            `@random` at the end keeps the initial weights.
+        text: `bundled:bert_mini`, `preset:NAME_OR_FOLDER`, `preset:hf://OWNER/NAME`, or a short name of the catalogue
+            such as `minilm`; `@random` at the end keeps the initial weights.
         random_weights: same architecture, initial weights: the from-scratch baseline.
 
     Returns:
@@ -69,12 +69,18 @@ def load_text_source(text: str, *, random_weights: bool = False) -> TextSource:
     spec = parse_source(text)
     if spec.entry and spec.entry.sha256:
         fetch_entry(spec.entry)
-    if spec.kind != "preset":
-        raise UserError(f"--source is not a model of text. Allowed: minilm, preset:NAME_OR_FOLDER. Received: {text!r}.")
+    of_pictures = spec.kind == "bundled" and not (BUNDLED_FOLDER / spec.name / "vocab.txt").exists()
+    if spec.kind not in ("preset", "bundled") or of_pictures:
+        raise UserError(
+            f"--source is not a model of text. Allowed: minilm, bundled:bert_mini, preset:NAME_OR_FOLDER. Received: "
+            f"{text!r}."
+        )
     random_weights = random_weights or spec.random
     name = preset_folder(spec)
     try:
-        backbone = keras_nlp.models.Backbone.from_preset(name, load_weights=not random_weights)
+        # Under our policy: a preset that was saved in float16, to be small, would compute in it.
+        policy = keras.config.dtype_policy()
+        backbone = keras_nlp.models.Backbone.from_preset(name, load_weights=not random_weights, dtype=policy)
         tokenize = _load_tokenizer(name, backbone)
     except UserError:
         raise
@@ -89,16 +95,17 @@ def load_text_source(text: str, *, random_weights: bool = False) -> TextSource:
     max_length = getattr(backbone, "max_sequence_length", None)
     if max_length is None:
         raise UserError(f"The preset is not a model of text: it is a {type(backbone).__name__}. Received: {text!r}.")
-    return TextSource(text, backbone, tokenize, max_length, _card(spec, random_weights))
+    return TextSource(text, backbone, tokenize, max_length, _card(spec, name, random_weights))
 
 
-def _card(spec: SourceSpec, random_weights: bool) -> dict[str, str]:
+def _card(spec: SourceSpec, name: str, random_weights: bool) -> dict[str, str]:
+    own = _read(Path(name) / "card.json")  # of a preset that this project made
     unknown = "see the preset's own page"
-    origin = ", ".join(spec.entry.places) if spec.entry else f"preset {spec.name}"
-    licence = spec.entry.licence if spec.entry else unknown
+    origin = ", ".join(spec.entry.places) if spec.entry and spec.entry.places else f"{spec.kind} {spec.name}"
+    licence = spec.entry.licence if spec.entry else own.get("licence", unknown)
     if random_weights:
         return {"origin": f"{origin}, initial weights", "licence": licence, "data": "none"}
-    return {"origin": origin, "licence": licence, "data": unknown}
+    return {"origin": origin, "licence": licence, "data": own.get("data", unknown)}
 
 
 def _check_bert(config: dict, text: str) -> None:

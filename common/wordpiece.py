@@ -55,6 +55,14 @@ class WordPiece(tf.Module):
         self._starts, self._kinds = tf.constant(starts, tf.int32), tf.constant(kinds, tf.int32)
         self._replaced = _table(np.fromiter(replaced, np.int32), list(replaced.values()), default="")
 
+    def vocabulary(self) -> list[str]:
+        """Return the token of each id."""
+        tokens, ids = (tensor.numpy() for tensor in self._ids.export())  # kept nowhere else: a table saves itself
+        found = [""] * self.size
+        for token, number in zip(tokens, ids, strict=True):
+            found[number] = token.decode()
+        return found
+
     def __call__(self, texts: tf.Tensor) -> tf.RaggedTensor:
         """Tokenize.
 

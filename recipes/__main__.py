@@ -6,7 +6,7 @@ Usage:
     python -m recipes check NAME [flags]        look at the data before training
     python -m recipes run NAME [flags]          train, evaluate, export and prove
     python -m recipes run NAME --resume OUT     go on with a run that was stopped
-    python -m recipes predict RUN FILE...       classify image files with the export of a run
+    python -m recipes predict RUN FILE...       classify image files, or texts, with the export of a run
     python -m recipes serve RUN                 answer over HTTP and gRPC, as TensorFlow Serving would
     python -m recipes convert RUN --to FORM     the export of a run as LiteRT (float or --int8) or ONNX, proved again
     python -m recipes compare RUN RUN...        finished runs side by side

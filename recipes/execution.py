@@ -69,19 +69,20 @@ def _lost_picture(error: Exception) -> str:
 
 
 def predict(arguments: list[str]) -> int:
-    """Classify image files with the newest export of a run, through its serving signature."""
+    """Classify image files or texts with the newest export of a run, through its serving signature."""
     parser = argparse.ArgumentParser(prog="python -m recipes predict", description=predict.__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="the folder that a run wrote (its --out)")
-    parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="image files")
+    parser.add_argument("inputs", nargs="+", metavar="FILE_OR_TEXT", help="image files, or texts")
     parser.add_argument("--json", action="store_true", help="one JSON object a line, with all probabilities")
     parser.add_argument("--name", help="which export, when the run holds several")
     options = parser.parse_args(arguments)
     export = newest_export(options.run, options.name)
-    absent = [str(file) for file in options.files if not file.is_file()]
-    if absent:
-        shown = ", ".join(absent[:5]) + (" …" if len(absent) > 5 else "")
-        raise UserError(f"{len(absent)} of {len(options.files)} are not files: {shown}. Name image files.")
+    from common.data.image_rows import PICTURE_SUFFIXES  # here: it imports numpy, and `list` does without
 
+    absent = [name for name in options.inputs if Path(name).suffix.lower() in PICTURE_SUFFIXES and not _is_file(name)]
+    if absent:  # told before the seconds of importing TensorFlow
+        shown = ", ".join(absent[:5]) + (" …" if len(absent) > 5 else "")
+        raise UserError(f"{len(absent)} of {len(options.inputs)} are not files: {shown}. Name image files.")
     with quiet_tensorflow():
         import tensorflow as tf
 
@@ -94,11 +95,16 @@ def predict(arguments: list[str]) -> int:
     signature = loaded.signatures.get("serving_default")
     takes = signature.structured_input_signature[1] if signature else {}
     gives = signature.structured_outputs if signature else {}
-    if "image" not in takes or not {"label", "probabilities", "class_names"} <= set(gives):
+    if takes.keys() - {"image", "text"} or not {"label", "probabilities", "class_names"} <= set(gives):
         raise UserError(
-            f"{export} is no image classifier: it takes {', '.join(takes) or 'nothing'} and gives "
-            f"{', '.join(gives) or 'nothing'}. predict needs the export of an image classification run."
+            f"{export} is no classifier of images or texts: it takes {', '.join(takes) or 'nothing'} and gives "
+            f"{', '.join(gives) or 'nothing'}. predict needs the export of a classification run."
         )
+    if "text" in takes:
+        return _predict_texts(signature, options.inputs, options.json)
+    files = [Path(name) for name in options.inputs]
+    if absent := [name for name in options.inputs if not _is_file(name)]:
+        raise UserError(f"{absent[0][:200]!r} is no file; this model takes image files.")
 
     def classify(contents: list[bytes]) -> list[dict[str, Any] | str]:
         """One answer a file; a text instead says why that file has none."""
@@ -112,10 +118,10 @@ def predict(arguments: list[str]) -> int:
         return [_answer(outputs, row) for row in range(len(contents))]
 
     failed = 0
-    for start in range(0, len(options.files), PREDICT_BATCH):
+    for start in range(0, len(files), PREDICT_BATCH):
         answers: list[tuple[Path, dict[str, Any] | str]] = []
         readable: list[tuple[Path, bytes]] = []
-        for file in options.files[start : start + PREDICT_BATCH]:
+        for file in files[start : start + PREDICT_BATCH]:
             try:
                 content = file.read_bytes()
             except OSError as problem:
@@ -137,6 +143,29 @@ def predict(arguments: list[str]) -> int:
             else:
                 print(f"{file}  {answer['label']}  {answer['probability']:.4f}")
     return 1 if failed else 0
+
+
+def _is_file(name: str) -> bool:
+    try:
+        return Path(name).is_file()
+    except (OSError, ValueError):  # a text is too long for a name, or holds what no name may
+        return False
+
+
+def _predict_texts(signature, texts: list[str], as_json: bool) -> int:
+    import tensorflow as tf
+
+    for start in range(0, len(texts), PREDICT_BATCH):
+        some = texts[start : start + PREDICT_BATCH]
+        said = signature(text=tf.constant([text.encode("utf-8", "replace") for text in some]))
+        outputs = {name: value.numpy() for name, value in said.items()}
+        for row, text in enumerate(some):
+            answer = _answer(outputs, row)
+            if as_json:
+                print(json.dumps({"text": text, **answer}, ensure_ascii=False))
+            else:
+                print(f"{text!r}  {answer['label']}  {answer['probability']:.4f}")
+    return 0
 
 
 def newest_export(run: Path, name: str | None) -> Path:

@@ -300,9 +300,10 @@ def test_one_waits_for_those_who_are_coming():
 
 
 def test_a_bad_neighbour_in_a_batch_spoils_nobody_elses_answer():
-    started = threading.Event()
+    started, asked = threading.Event(), []
 
     def run(inputs):
+        asked.append(len(inputs["x"]))
         started.wait(5)
         if (inputs["x"] < 0).any():
             raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "negative")
@@ -310,7 +311,9 @@ def test_a_bad_neighbour_in_a_batch_spoils_nobody_elses_answer():
 
     batcher = Batcher(run, BatchingParameters(num_batch_threads=1), lambda: 0)
     with ThreadPoolExecutor(8) as pool:
-        futures = [pool.submit(batcher, {"x": np.array([n])}) for n in (0, 1, -2, 3, 4)]
+        futures = [pool.submit(batcher, {"x": np.array([0])})]
+        wait_until(lambda: asked == [1])  # the only thread is busy; the others gather
+        futures += [pool.submit(batcher, {"x": np.array([n])}) for n in (1, -2, 3, 4)]
         wait_until(lambda: len(batcher._queue) == 4)
         started.set()
         for n, future in zip((0, 1, -2, 3, 4), futures, strict=True):

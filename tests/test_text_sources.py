@@ -9,9 +9,14 @@ import keras
 import keras_hub
 import numpy as np
 import pytest
+import tensorflow as tf
 from safetensors.numpy import save_file
 
+from common.catalogue import CATALOGUE
+from common.data.texts import tokens_of_batch
 from common.errors import UserError
+from common.specs import BUNDLED_FOLDER
+from common.text_models import build_encoder
 from common.text_sources import BertBackbone, load_text_source
 from common.wordpiece import WordPiece
 
@@ -116,3 +121,16 @@ def test_damaged_folders_are_refused(file, folder):
     (folder / file).write_bytes((folder / file).read_bytes()[:50])
     with pytest.raises(UserError, match="The preset cannot be loaded"):
         load_text_source(f"preset:{folder}")
+
+
+def test_bundled_encoders_load_with_their_cards():
+    names = sorted(path.parent.name for path in BUNDLED_FOLDER.glob("*/vocab.txt"))
+    assert names
+    for name in names:
+        source = load_text_source(f"bundled:{name}")
+        inputs = tokens_of_batch(source.tokenize, tf.constant([b"a joy to read", b"an awful film"]), 16)
+        vectors = np.asarray(build_encoder(source)(inputs, training=False))
+        assert np.isfinite(vectors).all() and np.abs(vectors[0] - vectors[1]).max() > 1e-2
+        assert {v.dtype for v in source.backbone.weights} == {"float32"}  # saved in float16, to be small
+        assert source.backbone.count_params() == CATALOGUE[name].parameters
+        assert "research" in source.card["licence"]

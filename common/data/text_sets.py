@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -134,6 +134,22 @@ def load_text_set(
     texts = np.array([row.text for row in kept], dtype=object)
     parts = {part: TextExamples(texts[indices], split.labels[indices]) for part, indices in split.indices.items()}
     return TextSet(data, split.class_names, **parts, skipped=tuple(skipped), merged=merged)
+
+
+def draw_shots(data: TextSet, shots: int, seed: int) -> TextSet:
+    """Return the set with this many training texts of each class, drawn by the seed; the other parts stay.
+
+    Raises:
+        UserError: a class has fewer.
+    """
+    rng, chosen = np.random.default_rng(seed), []
+    for number, name in enumerate(data.class_names):
+        places = np.nonzero(data.train.labels == number)[0]
+        if len(places) < shots:
+            raise UserError(f"--shots {shots}: the class {name!r} has {len(places)} training texts.")
+        chosen.append(rng.permutation(places)[:shots])
+    places = np.sort(np.concatenate(chosen))
+    return replace(data, train=TextExamples(data.train.texts[places], data.train.labels[places]))
 
 
 def _why_unusable(row: TextRow) -> str:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import keras
 import numpy as np
 import tensorflow as tf
+
+from common.progress import ProgressLine
 
 _MULTIPLE = 8  # batches are padded to a multiple of this: few different shapes, and registers are full
 _SORTED_TOGETHER = 50  # batches; texts are sorted by length within that many, and shuffled beyond
@@ -160,16 +163,22 @@ def validation_batches(tokens: Tokens, targets: np.ndarray, batch_size: int = 64
             yield tokens.batch(indices), targets[indices]
 
     specs = (INPUTS, tf.TensorSpec((None, targets.shape[1]), tf.float32))
-    return tf.data.Dataset.from_generator(generate, output_signature=specs).prefetch(8)
+    batches = tf.data.Dataset.from_generator(generate, output_signature=specs)
+    return batches.apply(tf.data.experimental.assert_cardinality(-(-len(tokens) // batch_size))).prefetch(8)
 
 
-def run_on_tokens(model: Callable, tokens: Tokens, batch_size: int = 64) -> np.ndarray:
-    """Return what a model says of each text, in the order of the texts, float32 [n, width]."""
-    answers = None
-    ask = tf.function(lambda inputs: model(inputs, training=False), input_signature=[INPUTS])
+def run_on_tokens(model: keras.Model, tokens: Tokens, batch_size: int = 64, title: str = "") -> np.ndarray:
+    """Return what a model says of each text, in the order of the texts, float32 [n, width]; show how far it is."""
+    answers, done = None, 0
+    progress = ProgressLine(title, len(tokens)) if title else None
     for indices in batches_by_length(tokens, batch_size):
-        said = ask({name: tf.constant(array) for name, array in tokens.batch(indices).items()}).numpy()
+        said = model.predict_on_batch(tokens.batch(indices))
         if answers is None:
             answers = np.zeros((len(tokens), said.shape[-1]), np.float32)
         answers[indices] = said
+        done += len(indices)
+        if progress:
+            progress.update(done)
+    if progress:
+        progress.close()
     return answers

@@ -13,7 +13,7 @@ from tensorflow_serving.apis.regression_pb2 import RegressionResult
 
 from common.serving.json_tensors import decode_base64, is_base64, shown
 from common.serving.refusals import invalid
-from common.serving.servables import Servable, Signature
+from common.serving.servables import Servable
 
 METHODS = {"classify": "tensorflow/serving/classify", "regress": "tensorflow/serving/regress"}
 _FLOAT_LARGEST = float(np.finfo(np.float32).max)
@@ -80,7 +80,7 @@ def _kind(name: str, value: Any) -> str:
     raise invalid(f"Feature: {name} has element with unexpected JSON type: {shown(value)}")
 
 
-def _serialized(request: Input, method: str) -> np.ndarray:
+def _serialized(request: Input) -> np.ndarray:
     """Return each example of a request as bytes, its context included."""
     kind = request.WhichOneof("kind")
     if kind == "example_list_with_context":
@@ -96,9 +96,8 @@ def _serialized(request: Input, method: str) -> np.ndarray:
     return array
 
 
-def _ask(
-    servable: Servable, signature_name: str, request: Input, method: str, word: str
-) -> tuple[Signature, dict, int]:
+def _ask(servable: Servable, signature_name: str, request: Input, method: str, word: str) -> tuple[dict, int]:
+    """Return the outputs of a signature for examples, and how many examples there are."""
     signature = servable.signature(signature_name)
     if signature.definition.method_name != METHODS[method]:
         others = [key for key, one in servable.signatures.items() if one.definition.method_name == METHODS[method]]
@@ -107,8 +106,8 @@ def _ask(
             f"Expected {word} signature method_name to be {METHODS[method]}. Was: "
             f"{signature.definition.method_name}. {theirs}"
         )
-    examples = _serialized(request, method)
-    return signature, servable.predict(signature, {"inputs": examples}), len(examples)
+    examples = _serialized(request)
+    return servable.predict(signature, {"inputs": examples}), len(examples)
 
 
 def classify(servable: Servable, signature_name: str, request: Input) -> ClassificationResult:
@@ -117,7 +116,7 @@ def classify(servable: Servable, signature_name: str, request: Input) -> Classif
     Raises:
         Refusal: the signature is not for this, or the examples do not fit it.
     """
-    _, outputs, count = _ask(servable, signature_name, request, "classify", "classification")
+    outputs, count = _ask(servable, signature_name, request, "classify", "classification")
     labels, scores = outputs.get("classes"), outputs.get("scores")
     given = [array for array in (labels, scores) if array is not None]
     if not given or any(array.ndim != 2 or len(array) != count for array in given):
@@ -140,7 +139,7 @@ def regress(servable: Servable, signature_name: str, request: Input) -> Regressi
     Raises:
         Refusal: as for `classify`.
     """
-    _, outputs, count = _ask(servable, signature_name, request, "regress", "regression")
+    outputs, count = _ask(servable, signature_name, request, "regress", "regression")
     values = outputs["outputs"]
     if values.shape not in ((count,), (count, 1)):
         raise invalid(

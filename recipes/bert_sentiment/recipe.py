@@ -1,0 +1,368 @@
+"""Tell what texts say: from a table of labelled sentences to a proven SavedModel that takes raw strings.
+
+    python -m recipes run bert_sentiment                             # demo reviews
+    python -m recipes run bert_sentiment --data csv:REVIEWS.csv --source minilm --out runs/mine
+
+REVIEWS.csv has the columns text and label; any number of labels. A pretrained encoder reads every text once and a
+linear head learns from what it said (frozen); then, by --method, the encoder learns too: all of it (finetune), from a
+handful of examples by telling pairs apart (fewshot), or through small adapters (lora). The report sets the result
+beside the frozen encoder and beside counted words. The SavedModel takes UTF-8 strings, gives labels, and has been
+proved in a fresh process to answer as evaluated.
+
+What to expect, measured, with commands and machine: `python -m recipes show bert_sentiment`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil, inf
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from common import calibration, checking, exporting, features, freezing, observing, runs, training
+from common.concluding import conclude
+from common.contrastive import tune_on_pairs
+from common.data import texts as batches
+from common.data.labelled import PARTS
+from common.data.text_rows import Columns
+from common.data.text_sets import DATA_KINDS, TextSet, draw_shots, load_text_set
+from common.progress import format_seconds
+from common.serving.files import write_serving_files
+from common.specs import check_choice, check_installed, check_range, parse_data, parse_list, parse_source
+from common.text_explaining import explain_texts
+from common.text_models import add_adapters, build_classifier, build_encoder, layers_by_depth, merge_adapters, unfreeze
+from common.text_sources import TextSource, load_text_source
+from common.word_baselines import tfidf_probabilities, word_vector_probabilities
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of bert_sentiment."""
+
+    data: str = "demo"
+    """Texts: demo, csv:PATH, tsv:PATH, jsonl:PATH (text,label[,split]), folder:PATH or tfds:NAME."""
+    text_column: str = "text"
+    """Column that holds the texts; a place (1, 2 ...) in a table without a line of names."""
+    label_column: str = "label"
+    """Column that holds the labels; a place (1, 2 ...) in a table without a line of names."""
+    encoding: str = "utf-8"
+    """Of the files: utf-8, latin-1 ..."""
+    source: str = "bundled:bert_mini"
+    """Pretrained encoder: bundled:bert_mini, minilm (better, fetched), preset:NAME_OR_FOLDER, preset:hf://OWNER/NAME."""
+    out: str = "runs/bert_sentiment"
+    """Folder for everything this run writes."""
+    resume: str | None = None
+    """Go on with the run that was stopped in this folder, with its settings; no other flag is needed."""
+    save_every: float = 30.0
+    """Seconds between checkpoints: a killed run loses no more than that."""
+    method: str = "finetune"
+    """What learns: frozen (a head only, seconds), finetune (all), fewshot (pairs, for some dozens of texts), lora."""
+    max_length: int = 128
+    """Tokens that are read of a text; the end of a longer one is lost. Time grows with it only where texts are long."""
+    epochs: int | None = None
+    """Fine-tuning passes; the default is 3, and more for few texts."""
+    batch_size: int = 32
+    """Texts in a fine-tuning step."""
+    learning_rate: float = 1e-4
+    """Peak learning rate of the encoder's last layer; it warms up, then falls along a cosine."""
+    layer_decay: float = 0.9
+    """Each layer learns at this share of the rate of the one above: less of it keeps more of what they know."""
+    head_rate: float = 1e-3
+    """Peak learning rate of the head in fine-tuning."""
+    weight_decay: float = 0.01
+    """Pulls weights towards zero: more of it for fewer texts."""
+    dropout: float = 0.1
+    """Share of the embedding hidden from the head at each fine-tuning step."""
+    label_smoothing: float = 0.0
+    """Share of the target spread over all classes; keeps the model from overconfidence."""
+    gradient_norm: float = 1.0
+    """Longer gradients are shortened to this: no single odd batch throws the encoder off."""
+    pair_steps: int = 60
+    """Steps of --method fewshot."""
+    pair_rate: float = 1e-4
+    """Peak learning rate of --method fewshot."""
+    rank: int = 8
+    """Width of the adapters of --method lora."""
+    class_weights: str = "none"
+    """none, or balanced: rare classes count as much as common ones."""
+    patience: int | None = None
+    """Stop fine-tuning after this many epochs without a better validation result."""
+    baselines: str = "frozen,words"
+    """What the result is set beside: some of frozen, words (TF-IDF), vectors, scratch (as long again), or none."""
+    word_vectors: str | None = None
+    """File of word vectors in the format of GloVe, for the baseline `vectors`."""
+    calibrate: bool = False
+    """Divide the logits by the temperature that fits validation best: probabilities then mean what they say."""
+    explain: bool = True
+    """Show accuracy by length, and the words that moved an answer; takes seconds."""
+    tensorboard: bool = False
+    """Write curves to OUT/tensorboard while training."""
+    mlflow: str | None = None
+    """Log the finished run to this MLflow tracking server or folder."""
+    shots: int | None = None
+    """Train on this many texts of each class, drawn by the seed: what would so few labels give?"""
+    limit: int | None = None
+    """Use at most this many texts of each part: a quick look."""
+    strict: bool = False
+    """Stop at the first text that cannot be used instead of skipping and counting it."""
+    seed: int = 0
+    """Decides initial weights and order; the split depends on the texts alone."""
+
+    def __post_init__(self) -> None:
+        parse_data(self.data, DATA_KINDS)
+        parse_source(self.source)
+        check_choice("--method", self.method, ("frozen", "finetune", "fewshot", "lora"))
+        check_choice("--class-weights", self.class_weights, ("none", "balanced"))
+        parse_list("--baselines", self.baselines, ("frozen", "words", "vectors", "scratch"), alone=("none",))
+        if "vectors" in self.baselines and not self.word_vectors:
+            raise ValueError("--baselines vectors needs a file of word vectors: --word-vectors glove.6B.50d.txt")
+        if self.tensorboard:
+            check_installed("--tensorboard", "tensorboard", "requirements-observe.txt")
+        if self.mlflow:
+            check_installed("--mlflow", "mlflow", "requirements-observe.txt")
+        check_range(self, 1, inf, "batch_size", "rank", "pair_steps", "shots", "limit", "patience")
+        check_range(
+            self, 0, inf, "save_every", "epochs", "learning_rate", "head_rate", "pair_rate", "weight_decay", "seed"
+        )
+        check_range(self, 0, 1, "layer_decay", "dropout", "label_smoothing")
+        check_range(self, 1e-3, inf, "gradient_norm")
+        check_range(self, 4, 100_000, "max_length")
+
+
+def load_data(config: Config) -> TextSet:
+    """Read, check and split the texts."""
+    columns = Columns(config.text_column, config.label_column, encoding=config.encoding)
+    data = load_text_set(config.data, columns=columns, limit=config.limit, strict=config.strict)
+    return draw_shots(data, config.shots, config.seed) if config.shots else data
+
+
+def tokenize(source: TextSource, data: TextSet, config: Config) -> dict[str, batches.Tokens]:
+    """Return the tokens of the texts of each part."""
+    length = min(config.max_length, source.max_length)
+    return {part: batches.tokenize_texts(source.tokenize, getattr(data, part).texts, length) for part in PARTS}
+
+
+def train_head(model: keras.Model, encoder: keras.Model, tokens, data: TextSet, config: Config):
+    """Feature extraction: run the encoder over the texts once and fit the linear head on what it said.
+
+    Returns:
+        (history rows, embeddings of each part).
+    """
+    said = {part: batches.run_on_tokens(encoder, tokens[part], title=f"embeddings of {part}") for part in PARTS}
+    history = features.fit_linear_head(
+        model.get_layer("head"), said["train"][None], data.train.labels, said["val"], data.val.labels,
+        sample_weights=sample_weights(data, config),
+    )  # fmt: skip
+    return history, said
+
+
+def fine_tune(source: TextSource, model: keras.Model, tokens, data: TextSet, config: Config, stage: str = "finetune"):
+    """Train the encoder with its head; from a random start (stage `scratch`) everything, the table of tokens too.
+
+    Returns:
+        (history rows, number of parameters that trained).
+    """
+    scratch = stage == "scratch"
+    if config.method == "lora" and not scratch:
+        counts = add_adapters(model, source.backbone, config.rank)
+    else:
+        counts = unfreeze(model, source.backbone, tables=scratch)
+    print(f"{stage}: {counts}")
+    classes = np.eye(len(data.class_names), dtype=np.float32)
+    epochs, steps = fine_tuning_epochs(data, config), ceil(len(data.train) / config.batch_size)
+
+    def batches_from(epoch, step):
+        return batches.training_batches(
+            tokens["train"], classes[data.train.labels], sample_weights(data, config), config.batch_size,
+            seed=config.seed, first=(epoch, step),
+        )  # fmt: skip
+
+    # The head is new, the last layer nearly right, the first ones right: each learns more slowly than the next.
+    depths = [] if scratch else layers_by_depth(source.backbone)
+    rate = config.learning_rate / config.head_rate
+    optimizer = training.DiscriminativeAdamW(
+        learning_rate=training.warmup_cosine(config.head_rate if not scratch else 5e-4, epochs * steps),
+        weight_decay=config.weight_decay,
+        slower=[(variables, rate * config.layer_decay**depth) for depth, variables in enumerate(depths)],
+        global_clipnorm=config.gradient_norm,
+    )
+    history = training.fit_stage(
+        model, batches_from, stage=stage, epochs=epochs, steps=steps,
+        validation=batches.validation_batches(tokens["val"], classes[data.val.labels]),
+        optimizer=optimizer, loss=keras.losses.CategoricalCrossentropy(label_smoothing=config.label_smoothing),
+        patience=config.patience, start_counts=not scratch, **observed(config, stage),
+    )  # fmt: skip
+    return history, counts.parameters
+
+
+def main(config: Config) -> dict:
+    """Run the whole story: data -> source -> head -> the encoder -> evaluation -> export -> proof -> report."""
+    config = runs.start(config)
+    out = Path(config.out)
+    clock = runs.Stopwatch(out / "checkpoints" / "seconds.json")
+
+    with clock("data"):
+        data = load_data(config)
+    print(f"{config.data}: {data.counts()}, {len(data.class_names)} classes")
+    keras.utils.set_random_seed(config.seed)
+    source = load_text_source(config.source)
+    runs.remember_inputs(out, data.fingerprint())
+    with clock("data"):
+        tokens = tokenize(source, data, config)
+    encoder = build_encoder(source)
+    model = build_classifier(encoder, len(data.class_names), config.dropout)
+    parameters = {
+        "total": model.count_params(),
+        "trainable_head": freezing.freeze(model, source.backbone, "frozen").parameters,
+    }
+
+    with clock("head"):
+        history, said = train_head(model, encoder, tokens, data, config)
+    head = model.get_layer("head")
+    baselines = {"frozen": features.predict_head(head, said["test"])}
+    if config.method == "fewshot":
+        with clock("finetune"):
+            counts = unfreeze(model, source.backbone, tables=False)
+            history += tune_on_pairs(
+                encoder, tokens["train"], data.train.labels,
+                steps=config.pair_steps, learning_rate=config.pair_rate, batch_size=config.batch_size, seed=config.seed,
+            )  # fmt: skip
+            rows, _ = train_head(model, encoder, tokens, data, config)
+        history, parameters["trainable_finetune"] = history + rows, counts.parameters
+    elif config.method != "frozen":
+        with clock("finetune"):
+            rows, parameters["trainable_finetune"] = fine_tune(source, model, tokens, data, config)
+        history += rows
+        if config.method == "lora":
+            source, encoder, model = merged(model, data, config)
+    with clock("evaluate"):
+        val_probabilities = batches.run_on_tokens(model, tokens["val"])
+        temperature = calibration.fit_temperature(data.val.labels, val_probabilities) if config.calibrate else None
+        if temperature:
+            calibration.divide_logits(model.get_layer("head"), temperature)
+        probabilities = batches.run_on_tokens(model, tokens["test"])
+    spent = {}
+    for name, answer in other_baselines(data, tokens, config).items():
+        with clock(f"baseline_{name}"):
+            baselines[name], rows = answer()
+        history += rows
+        spent[name] = clock.report()[f"baseline_{name}"]
+    explanation = None
+    if config.explain:
+        with clock("explain"):
+            explanation = explain_texts(
+                lambda texts: ask(source, model, texts, config), data, lengths=tokens["test"].lengths,
+                cut=tokens["test"].cut, max_length=config.max_length, probabilities=probabilities,
+                val_probabilities=val_probabilities, applied_temperature=temperature,
+            )  # fmt: skip
+
+    with clock("export"):
+        exporting.save_keras_model(model, out / "model.keras")  # to go on training; what follows is to serve
+        version = exporting.export_text_classifier(
+            model, source.tokenize, out / "serving" / "bert_sentiment", data.class_names,
+            max_length=min(config.max_length, source.max_length), examples=list(data.train.texts[:2]),
+        )  # fmt: skip
+        example = str(data.test.texts[0])
+        write_serving_files(out / "serving", "bert_sentiment", input_name="text", example=example)
+        proof = exporting.prove_text_classifier(version, data.test.texts, probabilities, data.class_names)
+
+    seconds = clock.report()
+    spent |= {"frozen": seconds["head"]}
+    metrics = conclude(
+        "bert_sentiment", config, data, probabilities=probabilities,
+        baselines={name: (baselines[name], spent[name]) for name in config.baselines.split(",") if name in baselines},
+        history=history, seconds=seconds, parameters=parameters, proof=proof,
+        export=exporting.size_report(version, model), source_card={"spec": config.source, **source.card},
+        explanation=explanation,
+    )  # fmt: skip
+    if config.mlflow:
+        observing.log_to_mlflow(config.mlflow, "bert_sentiment", config, metrics, history)
+    return metrics
+
+
+def check(config: Config) -> None:
+    """Say what a run would read and how long it would take; train nothing and write one page."""
+    data = load_data(config)
+    print(checking.describe_counts(data))
+    source = load_text_source(config.source)
+    tokens = tokenize(source, data, config)
+    lengths = tokens["train"].lengths
+    print(f"source: {source.card}\n{np.median(lengths):.0f} tokens in the median training text, {lengths.max()} in the "
+          f"longest; {tokens['train'].cut} texts lose their end (--max-length {config.max_length})")  # fmt: skip
+    words = source.tokenize.vocabulary() if hasattr(source.tokenize, "vocabulary") else None
+    page = checking.write_sample_texts(Path(config.out) / "samples.txt", data, tokens["train"], words)
+    print(f"samples as the encoder sees them: {page}")
+
+    encoder = build_encoder(source)
+    model = build_classifier(encoder, len(data.class_names), config.dropout)
+    unfreeze(model, source.backbone, tables=False)
+    model.compile("adam", "categorical_crossentropy", jit_compile=training.use_xla())
+    some = batches.shuffled_by_length(tokens["train"], config.batch_size, (config.seed, 0))[0]
+    inputs, targets = (
+        tokens["train"].batch(some),
+        np.eye(len(data.class_names), dtype="float32")[data.train.labels[some]],
+    )
+    step = checking.median_seconds(lambda: model.train_on_batch(inputs, targets))  # the weights are thrown away
+    look = checking.median_seconds(lambda: encoder.predict_on_batch(inputs)) / len(some)
+    epochs = 0 if config.method == "frozen" else fine_tuning_epochs(data, config)
+    steps = config.pair_steps if config.method == "fewshot" else epochs * ceil(len(data.train) / config.batch_size)
+    seconds = sum(len(part) for part in tokens.values()) * 2 * look + steps * step
+    print(f"estimate: {format_seconds(seconds)} of computing, and half a minute for the export and its proof")
+
+
+# --- small things that the steps above share ----------------------------------------------------------------
+
+
+def ask(source: TextSource, model: keras.Model, texts, config: Config) -> np.ndarray:
+    """Return class probabilities of raw texts, float32 [n, classes]."""
+    length = min(config.max_length, source.max_length)
+    return batches.run_on_tokens(model, batches.tokenize_texts(source.tokenize, texts, length))
+
+
+def merged(model: keras.Model, data: TextSet, config: Config):
+    """Return source, encoder and model as they were built first, with the adapters merged into their weights."""
+    source = load_text_source(config.source)
+    encoder = build_encoder(source)
+    plain = build_classifier(encoder, len(data.class_names), config.dropout)
+    merge_adapters(model, plain)
+    return source, encoder, plain
+
+
+def other_baselines(data: TextSet, tokens, config: Config) -> dict:
+    """Return, for each baseline that takes a training of its own, what gives its (test probabilities, history)."""
+
+    def from_scratch():
+        keras.utils.set_random_seed(config.seed)
+        source = load_text_source(config.source, random_weights=True)
+        model = build_classifier(build_encoder(source), len(data.class_names), config.dropout)
+        rows, _ = fine_tune(source, model, tokens, data, config, stage="scratch")
+        return batches.run_on_tokens(model, tokens["test"]), rows
+
+    known = {
+        "words": lambda: (tfidf_probabilities(data), []),
+        "vectors": lambda: (word_vector_probabilities(data, Path(config.word_vectors).expanduser()), []),
+        "scratch": from_scratch,
+    }
+    return {name: answer for name, answer in known.items() if name in config.baselines.split(",")}
+
+
+def observed(config: Config, stage: str) -> dict:
+    """Return where a stage saves what `--resume` needs, and who watches it."""
+    callbacks = observing.tensorboard_callbacks(Path(config.out), stage) if config.tensorboard else ()
+    checkpoint = Path(config.out) / "checkpoints" / f"{stage}.npz"
+    return {"checkpoint": checkpoint, "save_every": config.save_every, "callbacks": callbacks}
+
+
+def fine_tuning_epochs(data: TextSet, config: Config) -> int:
+    """Return the number of fine-tuning passes: enough steps to learn something, where the texts are few."""
+    steps = ceil(len(data.train) / config.batch_size)
+    return max(3, ceil(60 / steps)) if config.epochs is None else config.epochs
+
+
+def sample_weights(data: TextSet, config: Config) -> np.ndarray:
+    """Return how much each training text counts, float32 [n]."""
+    if config.class_weights == "none":
+        return np.ones(len(data.train), "float32")
+    return training.balanced_class_weights(data.train.labels, len(data.class_names))[data.train.labels]

@@ -1,0 +1,104 @@
+"""Batches of token ids: nothing is lost, little is padded, and a killed run goes on with the same ones."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from common import exporting
+from common.data import texts
+from common.serving.servables import Servable
+from common.wordpiece import WordPiece
+
+VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "film", "##s", "not", "a", "!"]
+
+
+@pytest.fixture(scope="module")
+def tokenize() -> WordPiece:
+    return WordPiece(VOCABULARY)
+
+
+def some_texts(count: int) -> list[str]:
+    rng = np.random.default_rng(0)
+    return [" ".join(rng.choice(["good", "bad", "films", "not", "a"], rng.integers(1, 60))) for _ in range(count)]
+
+
+def test_texts_become_the_ids_of_the_serving_graph(tokenize: WordPiece):
+    given = ["good films!", "", "not a Film", "unheard of", "ü" * 300]
+    tokens = texts.tokenize_texts(tokenize, given, 8)
+    assert tokens.ids[0].tolist() == [2, 5, 7, 8, 11, 3] and tokens.ids[1].tolist() == [2, 3] and not tokens.cut
+    served = texts.tokens_of_batch(tokenize, tf.constant([text.encode() for text in given]), 8)
+    for row, ids in enumerate(tokens.ids):
+        assert served["token_ids"][row, : len(ids)].numpy().tolist() == ids.tolist()
+        assert served["padding_mask"][row].numpy().sum() == len(ids)
+
+
+def test_a_long_text_loses_its_end_and_is_counted(tokenize: WordPiece):
+    tokens = texts.tokenize_texts(tokenize, ["good " * 50, "bad"], 10)
+    assert tokens.cut == 1 and len(tokens.ids[0]) == 10 and tokens.ids[0][-1] == tokenize.end
+
+
+def test_every_text_once_an_epoch_and_little_padding(tokenize: WordPiece):
+    tokens = texts.tokenize_texts(tokenize, some_texts(500), 128)
+    batches = texts.shuffled_by_length(tokens, 32, (0, 1))
+    assert sorted(np.concatenate(batches)) == list(range(500))
+    assert [b.tolist() for b in batches] == [b.tolist() for b in texts.shuffled_by_length(tokens, 32, (0, 1))]
+    assert [b.tolist() for b in batches] != [b.tolist() for b in texts.shuffled_by_length(tokens, 32, (0, 2))]
+
+    def padded(found) -> float:
+        return sum(tokens.batch(b)["token_ids"].size for b in found) / tokens.lengths.sum()
+
+    assert padded(batches) < 1.4 < 1.6 < padded(texts.shuffled_by_length(tokens, 32, (0, 1), pool=0))
+
+
+def test_a_run_that_goes_on_sees_the_same_batches(tokenize: WordPiece):
+    tokens = texts.tokenize_texts(tokenize, some_texts(50), 128)
+    targets, weights = np.eye(2, dtype=np.float32)[np.arange(50) % 2], np.ones(50, np.float32)
+    whole = texts.training_batches(tokens, targets, weights, 8, seed=3).take(12)
+    later = texts.training_batches(tokens, targets, weights, 8, seed=3, first=(1, 2)).take(3)
+    for one, other in zip(list(whole)[9:], later, strict=True):
+        np.testing.assert_array_equal(one[0]["token_ids"], other[0]["token_ids"])
+        np.testing.assert_array_equal(one[1], other[1])
+
+
+def toy_classifier() -> keras.Model:
+    inputs = {name: keras.Input((None,), dtype="int32", name=name) for name in ("token_ids", "padding_mask")}
+    vectors = keras.layers.Embedding(len(VOCABULARY), 4)(inputs["token_ids"])
+    mask = keras.ops.cast(inputs["padding_mask"], "float32")[..., None]
+    mean = keras.ops.sum(vectors * mask, axis=1) / keras.ops.sum(mask, axis=1)
+    dropped = keras.layers.Dropout(0.5)(mean)
+    return keras.Model(inputs, keras.layers.Dense(2, activation="softmax", name="head")(dropped))
+
+
+def test_answers_do_not_depend_on_the_other_texts(tokenize: WordPiece):
+    model, given = toy_classifier(), some_texts(70)
+    tokens = texts.tokenize_texts(tokenize, given, 128)
+    together = texts.run_on_tokens(model, tokens)
+    alone = np.concatenate([texts.run_on_tokens(model, texts.Tokens((ids,), 0, 0)) for ids in tokens.ids])
+    np.testing.assert_allclose(together, alone, atol=1e-6)
+
+
+def test_an_export_takes_raw_strings_and_is_proved(tokenize: WordPiece, tmp_path):
+    model, given = toy_classifier(), [*some_texts(40), "", "\x00good\x00", "😀 films", "bad " * 500]
+    expected = texts.run_on_tokens(model, texts.tokenize_texts(tokenize, given, 32))
+    names = ("bad", "good")
+    version = exporting.export_text_classifier(
+        model, tokenize, tmp_path / "toy", names, max_length=32, examples=given[:2]
+    )
+    proof = exporting.prove_text_classifier(version, given, expected, names)
+    assert proof["passed"] and proof["agreement"] == 1.0 and proof["max_abs_diff"] < 1e-6
+    assert proof["ops_outside_tf_serving"] == []
+    servable = Servable("toy", 1, version)
+    assert set(servable.signatures) == {"serving_default", "tensors", "embed"}
+    embedded = servable.predict(servable.signature("embed"), {"text": np.array([b"good", b"bad films"], object)})
+    assert embedded["embedding"].shape == (2, 4)
+
+
+def test_the_proof_notices_another_vocabulary(tokenize: WordPiece, tmp_path):
+    model, given = toy_classifier(), some_texts(40)
+    expected = texts.run_on_tokens(model, texts.tokenize_texts(tokenize, given, 32))
+    swapped = [*VOCABULARY[:5], "bad", "good", *VOCABULARY[7:]]
+    version = exporting.export_text_classifier(model, WordPiece(swapped), tmp_path / "toy", ("a", "b"), max_length=32)
+    assert not exporting.prove_text_classifier(version, given, expected, ("a", "b"))["passed"]
