@@ -110,8 +110,6 @@ def test_what_is_no_text_is_refused(text, words):
 
 
 def test_a_picture_preset_is_refused():
-    from common.specs import BUNDLED_FOLDER
-
     with pytest.raises(UserError, match=r"Received: '?preset:"):
         load_text_source(f"preset:{BUNDLED_FOLDER / 'resnet_mini'}")
 
