@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from common.data.labelled import PART_OF_NAME
+from common.data.tfds_sets import prepared_builder
 from common.errors import UserError
 
 # Some of these the decoder cannot read: they are looked at, so that leaving them out is counted and explained.
@@ -146,24 +147,9 @@ def tfds_rows(name: str, folder: Path) -> list[Row]:
     Raises:
         UserError: it cannot be loaded, or has no image with a class label.
     """
-    try:
-        import tensorflow_datasets as tfds  # here: it takes seconds to import and few users need it
-    except ImportError as error:
-        raise UserError(
-            f"--data tfds:{name} needs TensorFlow Datasets: pip install tensorflow-datasets ({error})."
-        ) from error
+    builder = prepared_builder(name)
+    import tensorflow_datasets as tfds  # here: installed, as there is a builder, and it takes seconds to import
 
-    print(f"Loading {name} with TensorFlow Datasets; it may download into {Path(tfds.core.constants.DATA_DIR)}")
-    try:
-        builder = tfds.builder(name)
-        builder.download_and_prepare()
-    except Exception as error:  # TFDS raises dozens of types for unknown names, no network and full disks
-        said = next(iter(str(error).splitlines()), type(error).__name__)[:300]
-        raise UserError(
-            f"--data tfds:{name} cannot be loaded: {said}. Names: "
-            "https://www.tensorflow.org/datasets/catalog/overview. Without a network, prepare it elsewhere and "
-            "set TFDS_DATA_DIR, or use --data folder:PATH."
-        ) from error
     features, parts = builder.info.features, {s: PART_OF_NAME.get(s.lower()) for s in builder.info.splits}
     if not {"image", "label"} <= set(features) or not isinstance(features["label"], tfds.features.ClassLabel):
         raise UserError(f"--data tfds:{name} has no image with a class label. Received: {features}.")

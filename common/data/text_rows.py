@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from common.data.labelled import PART_OF_NAME
+from common.data.tfds_sets import prepared_builder
 from common.errors import UserError, did_you_mean
 
 DEMO = Path(__file__).with_name("demo_reviews.tsv")
@@ -217,17 +218,7 @@ def tfds_rows(name: str, columns: Columns) -> list[TextRow]:
     Raises:
         UserError: it cannot be loaded, or has no such features.
     """
-    import tensorflow_datasets as tfds  # here: it takes seconds to import and few users need it
-
-    print(f"Loading {name} with TensorFlow Datasets; it may download into {Path(tfds.core.constants.DATA_DIR)}")
-    try:
-        builder = tfds.builder(name)
-        builder.download_and_prepare()
-    except Exception as error:  # TFDS raises dozens of types for unknown names, no network and full disks
-        said = next(iter(str(error).splitlines()), type(error).__name__)[:300]
-        raise UserError(
-            f"--data tfds:{name} cannot be loaded: {said}. Names: https://www.tensorflow.org/datasets/catalog/overview"
-        ) from error
+    builder = prepared_builder(name)
     features = builder.info.features
     if not {columns.text, columns.label} <= set(features):
         raise UserError(

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from functools import partial
 from pathlib import Path
 
 from common.errors import UserError
 from common.runs import room_for, write_atomically
+from common.serving.deployment import SERVABLE_NAME
 
 CLIENTS = Path(__file__).with_name("clients")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*", re.ASCII)
 _DEFAULT = 'MODEL = ""\n'
 
 
@@ -27,7 +26,7 @@ def write_clients(folder: Path, name: str) -> list[Path]:
     Raises:
         UserError: the name cannot be one of a model, or the disk is full.
     """
-    if not _NAME.fullmatch(name):
+    if not SERVABLE_NAME.fullmatch(name):
         raise UserError(
             f"a model's name is letters of a to z, digits, '_', '.' and '-', and begins with a letter or a digit; "
             f"received {name!r}"

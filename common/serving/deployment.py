@@ -31,7 +31,7 @@ FILES = (
 )
 
 # A name that passes can stand in a path, a URL, a YAML string and a text proto without being quoted or escaped.
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+SERVABLE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 # A Service's name has 63 letters at most; the names of other resources add a word to it.
 _LONGEST_RESOURCE_NAME = 50
 
@@ -51,7 +51,7 @@ def write_deployment(folder: Path, name: str, *, input_name: str) -> list[Path]:
         ValueError: a name that is no plain word.
     """
     for what, word in (("name", name), ("input_name", input_name)):
-        if not _NAME.fullmatch(word):
+        if not SERVABLE_NAME.fullmatch(word):
             raise ValueError(f"{what} must be letters, digits, '_', '.', '-', the first no sign; received {word!r}")
     texts = render_deployment(name, input_name=input_name)
     return [

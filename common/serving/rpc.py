@@ -86,20 +86,16 @@ class _Predictions(prediction_service_pb2_grpc.PredictionServiceServicer):
         return response
 
     def Classify(self, request, context):
-        response = ClassificationResponse()
-        with _answering(self.models, context, request.model_spec.name, "classify"):
-            with self.models.lend(*_which(request.model_spec)) as servable:
-                name = request.model_spec.signature_name
-                response.result.CopyFrom(examples.classify(servable, name, request.input))
-                _fill_spec(response, servable, name)
-        return response
+        return self._ask_about_examples(request, context, "classify", examples.classify, ClassificationResponse())
 
     def Regress(self, request, context):
-        response = RegressionResponse()
-        with _answering(self.models, context, request.model_spec.name, "regress"):
+        return self._ask_about_examples(request, context, "regress", examples.regress, RegressionResponse())
+
+    def _ask_about_examples(self, request, context, method, ask, response):
+        with _answering(self.models, context, request.model_spec.name, method):
             with self.models.lend(*_which(request.model_spec)) as servable:
                 name = request.model_spec.signature_name
-                response.result.CopyFrom(examples.regress(servable, name, request.input))
+                response.result.CopyFrom(ask(servable, name, request.input))
                 _fill_spec(response, servable, name)
         return response
 
