@@ -156,6 +156,8 @@ def _kind(character: str, lowercase: bool, strip_accents: bool, split_chinese: b
     category = unicodedata.category(character)
     if character in "\t\n\r" or category[0] == "Z":
         return _SPACE
+    if category == "Cn":  # assigned since Python's tables were made, or nothing at all: the reference keeps both
+        return _ALONE if split_chinese and _is_chinese(character) else _KEEP
     if category[0] == "C" or character == "\ufffd":
         return _REMOVE
     folded = _fold(character, lowercase, strip_accents)
