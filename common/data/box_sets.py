@@ -1,0 +1,608 @@
+"""Pictures with boxes from Pascal VOC, COCO, a table, YOLO, TensorFlow Datasets or the demo scenes.
+
+Which pixels a box is measured in: those of the picture as it is shown, with the camera's note to turn it (EXIF)
+followed, because that is what people draw boxes on. TensorFlow's decoders ignore the note. So each picture has its
+`orientations` number, for a loader that turns the pixels, and `BoxExamples.as_stored` gives the same boxes in the
+pixels that TensorFlow decodes, for a loader that does not.
+
+How a turned photo was labelled is told by the size that its annotation states: that of the stored pixels means that the
+labelling tool ignored the note, and the boxes are turned. Without a stated size, or where both sizes are the same
+(upside down, square), boxes are taken as drawn on the picture as it is shown. All three are counted in the notes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+from PIL import Image
+
+from common.data import splits
+from common.data.box_rows import (
+    BoxRow,
+    Noticed,
+    coco_rows,
+    csv_rows,
+    demo_rows,
+    guess_kind,
+    tfds_rows,
+    voc_rows,
+    yolo_rows,
+)
+from common.data.image_rows import Row
+from common.data.image_sets import _printable, _read_bytes
+from common.data.images import camera_turns
+from common.data.labelled import PARTS, _assign_parts, some, untested_classes
+from common.errors import UserError, did_you_mean, first_line
+from common.progress import ProgressLine
+from common.specs import parse_data
+
+DATA_KINDS = ("demo", "voc", "coco", "csv", "yolo", "tfds")
+
+# Why a box is left out. Each is counted, told with its first place, and an error with --strict.
+_NO_NAME = "boxes without a class name, left out"
+_NO_NUMBER = "boxes with a number that is missing, infinite or none at all, left out"
+_INVERTED = "boxes whose min is above their max, left out: which number is wrong, nobody knows, so none are swapped"
+_NO_AREA = "boxes without area, left out"
+_OUTSIDE = "boxes wholly outside their picture, left out"
+_TWICE = "boxes that stand twice, one left out"
+_FAULTS = (_NO_NAME, _NO_NUMBER, _INVERTED, _NO_AREA, _OUTSIDE, _TWICE)
+# What is repaired or decided, and told.
+_CUT = "boxes partly outside their picture, cut at its edge"
+_NOT_WANTED = "boxes of classes that --class-names leaves out: what they hold counts as background"
+_DRAWN_AS_STORED = "pictures that the camera asks to turn (EXIF), labelled as they are stored: boxes turned with them"
+_DRAWN_AS_SHOWN = "pictures that the camera asks to turn (EXIF), labelled as they are shown: boxes kept"
+_DRAWN_UNKNOWN = (
+    "pictures that the camera asks to turn (EXIF), without a stated size that tells how they were labelled: "
+    "boxes taken as drawn on the picture as it is shown"
+)
+_SIZE_SWAPPED = "annotations that state width and height the wrong way round: boxes kept, as they fit"
+
+
+@dataclass(frozen=True)
+class BoxExamples:
+    """The pictures of one part and the boxes in them.
+
+    Attributes:
+        paths: file of each picture, str, object [n].
+        boxes: xmin, ymin, xmax, ymax in pixels of each picture as it is shown (see the module), n arrays of
+            float32 [k, 4]; 0 <= min < max <= width or height. A picture without objects has k = 0.
+        labels: class number of each box, n arrays of int64 [k].
+        crowds: whether a box stands for a group or for something too hard to judge, n arrays of bool [k]: training
+            does not learn from such a box, and evaluation neither asks for it nor punishes what is found in it.
+        sizes: height and width of each picture as it is shown, in pixels, int64 [n, 2].
+        orientations: the camera's note (EXIF) on each picture, int64 [n]: 1 is upright, 2 to 8 are the ways in
+            which the stored pixels are to be turned and mirrored to be as shown.
+    """
+
+    paths: np.ndarray
+    boxes: tuple[np.ndarray, ...]
+    labels: tuple[np.ndarray, ...]
+    crowds: tuple[np.ndarray, ...]
+    sizes: np.ndarray
+    orientations: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def take(self, places: np.ndarray) -> BoxExamples:
+        """Return some of the pictures."""
+        boxes, labels, crowds = (
+            tuple(values[place] for place in places) for values in (self.boxes, self.labels, self.crowds)
+        )
+        return BoxExamples(self.paths[places], boxes, labels, crowds, self.sizes[places], self.orientations[places])
+
+    def as_stored(self) -> BoxExamples:
+        """Return the same with boxes and sizes in the pixels as stored, which is what TensorFlow decodes."""
+        back = [_BACK.get(int(orientation), int(orientation)) for orientation in self.orientations]
+        boxes = tuple(
+            turn_boxes(one, tuple(size), turn) for one, size, turn in zip(self.boxes, self.sizes, back, strict=True)
+        )
+        lying = (self.orientations >= 5)[:, None]
+        sizes = np.where(lying, self.sizes[:, ::-1], self.sizes)
+        return replace(self, boxes=boxes, sizes=sizes, orientations=np.ones_like(self.orientations))
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something that was noticed while reading: what, how often, and where first."""
+
+    reason: str
+    count: int
+    first: str
+
+    def __str__(self) -> str:
+        return f"{self.count:,} {self.reason}. The first: {self.first}."
+
+
+@dataclass(frozen=True)
+class BoxSet:
+    """A set of pictures with boxes, split and checked.
+
+    Attributes:
+        name: what the user asked for.
+        class_names: name of each class number, sorted.
+        train: what is trained on.
+        val: what every choice is made on.
+        test: what is read once, at the end.
+        skipped: (file, reason) of every picture left out.
+        notes: what was noticed of boxes and annotations.
+        mirrors: whether a mirrored picture still shows the same classes (not so for digits and letters).
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    train: BoxExamples
+    val: BoxExamples
+    test: BoxExamples
+    skipped: tuple[tuple[str, str], ...] = ()
+    notes: tuple[Note, ...] = ()
+    mirrors: bool = True
+
+    def counts(self) -> dict[str, int]:
+        """Return the number of pictures in each part and of those left out."""
+        return {part: len(getattr(self, part)) for part in PARTS} | {"skipped": len(self.skipped)}
+
+    def box_counts(self) -> dict[str, dict[str, int]]:
+        """Return the number of boxes of each class in each part; crowds are no boxes."""
+        return {
+            part: dict(zip(self.class_names, _per_class(getattr(self, part), len(self.class_names)), strict=True))
+            for part in PARTS
+        }
+
+    def advice(self) -> tuple[str, ...]:
+        """Return what somebody who reads the result should know of these boxes, in sentences."""
+        tested = np.flatnonzero(_per_class(self.test, len(self.class_names)))
+        sentences = list(untested_classes(self.class_names, tested, "picture"))
+        sentences += map(str, self.notes)
+        boxes = sum(len(one) for part in PARTS for one in getattr(self, part).boxes)
+        reaching = sum(note.count for note in self.notes if note.reason in (_CUT, _OUTSIDE))
+        if reaching > 0.1 * boxes:
+            sentences.append(
+                f"{reaching:,} boxes reach out of their pictures, and {boxes:,} are used. Are the numbers in the order "
+                "that the format wants (COCO: x, y, width, height), and the pictures those that were labelled?"
+            )
+        return tuple(sentences)
+
+    def fingerprint(self) -> str:
+        """Return a hash of paths, file sizes, times, boxes and labels: the same set gives the same text."""
+        digest = hashlib.sha256()
+        for part in PARTS:
+            examples = getattr(self, part)
+            for place, path in enumerate(examples.paths):
+                status = os.stat(path)
+                digest.update(f"{part}\0{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+                for values in (examples.boxes, examples.labels, examples.crowds):
+                    digest.update(values[place].tobytes() + b"\n")
+        return digest.hexdigest()[:16]
+
+
+def load_box_set(
+    data: str,
+    out: Path,
+    *,
+    limit: int | None = None,
+    strict: bool = False,
+    class_names: Sequence[str] | None = None,
+    val_share: float = splits.VALIDATION_SHARE,
+) -> BoxSet:
+    """Read a data set, check every picture's header and every box, and split it.
+
+    Labels that differ in case or spaces only are one class. Nothing is changed in silence: boxes that cannot be used
+    are left out, those that reach over an edge are cut there, and each such thing is counted in `notes`. A picture
+    whose stated size is another one than its own is left out, for its boxes would lie beside the objects. Exact copies
+    of a picture across parts leave the lower part.
+
+    Args:
+        data: `demo`, `voc:FOLDER`, `coco:FILE` or `coco:FOLDER`, `csv:TABLE`, `yolo:FOLDER` or `tfds:NAME`; see
+            `box_rows` for the layouts.
+        out: the run folder; `demo` and `tfds` write their pictures into it, since everything streams from files.
+        limit: keep at most this many pictures of each part, for a quick look.
+        strict: make a picture or a box that cannot be used an error and not a counted skip.
+        class_names: use the boxes of these classes only.
+        val_share: the share of the training part that becomes validation where none is given.
+
+    Returns:
+        The BoxSet.
+
+    Raises:
+        UserError: nothing readable, a part without boxes, a class without training boxes, boxes in the wrong unit, a
+            class name that no box has, or a broken annotation file.
+    """
+    kind, value = _parse(data)
+    path, noticed = Path(value).expanduser(), defaultdict(list)
+    rows = {
+        "demo": lambda: demo_rows(out / "data"),
+        "voc": lambda: voc_rows(path, noticed),
+        "coco": lambda: coco_rows(path, noticed),
+        "csv": lambda: csv_rows(path, noticed),
+        "yolo": lambda: yolo_rows(path, noticed),
+        "tfds": lambda: tfds_rows(value, out / "data"),
+    }[kind]()
+    if not rows:
+        raise UserError(f"--data {data!r} lists no pictures.")
+    _refuse_the_wrong_unit(data, rows)
+    rows = _with_wanted_classes(data, _with_one_spelling(rows, noticed), class_names, noticed)
+    headers = _look_at_all(rows)
+    problems = _problems(rows, headers, noticed)
+    skipped = [(_printable(row.path), why) for row, why in zip(rows, problems, strict=True) if why]
+    left_out = f"{len(skipped)} picture(s) left out"
+    left_out += f", the first is {skipped[0][0]}: {skipped[0][1]}." if skipped else "."
+    headers = [header for header, why in zip(headers, problems, strict=True) if not why]
+    rows = [row for row, why in zip(rows, problems, strict=True) if not why]
+    if not rows:
+        raise UserError(f"--data {data!r} has no picture that can be used. {left_out}")
+    rows = [_with_usable_boxes(row, header, noticed) for row, header in zip(rows, headers, strict=True)]
+    notes = tuple(Note(why, len(places), places[0]) for why, places in noticed.items() if places)
+    if strict:
+        _refuse_faults(skipped, notes)
+    everything, names = _as_examples(rows, headers)
+    if not names:
+        raise UserError(f"--data {data!r} has no box that can be used. {' '.join([left_out, *map(str, notes)])}")
+    indices, copies = _split(data, everything, len(names), rows, headers, limit, val_share)
+    skipped += [(_printable(rows[place].path), why) for place, why in copies.items()]
+    parts = {part: everything.take(places) for part, places in indices.items()}
+    loaded = BoxSet(data, names, **parts, skipped=tuple(skipped), notes=notes, mirrors=kind != "demo")
+    _refuse_what_cannot_work(loaded, limit, left_out)
+    return loaded
+
+
+def turn_boxes(boxes: np.ndarray, size: tuple[int, int], orientation: int) -> np.ndarray:
+    """Return boxes as they lie after a picture was turned and mirrored as its camera asks.
+
+    Args:
+        boxes: xmin, ymin, xmax, ymax in pixels, [k, 4].
+        size: height and width of the picture before.
+        orientation: EXIF's number, 1 to 8.
+
+    Returns:
+        The same type and shape.
+    """
+    height, width = size
+    xmin, ymin, xmax, ymax = boxes.T
+    if orientation >= 5:  # these four swap x and y first
+        xmin, ymin, xmax, ymax, height, width = ymin, xmin, ymax, xmax, width, height
+    if orientation in (2, 3, 6, 7):
+        xmin, xmax = width - xmax, width - xmin
+    if orientation in (3, 4, 7, 8):
+        ymin, ymax = height - ymax, height - ymin
+    return np.stack([xmin, ymin, xmax, ymax], axis=-1).astype(boxes.dtype)
+
+
+_BACK = {6: 8, 8: 6}  # the two quarter turns undo each other, and each other way to turn undoes itself
+
+
+# --- what the user asked for ------------------------------------------------------------------------------
+
+
+def _parse(data: str) -> tuple[str, str]:
+    """Read --data; a path without its kind gets a guess of what to type."""
+    bare = data.removeprefix("folder:")
+    if bare not in DATA_KINDS and os.path.exists(os.path.expanduser(bare)):
+        kind = guess_kind(Path(bare).expanduser()) or "voc"
+        raise UserError(
+            f"--data must say how the boxes are written: {', '.join(kind + ':PATH' for kind in DATA_KINDS[1:-1])}. "
+            f"Received: {data!r}. Try: --data {kind}:{bare}"
+        )
+    return parse_data(data, DATA_KINDS)
+
+
+def _refuse_the_wrong_unit(data: str, rows: Sequence[BoxRow]) -> None:
+    """Refuse a set of which every box is in the unit that its format does not have."""
+    for relative in (False, True):
+        boxes = np.concatenate([row.boxes for row in rows if row.relative == relative] or [np.zeros((0, 4))])
+        boxes = boxes[np.isfinite(boxes).all(axis=1)]
+        if not len(boxes):
+            continue
+        if not relative and boxes.min() >= -0.05 and boxes.max() <= 1.05 and (boxes % 1).any():
+            raise UserError(
+                f"--data {data!r} needs boxes in pixels, and all {len(boxes):,} lie between 0 and 1: they look like "
+                "shares of width and height. Multiply x by the picture's width and y by its height; only yolo: takes "
+                "shares."
+            )
+        if relative and boxes.max(axis=1).min() > 2:
+            raise UserError(
+                f"--data {data!r} needs boxes in shares of the picture's width and height, 0 to 1, and all "
+                f"{len(boxes):,} reach beyond 2: they look like pixels. Divide x by the width and y by the height."
+            )
+
+
+def _folded(label: str) -> str:
+    return " ".join(label.split()).casefold()
+
+
+def _with_one_spelling(rows: list[BoxRow], noticed: Noticed) -> list[BoxRow]:
+    """Give labels that differ in case or spaces only the spelling that is most common among them."""
+    spellings: dict[str, Counter] = defaultdict(Counter)
+    for row in rows:
+        for label in row.labels:
+            spellings[_folded(label)][" ".join(label.split())] += 1
+    chosen = {folded: max(sorted(found), key=found.get) for folded, found in spellings.items()}
+    for row in rows:
+        for label in row.labels:
+            mine, usual = " ".join(label.split()), chosen[_folded(label)]
+            if mine != usual:
+                noticed[f"labels {mine!r}, which differ in case only and count as {usual!r}"].append(row.place)
+    return [replace(row, labels=tuple(chosen[_folded(label)] for label in row.labels)) for row in rows]
+
+
+def _with_wanted_classes(
+    data: str, rows: list[BoxRow], class_names: Sequence[str] | None, noticed: Noticed
+) -> list[BoxRow]:
+    """Leave the boxes of other classes out.
+
+    Raises:
+        UserError: no box has such a class.
+    """
+    if class_names is None:
+        return rows
+    found = {_folded(label): label for row in rows for label in row.labels if label}
+    for name in class_names:
+        if _folded(name) not in found:
+            raise UserError(
+                f"--class-names has a class that no box of --data {data!r} is of: {name!r}. Found: "
+                f"{some(sorted(found.values()))}.{did_you_mean(name, found.values())}"
+            )
+    wanted = {found[_folded(name)] for name in class_names}
+    kept_rows = []
+    for row in rows:
+        keep = [place for place, label in enumerate(row.labels) if not label or label in wanted]
+        for label in row.labels:
+            if label and label not in wanted:
+                noticed[_NOT_WANTED].append(f"{row.place} ({label})")
+        labels, crowds = (tuple(values[place] for place in keep) for values in (row.labels, row.crowds))
+        kept_rows.append(replace(row, boxes=row.boxes[keep], labels=labels, crowds=crowds))
+    return kept_rows
+
+
+# --- looking at the pictures ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Header:
+    """What is known of a picture without decoding it.
+
+    Attributes:
+        content: hash of the file.
+        size: height and width as stored, in pixels.
+        orientation: the camera's note (EXIF), 1 to 8.
+        problem: why it cannot be used, or "".
+    """
+
+    content: str = ""
+    size: tuple[int, int] = (0, 0)
+    orientation: int = 1
+    problem: str = ""
+
+    @property
+    def shown(self) -> tuple[int, int]:
+        """Return height and width as the picture is shown."""
+        return self.size[::-1] if self.orientation >= 5 else self.size
+
+
+def _look_at_all(rows: Sequence[BoxRow]) -> list[_Header]:
+    headers, progress = [], ProgressLine("checking pictures", len(rows))
+    with ThreadPool(max(2, os.cpu_count() or 2)) as pool:  # threads: reading and hashing let go of the GIL
+        for header in pool.imap(_look_at, rows, chunksize=16):
+            headers.append(header)
+            progress.update(len(headers))
+    progress.close()
+    return headers
+
+
+def _look_at(row: BoxRow) -> _Header:
+    """Hash a file and read its size. It is decoded only where its end or its kind gives reason to doubt."""
+    if row.problem:
+        return _Header(problem=row.problem)
+    encoded, problem = _read_bytes(Row(row.path, "boxes", None))
+    if problem:
+        return _Header(problem=problem)
+    try:
+        with Image.open(io.BytesIO(encoded)) as picture:
+            size, plain = picture.size[::-1], picture.mode != "CMYK" and _ends_well(encoded)
+            # Pillow decodes a whole PNG for its note, so it is asked only where there is one.
+            orientation = int(picture.getexif().get(0x0112, 1)) if camera_turns(encoded) else 1
+        if not plain:
+            size = tuple(tf.io.decode_image(encoded, channels=3, expand_animations=False).shape[:2])
+    except Exception as error:  # Pillow raises a dozen types for what is broken, TensorFlow its own
+        said = first_line(error).split("}} ")[-1][:160]
+        return _Header(
+            problem=f"cannot be read as a picture ({said}). Allowed: JPEG, PNG, GIF, BMP, and WebP without "
+            "transparency; convert it to JPEG or PNG"
+        )
+    return _Header(hashlib.sha256(encoded).hexdigest(), size, orientation if 1 <= orientation <= 8 else 1)
+
+
+def _ends_well(encoded: bytes) -> bool:
+    """Return whether a JPEG or PNG file has its end, so that it was not cut off."""
+    if encoded.startswith(b"\xff\xd8"):
+        return b"\xff\xd9" in encoded[-16:]
+    return encoded.startswith(b"\x89PNG") and b"IEND" in encoded[-16:]
+
+
+def _problems(rows: Sequence[BoxRow], headers: Sequence[_Header], noticed: Noticed) -> list[str]:
+    """Return why each picture cannot be used, or ""."""
+    some_given = any(row.part for row in rows)
+    # Either a script wrote height for width: then the boxes of all such pictures fit. Or the pictures were turned
+    # after they had been labelled, nobody knows which way.
+    swapped = [one for one in zip(rows, headers, strict=True) if _states_size_swapped(*one)]
+    fits = not any((row.boxes[:, 2:] > np.array(header.size[::-1]) + 1).any() for row, header in swapped)
+    seen: dict[str, str] = {}
+    problems = []
+    for row, header in zip(rows, headers, strict=True):
+        path = os.path.normpath(row.path)
+        if header.problem:
+            problem = header.problem
+        elif some_given and row.part is None:
+            problem = "stands in no part, while other pictures stand in train, val or test"
+        elif path in seen:
+            problem = f"has two annotations; that of {seen[path]} was taken, and not that of {row.place}"
+        elif row.size in (None, header.shown, header.size):
+            problem = ""
+        elif _states_size_swapped(row, header):
+            problem = "" if fits else f"is turned: {_sizes_text(row, header)}, and boxes of such pictures do not fit"
+            noticed[_SIZE_SWAPPED] += [row.place] if fits else []
+        else:
+            problem = f"is not as it was labelled: {_sizes_text(row, header)}. Label it anew, or scale its boxes"
+        if not problem:
+            seen[path] = row.place
+        problems.append(problem)
+    return problems
+
+
+def _states_size_swapped(row: BoxRow, header: _Header) -> bool:
+    upright = header.orientation < 5 and header.size[0] != header.size[1]
+    return not header.problem and upright and row.size == header.size[::-1]
+
+
+def _sizes_text(row: BoxRow, header: _Header) -> str:
+    (height, width), (stated_height, stated_width) = header.shown, row.size
+    return f"{row.place} says {stated_width}x{stated_height}, the file is {width}x{height}"
+
+
+# --- looking at the boxes ---------------------------------------------------------------------------------
+
+
+def _with_usable_boxes(row: BoxRow, header: _Header, noticed: Noticed) -> BoxRow:
+    """Return the row with the boxes that can be used, float32 in pixels of the picture as it is shown."""
+    written, edges = _as_shown(row, header, noticed), np.tile(header.shown[::-1], 2)
+    with np.errstate(invalid="ignore", over="ignore"):  # they are what is looked for
+        cut = written.clip(0, edges).astype(np.float32)
+        sides, left = written[:, 2:] - written[:, :2], cut[:, 2:] - cut[:, :2]
+    why = np.full(len(cut), "", dtype=object)
+    for reason, found in (
+        (_NO_NAME, np.array([not label for label in row.labels], dtype=bool)),
+        (_NO_NUMBER, ~np.isfinite(written).all(axis=1)),
+        (_INVERTED, (sides < 0).any(axis=1)),
+        (_NO_AREA, (sides == 0).any(axis=1)),
+        (_OUTSIDE, (left <= 0).any(axis=1)),
+        (_TWICE, _stand_twice(cut, row)),
+    ):
+        why[(why == "") & found] = reason
+    keep = np.flatnonzero(why == "")
+    why[keep[(abs(written[keep] - cut[keep]) > 0.5).any(axis=1)]] = _CUT  # half a pixel is how numbers are rounded
+    for place in np.flatnonzero(why != ""):
+        numbers = ", ".join(f"{number:.6g}" for number in row.boxes[place])
+        noticed[why[place]].append(f"{row.place}, box {place + 1} ({row.labels[place]}: {numbers})")
+    labels, crowds = (tuple(values[place] for place in keep) for values in (row.labels, row.crowds))
+    return replace(row, boxes=cut[keep], labels=labels, crowds=crowds)
+
+
+def _as_shown(row: BoxRow, header: _Header, noticed: Noticed) -> np.ndarray:
+    """Return the boxes in pixels of the picture as it is shown, float64 [k, 4]."""
+    stored = row.size == header.size != header.shown
+    if header.orientation != 1:
+        known = row.size is not None and header.size != header.shown
+        noticed[_DRAWN_AS_STORED if stored else _DRAWN_AS_SHOWN if known else _DRAWN_UNKNOWN].append(row.place)
+    if row.relative:
+        with np.errstate(over="ignore", invalid="ignore"):
+            return row.boxes * np.tile(header.shown[::-1], 2)
+    return turn_boxes(row.boxes, header.size, header.orientation) if stored else row.boxes
+
+
+def _stand_twice(boxes: np.ndarray, row: BoxRow) -> np.ndarray:
+    """Return whether the same box, label and crowd stood before, bool [k]."""
+    seen, twice = set(), []
+    for box, label, crowd in zip(boxes, row.labels, row.crowds, strict=True):
+        key = (box.tobytes(), label, crowd)
+        twice.append(key in seen)
+        seen.add(key)
+    return np.array(twice, dtype=bool)
+
+
+def _as_examples(rows: Sequence[BoxRow], headers: Sequence[_Header]) -> tuple[BoxExamples, tuple[str, ...]]:
+    """Return all pictures with numbers for classes, and the names of the classes."""
+    names = tuple(sorted({label for row in rows for label in row.labels}))
+    numbers = {name: number for number, name in enumerate(names)}
+    examples = BoxExamples(
+        np.array([row.path for row in rows], dtype=object),
+        tuple(row.boxes for row in rows),
+        tuple(np.array([numbers[label] for label in row.labels], dtype=np.int64) for row in rows),
+        tuple(np.array(row.crowds, dtype=bool) for row in rows),
+        np.array([header.shown for header in headers], dtype=np.int64),
+        np.array([header.orientation for header in headers], dtype=np.int64),
+    )
+    return examples, names
+
+
+# --- parts ------------------------------------------------------------------------------------------------
+
+
+def _split(
+    data: str,
+    examples: BoxExamples,
+    classes: int,
+    rows: Sequence[BoxRow],
+    headers: Sequence[_Header],
+    limit: int | None,
+    val_share: float,
+) -> tuple[dict[str, np.ndarray], dict[int, str]]:
+    """Return the pictures of each part, and why a copy is in none."""
+    strata, contents = _rarest_classes(examples, classes), [header.content for header in headers]
+    parts = _assign_parts(data, [row.part for row in rows], contents, strata, val_share)
+    leaves = splits.drop_copies_across_parts(parts, contents)
+    copies = {
+        int(place): f"exact copy of a picture in another part; left {parts[place]}" for place in np.flatnonzero(leaves)
+    }
+    indices = {part: np.flatnonzero((parts == part) & ~leaves) for part in PARTS}
+    if limit:
+        indices = {part: places[splits.limit_per_class(strata[places], limit)] for part, places in indices.items()}
+    return indices, copies
+
+
+def _rarest_classes(examples: BoxExamples, classes: int) -> np.ndarray:
+    """Return the rarest class in each picture, int64 [n]; `classes` where it shows none.
+
+    Split by this, a rare class comes into every part, and pictures without objects do.
+    """
+    per_class = _per_class(examples, classes)
+    return np.array(
+        [
+            min(set(labels[~crowds].tolist()), key=lambda label: (per_class[label], label), default=classes)
+            for labels, crowds in zip(examples.labels, examples.crowds, strict=True)
+        ],
+        dtype=np.int64,
+    )
+
+
+def _per_class(examples: BoxExamples, classes: int) -> list[int]:
+    """Return the number of boxes of each class, crowds aside."""
+    found = [labels[~crowds] for labels, crowds in zip(examples.labels, examples.crowds, strict=True)]
+    return np.bincount(np.concatenate([*found, np.zeros(0, np.int64)]), minlength=classes).tolist()
+
+
+# --- sets that cannot work --------------------------------------------------------------------------------
+
+
+def _refuse_faults(skipped: list[tuple[str, str]], notes: Sequence[Note]) -> None:
+    if skipped:
+        path, why = skipped[0]
+        raise UserError(f"--strict: {len(skipped)} picture(s) cannot be used; the first is {path}: {why}")
+    if faults := [str(note) for note in notes if note.reason in _FAULTS]:
+        raise UserError(f"--strict: {' '.join(faults)} Without --strict they are left out and counted.")
+
+
+def _refuse_what_cannot_work(loaded: BoxSet, limit: int | None, left_out: str) -> None:
+    counts = loaded.box_counts()
+    for part, found in counts.items():
+        if not sum(found.values()):
+            pictures = len(getattr(loaded, part))
+            raise UserError(
+                f"--data {loaded.name!r} leaves no boxes in the {part} part ({pictures} picture(s)). Needed: pictures "
+                f"with objects in train, val and test; crowds and difficult objects do not count. {left_out}"
+            )
+    if missing := [name for name, count in counts["train"].items() if not count]:
+        learnt = ",".join(name for name, count in counts["train"].items() if count)
+        advice = f" --limit {limit} may be too small for {len(loaded.class_names)} classes." if limit else ""
+        raise UserError(
+            f"--data {loaded.name!r} has no training box for {some(missing)}. Each class needs at least one.{advice} "
+            f"Move pictures into the train part, or go without: --class-names {learnt}. {left_out}"
+        )
