@@ -66,6 +66,8 @@ def compared(name: str, source: str, size: str) -> tuple[Measurement, Measuremen
 
 FLOWERS = f"csv:{PREPARED}/flowers5_128/split.csv"
 CIFAR, HYMENOPTERA = f"folder:{PREPARED}/cifar10_subset", f"folder:{PREPARED}/hymenoptera_data"
+SST2 = ("--data", "tsv:../shared/data/sst2", "--text-column", "1", "--label-column", "2", "--source", "minilm")
+GLOVE = "../shared/data/weights/glove_6b_50d_top2446/glove.6B.50d.top.txt"
 MEASUREMENTS = (
     Measurement(
         "demo",
@@ -101,7 +103,13 @@ MEASUREMENTS = (
     Measurement(
         "sst2",
         "SST-2, 6,917 sentences, MiniLM",
-        ("--data", "tsv:../shared/data/sst2", "--text-column", "1", "--label-column", "2", "--source", "minilm"),
+        (*SST2, "--baselines", "frozen,words,vectors,scratch", "--word-vectors", GLOVE),
+        recipe="bert_sentiment",
+    ),
+    Measurement(
+        "sst2_lora",
+        "The same, adapters beside the attention (lora)",
+        (*SST2, "--method", "lora", "--learning-rate", "1e-3", "--baselines", "none", "--no-explain"),
         recipe="bert_sentiment",
     ),
     *compared("resnet_mini", "bundled:resnet_mini", "64"),

@@ -14,13 +14,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+BASELINES = {"scratch": "from scratch", "words": "counted words", "vectors": "word vectors", "frozen": "frozen source"}
 
 
 def write_tables(readme: Path = ROOT / "README.md") -> None:
     """Replace what stands between the markers of each table."""
     tables: dict[str, Callable[[], list[str]]] = {
         "sources": sources, "side_by_side": side_by_side, "serving": serving, "ways_to_send": ways_to_send,
-        "conversions": conversions,
+        "conversions": conversions, "few_shot": few_shot, "padding": padding,
     }  # fmt: skip
     text = readme.read_text("utf-8")
     for name in re.findall(r"<!-- ([\w:]+) -->", text):
@@ -48,15 +49,13 @@ def _read(name: str) -> dict:
 
 
 def results_of(recipe: str) -> list[str]:
-    """Return the table of a recipe's results."""
-    lines = [
-        "| what | from scratch | frozen source | result | whole command | proof: agreement, largest difference |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in rows_of(recipe):
-        if row["name"].startswith(("digits_", "flowers_")):
-            continue
-        cells = [row["title"], *(_score(row["baselines"].get(name)) for name in ("scratch", "frozen"))]
+    """Return the table of a recipe's results, with a column for each baseline that was measured."""
+    rows = [row for row in rows_of(recipe) if not row["name"].startswith(("digits_", "flowers_"))]
+    columns = {name: title for name, title in BASELINES.items() if any(name in row["baselines"] for row in rows)}
+    heads = ["what", *columns.values(), "result", "whole command", "proof: agreement, largest difference"]
+    lines = [_line(heads), "|---" * len(heads) + "|"]
+    for row in rows:
+        cells = [row["title"], *(_score(row["baselines"].get(name)) for name in columns)]
         cells += [f"**{_score(row['metric'])}**", f"{row['command_seconds']['mean']:.0f} s"]
         cells += [f"{row['proof']['agreement']:.4g}, {row['proof']['max_abs_diff']:.0e}"]
         lines.append(_line(cells))
@@ -151,6 +150,24 @@ def conversions() -> list[str]:
                 f"{row['agreement']:.3f}{verdict}", f"{row['accuracy']:.3f}, {row['saved_model_accuracy']:.3f}",
                 f"{row['milliseconds']:.1f} ms, {row['saved_model_milliseconds']:.1f} ms",
             ]))  # fmt: skip
+    return lines
+
+
+def few_shot() -> list[str]:
+    """Return the table of benchmarks/few_shot.py."""
+    names = {"probe": "logistic regression", "setfit": "SetFit (PyTorch)", "ours": "ours"}
+    lines = ["| labelled sentences a class | " + " | ".join(names.values()) + " |", "|---" * (len(names) + 1) + "|"]
+    for shots, found in _read("few_shot").get("shots", {}).items():
+        cells = [f"{_score(found[way])} after {found[way]['seconds']['mean']:.0f} s" for way in names]
+        lines.append(_line([f"{shots}, {len(found['seeds'])} draws", *cells]))
+    return lines
+
+
+def padding() -> list[str]:
+    """Return the table of benchmarks/padding.py."""
+    lines = ["| batches | sentences a second | accuracy |", "|---|---|---|"]
+    for row in _read("padding").get("ways", {}).values():
+        lines.append(_line([row["title"], f"{row['sentences_a_second']:.0f}", f"{row['accuracy']:.3f}"]))
     return lines
 
 

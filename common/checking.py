@@ -59,6 +59,15 @@ def write_sample_grid(path: Path, images: np.ndarray, titles: Sequence[str], col
     return path
 
 
+def describe_lengths(tokens: Tokens) -> str:
+    """Say how long the training texts are, and what becomes of the long ones."""
+    lengths, long = tokens.lengths, int((tokens.lengths > tokens.max_length).sum())
+    text = f"{np.median(lengths):.0f} tokens in the median training text, {lengths.max():,} in the longest"
+    if tokens.cut:
+        return f"{text}; {tokens.cut:,} lose their end (--max-length {tokens.max_length}, --long-text windows reads it)"
+    return f"{text}; {long:,} are read in several windows" if long else text
+
+
 def write_sample_texts(
     path: Path, data: TextSet, tokens: Tokens, vocabulary: Sequence[str] | None, count: int = 24
 ) -> Path:
@@ -76,7 +85,7 @@ def write_sample_texts(
     """
     lines = []
     for number in range(min(count, len(data.train))):
-        shown = [vocabulary[token] if vocabulary else str(token) for token in tokens.ids[number]]
+        shown = [vocabulary[token] if vocabulary else str(token) for token in tokens.of_texts([number]).ids[0]]
         lines += [f"{data.class_names[data.train.labels[number]]}: {data.train.texts[number]}", " ".join(shown), ""]
     return write_atomically(path, lambda partial: partial.write_text("\n".join(lines), encoding="utf-8"))
 

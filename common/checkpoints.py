@@ -221,6 +221,9 @@ def fit_with_checkpoints(
     Returns:
         One row for each epoch; the model has the weights to go on with.
     """
+    # Otherwise the first step makes the optimizer's variables, and TensorFlow traces it all twice: seconds.
+    with model.distribute_strategy.scope():
+        model.optimizer.build(model.trainable_variables)
     state, saved = load_stage(checkpoint)
     lines.rows = state.history
     if keep and state.best is not None:

@@ -28,6 +28,7 @@ def conclude(
     source_card: dict,
     advice: tuple[str, ...] = (),
     explanation: Explanation | TextExplanation | None = None,
+    more: dict | None = None,
 ) -> dict:
     """Measure on the test part and write what a run promises to write.
 
@@ -44,6 +45,7 @@ def conclude(
         export: as `exporting.size_report` returns it.
         source_card: where the source came from.
         advice: sentences to add to the findings.
+        more: further entries of metrics.json.
         explanation: as `explaining.explain` or `text_explaining.explain_texts` returns it.
 
     Returns:
@@ -67,7 +69,8 @@ def conclude(
         "data": config.data,
         "seed": config.seed,
         "versions": runs.versions(),
-    } | (explanation.numbers if explanation else {})
+    }
+    metrics |= (explanation.numbers if explanation else {}) | (more or {})
     sentences = [
         *evaluation.findings(labels, probabilities, {name: said for name, (said, _) in baselines.items()}),
         *(explanation.sentences if explanation else ()),

@@ -1,13 +1,22 @@
-"""Tune a text encoder on a handful of labelled texts by telling pairs apart: the idea of SetFit (arXiv:2209.11055)."""
+"""Tune a text encoder on a handful of labelled texts by telling pairs apart.
+
+The idea is SetFit's (arXiv:2209.11055), the loss that of supervised contrastive learning (arXiv:2004.11362).
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from common import training
+from common.checkpoints import fit_with_checkpoints
 from common.data.texts import INPUTS, Tokens
-from common.progress import ProgressLine
+
+_TEMPERATURE = 0.1  # of the cosines; as in the paper
 
 
 def tune_on_pairs(
@@ -19,6 +28,9 @@ def tune_on_pairs(
     learning_rate: float,
     batch_size: int = 32,
     seed: int = 0,
+    stage: str = "pairs",
+    checkpoint: Path | None = None,
+    save_every: float = 30.0,
 ) -> list[dict]:
     """Pull texts of one class together and push those of others apart, in the direction of their embeddings.
 
@@ -26,54 +38,66 @@ def tune_on_pairs(
     read teaches as many pairs as the batch has other texts.
 
     Args:
-        encoder: {"token_ids", "padding_mask"} to embeddings; what is trainable in it learns.
+        encoder: {"token_ids", "padding_mask"} to embeddings; what is trainable in it learns. Compiled here.
         tokens: n texts.
         labels: class of each, int [n].
         steps: batches.
         learning_rate: at its peak; it warms up and falls to 0.
-        batch_size: texts in a step, about as many of each class.
+        batch_size: rows in a step, about as many of each class.
         seed: decides which.
+        stage: its name in the history.
+        checkpoint: file that a killed run continues from; None for none.
+        save_every: seconds between saves.
 
     Returns:
-        One history row: stage, epoch, loss (mean of the last tenth).
+        One history row: stage, epoch, loss.
     """
-    variables = encoder.trainable_variables
-    optimizer = keras.optimizers.AdamW(learning_rate=learning_rate, weight_decay=0.01, global_clipnorm=1.0)
-    optimizer.build(variables)
+    optimizer = training.DiscriminativeAdamW(
+        learning_rate=training.warmup_cosine(learning_rate, steps), weight_decay=0.01, global_clipnorm=1.0
+    )
+    encoder.compile(optimizer, loss=contrastive_loss, jit_compile=training.use_xla())
+    classes = np.eye(labels.max() + 1, dtype=np.float32)[labels[tokens.owners]]
 
-    @tf.function(input_signature=[INPUTS, tf.TensorSpec([None], tf.int64)])
-    def train_on(inputs, classes):
-        with tf.GradientTape() as tape:
-            directions = tf.math.l2_normalize(encoder(inputs, training=True), axis=1)
-            cosine = tf.matmul(directions, directions, transpose_b=True)
-            wanted = tf.cast(classes[:, None] == classes[None], tf.float32)
-            pairs = 1.0 - tf.eye(tf.shape(classes)[0])  # a text and itself tell nothing
-            loss = tf.reduce_sum(pairs * (cosine - wanted) ** 2) / tf.reduce_sum(pairs)
-        gradients = tape.gradient(loss, [variable.value for variable in variables])
-        optimizer.apply_gradients(zip(gradients, variables, strict=True))
-        return loss
+    def batches_from(_epoch: int, step: int) -> tf.data.Dataset:
+        def generate():
+            for rows in _balanced(classes.argmax(axis=1), batch_size, steps, seed, first=step):
+                yield tokens.batch(rows), classes[rows]
 
-    rng, losses = np.random.default_rng(seed), []
-    progress = ProgressLine("pairs", steps)
-    for step in range(steps):
-        chosen = _balanced(rng, labels, batch_size)
-        optimizer.learning_rate = learning_rate * _warm_up_and_fall(step, steps)
-        inputs = {name: tf.constant(array) for name, array in tokens.batch(chosen).items()}
-        losses.append(float(train_on(inputs, tf.constant(labels[chosen]))))
-        progress.update(step + 1, f" steps, loss {losses[-1]:.3f}")
-    progress.close()
-    return [{"stage": "finetune", "epoch": 1, "loss": float(np.mean(losses[-max(1, steps // 10) :]))}]
+        specs = (INPUTS, tf.TensorSpec((None, classes.shape[1]), tf.float32))
+        return tf.data.Dataset.from_generator(generate, output_signature=specs).prefetch(8)
+
+    return fit_with_checkpoints(
+        encoder, batches_from, epochs=1, lines=training.EpochLines(stage, 1, steps), checkpoint=checkpoint,
+        save_every=save_every,
+    )  # fmt: skip
 
 
-def _balanced(rng: np.random.Generator, labels: np.ndarray, size: int) -> np.ndarray:
-    """Return the places of about equally many texts of each class; all of them where there are no more."""
-    if len(labels) <= size:
-        return np.arange(len(labels))
-    classes = rng.permutation(np.unique(labels))
-    each = max(2, size // len(classes))
-    chosen = [rng.permutation(np.nonzero(labels == one)[0])[:each] for one in classes[: size // each]]
-    return np.concatenate(chosen)
+def contrastive_loss(classes: tf.Tensor, embeddings: tf.Tensor) -> tf.Tensor:
+    """Return how little each text looks like those of its class, among all others of the batch.
+
+    For each text the cosines to the others become shares by softmax; the loss is the mean of minus the logarithm of
+    the shares of its own class.
+
+    Args:
+        classes: one-hot, float32 [n, classes].
+        embeddings: float32 [n, width].
+    """
+    directions = keras.ops.normalize(embeddings, axis=1)
+    itself = keras.ops.eye(keras.ops.shape(classes)[0])
+    cosines = keras.ops.matmul(directions, keras.ops.transpose(directions)) / _TEMPERATURE - 1e9 * itself
+    same = keras.ops.matmul(classes, keras.ops.transpose(classes)) * (1.0 - itself)
+    of_its_class = keras.ops.sum(same * keras.ops.log_softmax(cosines, axis=1), axis=1)
+    return -keras.ops.mean(of_its_class / keras.ops.maximum(keras.ops.sum(same, axis=1), 1.0))
 
 
-def _warm_up_and_fall(step: int, steps: int) -> float:
-    return min(1.0, (step + 1) / max(1.0, 0.1 * steps)) * (1.0 - step / steps)
+def _balanced(labels: np.ndarray, size: int, steps: int, seed: int, first: int) -> Iterator[np.ndarray]:
+    """Yield the rows of each step from `first` on: about equally many of each class, or all where there are no more."""
+    for step in range(first, steps):
+        rng = np.random.default_rng((seed, step))
+        if len(labels) <= size:
+            yield np.arange(len(labels))
+            continue
+        classes = rng.permutation(np.unique(labels))
+        each = max(2, size // len(classes))
+        chosen = [rng.permutation(np.nonzero(labels == one)[0])[:each] for one in classes[: size // each]]
+        yield np.concatenate(chosen)

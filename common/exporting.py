@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import keras
@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from common import runs
 from common.data.images import decode_images
-from common.data.texts import tokens_of_batch
+from common.data.texts import TextReader
 from common.slimming import slim_graph
 from common.warmup import write_warmup
 
@@ -80,63 +80,60 @@ def export_image_classifier(
 
 
 def export_text_classifier(
-    model: keras.Model, tokenize: Callable, folder: Path, class_names: Sequence[str], *, max_length: int,
-    examples: Sequence[str] = (),
-) -> Path:  # fmt: skip
+    model: keras.Model, reader: TextReader, folder: Path, class_names: Sequence[str], *, examples: Sequence[str] = ()
+) -> Path:
     """Write a classifier of texts as FOLDER/<next integer>/, with tokenizer, vocabulary and labels inside.
 
     Args:
         model: float32 model of {"token_ids", "padding_mask"} to probabilities, whose last layer is named `head` and
             reads the embedding.
-        tokenize: as TextSource has it; a tf.Module, whose tables go into the export.
+        reader: how texts become rows of tokens; where a text has several, the head reads the mean of what they say.
         folder: the servable's folder; its name is the name of the model on the server.
         class_names: one for each probability.
-        max_length: tokens that are read, special ones included; the end of a longer text is lost.
         examples: texts that a server asks each signature about when it loads the model. They stay in the export.
 
     Returns:
         The folder of the new version. Signatures: `serving_default` (text: UTF-8 strings), `tensors` (token ids and
-        padding mask), `embed` (text, gives the embedding).
+        padding mask, a row each), `embed` (text, gives the embedding).
 
     Raises:
         UserError: the disk is full.
     """
     _check_float32(model)
-    whole = keras.Model(model.input, [model.get_layer("head").input, model.output])
+    head = model.get_layer("head")
+    encoder = keras.Model(model.input, head.input)
     names = tf.constant(list(class_names))
     spec = tf.TensorSpec((None, None), tf.int32)
 
     @tf.function(input_signature=[spec, spec])
-    def embedding_and_probabilities(token_ids, padding_mask):
-        return whole({"token_ids": token_ids, "padding_mask": padding_mask}, training=False)
+    def embedding_of_rows(token_ids, padding_mask):
+        return encoder({"token_ids": token_ids, "padding_mask": padding_mask}, training=False)
 
-    def answer(token_ids, padding_mask):
-        _, probabilities = embedding_and_probabilities(token_ids, padding_mask)
-        return _labelled(names, probabilities)
+    def embedding(text):
+        inputs, owners = reader.batch(text)
+        return tf.math.segment_mean(embedding_of_rows(**inputs), owners)
 
-    def tokens(text):
-        return tokens_of_batch(tokenize, text, max_length)
+    def answer(embedding):
+        return _labelled(names, head(embedding))
 
     text = tf.TensorSpec([None], tf.string, name="text")
     signatures = {
-        "serving_default": tf.function(lambda text: answer(**tokens(text)), input_signature=[text]),
+        "serving_default": tf.function(lambda text: answer(embedding(text)), input_signature=[text]),
         "tensors": tf.function(
-            lambda token_ids, padding_mask: answer(token_ids, padding_mask),
+            lambda token_ids, padding_mask: answer(embedding_of_rows(token_ids, padding_mask)),
             input_signature=[
                 tf.TensorSpec((None, None), tf.int32, name="token_ids"),
                 tf.TensorSpec((None, None), tf.int32, name="padding_mask"),
             ],
         ),
-        "embed": tf.function(
-            lambda text: {"embedding": embedding_and_probabilities(**tokens(text))[0]}, input_signature=[text]
-        ),
+        "embed": tf.function(lambda text: {"embedding": embedding(text)}, input_signature=[text]),
     }
     requests = {}
     if examples:
         encoded = np.array([example.encode("utf-8", "replace") for example in examples], dtype=object)
-        pieces = {name: value.numpy() for name, value in tokens(tf.constant(encoded)).items()}
+        pieces = {name: value.numpy() for name, value in reader.batch(tf.constant(encoded))[0].items()}
         requests = {"serving_default": {"text": encoded}, "tensors": pieces, "embed": {"text": encoded}}
-    return _save(model, folder, signatures, requests, tokenize=tokenize)
+    return _save(model, folder, signatures, requests, reader=reader)
 
 
 def _labelled(names: tf.Tensor, probabilities: tf.Tensor) -> dict[str, tf.Tensor]:

@@ -34,6 +34,8 @@ THUMBNAIL_PIXELS = 160
 STAGES = {
     "head": ("head", "#b7791f"),
     "finetune": ("fine-tuning", "#2563a8"),
+    "pairs": ("telling pairs apart", "#2563a8"),
+    "tuned_head": ("head of the tuned encoder", "#b7791f"),
     "scratch": ("scratch", "#6b7280"),
 }
 BASELINES = {"frozen": "Frozen source, linear head", "scratch": "From scratch", "none": "No adaptation",

@@ -121,13 +121,13 @@ class Source:
         return digest.hexdigest()[:16]
 
 
-def load_source(text: str, image_size: int | None = None, *, random_weights: bool = False) -> Source:
+def load_source(text: str, image_size: int | tuple[int, int] | None = None, *, random_weights: bool = False) -> Source:
     """Load a source by its spec string.
 
     Args:
         text: `bundled:NAME`, `keras:NAME`, `keras:NAME@WEIGHTS_FILE`, `preset:NAME_OR_FOLDER`,
             `hub:FOLDER_OR_HANDLE`, or a short name of the catalogue; `@random` at the end keeps the initial weights.
-        image_size: side of the square input in pixels; the source's own where None.
+        image_size: side of the square input in pixels, or (height, width); the source's own where None.
         random_weights: same architecture, initial weights: the from-scratch baseline.
 
     Returns:
@@ -139,8 +139,9 @@ def load_source(text: str, image_size: int | None = None, *, random_weights: boo
     spec = parse_source(text)
     if spec.entry and "pictures" not in spec.entry.takes:
         raise UserError(f"{spec.entry.name} takes {spec.entry.takes}, not pictures. Received: --source {text}.")
+    wanted = (image_size, image_size) if isinstance(image_size, int) else image_size
     load = {"bundled": _load_preset, "preset": _load_preset, "keras": _load_keras, "hub": _load_hub}[spec.kind]
-    backbone, preprocessing, size, card = load(spec, image_size, random_weights or spec.random)
+    backbone, preprocessing, size, card = load(spec, wanted, random_weights or spec.random)
     pixels = keras.Input((*size, 3), name="pixels")
     try:
         features = _pool(backbone(preprocessing(pixels)))
@@ -180,7 +181,7 @@ def fetch_source(text: str) -> str:
         check_saved_model(Path(spec.name).expanduser())
     if spec.kind == "keras" and not spec.weights:
         with _explained_download(spec) as fetched:
-            _build_application(spec, int(spec.options.get("size", KERAS_APPLICATIONS[spec.name])), "imagenet")
+            _build_application(spec, _own_size(spec), "imagenet")
         return f"{long}@{fetched[0]}"
     if spec.kind == "preset" and not Path(spec.name).expanduser().is_dir():
         return f"preset:{fetch_preset(spec)}"
@@ -199,32 +200,37 @@ def _pool(features):
 # --- keras.applications -------------------------------------------------------------------------------
 
 
-def _build_application(spec: SourceSpec, side: int, weights: str | None) -> keras.Model:
+def _own_size(spec: SourceSpec) -> tuple[int, int]:
+    side = int(spec.options.get("size", KERAS_APPLICATIONS[spec.name]))
+    return side, side
+
+
+def _build_application(spec: SourceSpec, size: tuple[int, int], weights: str | None) -> keras.Model:
     options = {key: value for key, value in spec.options.items() if key != "size"}
     application = getattr(keras.applications, spec.name)
     try:
-        return application(include_top=False, input_shape=(side, side, 3), weights=weights, **options)
+        return application(include_top=False, input_shape=(*size, 3), weights=weights, **options)
     except UserError:
         raise
     except ValueError as error:
         raise UserError(
-            f"keras.applications.{spec.name} cannot be built at {side} x {side} pixels"
+            f"keras.applications.{spec.name} cannot be built at {size[0]} x {size[1]} pixels"
             f"{f' with {spec.options}' if spec.options else ''}. Keras says: {first_line(error)}"
         ) from error
 
 
-def _load_keras(spec: SourceSpec, image_size: int | None, random_weights: bool):
-    side = image_size or int(spec.options.get("size", KERAS_APPLICATIONS[spec.name]))
+def _load_keras(spec: SourceSpec, wanted: tuple[int, int] | None, random_weights: bool):
+    size = wanted or _own_size(spec)
     family = next(f for f in _FAMILIES if re.fullmatch(f.pattern, spec.name))
     with _explained_download(spec):
-        backbone = _build_application(spec, side, None if random_weights or spec.weights else "imagenet")
+        backbone = _build_application(spec, size, None if random_weights or spec.weights else "imagenet")
     if random_weights:
-        return backbone, family.preprocessing, (side, side), _keras_card(family, "initial weights", "none")
+        return backbone, family.preprocessing, size, _keras_card(family, "initial weights", "none")
     if not spec.weights:
-        return backbone, family.preprocessing, (side, side), _keras_card(family, "ImageNet weights", "ImageNet-1k")
+        return backbone, family.preprocessing, size, _keras_card(family, "ImageNet weights", "ImageNet-1k")
     _load_weights_file(backbone, spec)
     card = _keras_card(family, spec.weights, "what the weights file was trained on")
-    return backbone, family.preprocessing, (side, side), card
+    return backbone, family.preprocessing, size, card
 
 
 def _keras_card(family: _Family, weights: str, data: str) -> dict[str, str]:
@@ -317,12 +323,12 @@ def _describe_weights(path: Path) -> str:
 # --- TF Hub and other SavedModels ----------------------------------------------------------------------
 
 
-def _load_hub(spec: SourceSpec, image_size: int | None, random_weights: bool):
+def _load_hub(spec: SourceSpec, wanted: tuple[int, int] | None, random_weights: bool):
     # What is unfrozen is decided later; what can train must be known as such from the start.
     arguments = {"trainable": True, "signature": spec.options.get("signature"), "name": "saved_model"}
     print(f"hub: {spec.name} is a SavedModel, which is code that will run here; load only what you trust", flush=True)
     layer = SavedModelLayer(spec.name, **arguments)
-    size = _picture_size(spec, layer, image_size)
+    size = _picture_size(spec, layer, wanted)
     pixels = keras.Input((*size, 3), name="saved_model_pixels")
     try:
         gives = layer.compute_output_spec(pixels)
@@ -368,7 +374,7 @@ def _features_among(gives, spec: SourceSpec) -> str | int | None:
     )
 
 
-def _picture_size(spec: SourceSpec, layer: SavedModelLayer, image_size: int | None) -> tuple[int, int]:
+def _picture_size(spec: SourceSpec, layer: SavedModelLayer, wanted: tuple[int, int] | None) -> tuple[int, int]:
     takes = list(layer.input_specs.values())
     shape = takes[0].shape if len(takes) == 1 and isinstance(takes[0], tf.TensorSpec) else tf.TensorShape(None)
     if takes and takes[0].dtype == tf.float32 and shape.rank is None:
@@ -379,12 +385,13 @@ def _picture_size(spec: SourceSpec, layer: SavedModelLayer, image_size: int | No
             f"Received: hub:{spec.name} with input {', '.join(map(str, takes)) or 'none'}; its signatures: "
             f"{', '.join(layer.saved_model.signatures) or 'none'}. Another one: 'hub:FOLDER(signature=NAME)'"
         )
-    wanted = image_size or spec.options.get("size")
-    size = tuple(given or wanted or 224 for given in shape[1:3])
-    if wanted and size != (wanted, wanted):
+    if not wanted and "size" in spec.options:
+        wanted = (spec.options["size"], spec.options["size"])
+    size = tuple(given or one for given, one in zip(shape[1:3], wanted or (224, 224), strict=True))
+    if wanted and size != wanted:
         raise UserError(
             f"The SavedModel takes pictures of {size[0]} x {size[1]} pixels only. Received: hub:{spec.name} at "
-            f"{wanted} x {wanted}. Try it without --image-size and size=."
+            f"{wanted[0]} x {wanted[1]}. Try it without --image-size and size=."
         )
     return size
 
@@ -392,7 +399,7 @@ def _picture_size(spec: SourceSpec, layer: SavedModelLayer, image_size: int | No
 # --- KerasHub presets ----------------------------------------------------------------------------------
 
 
-def _load_preset(spec: SourceSpec, image_size: int | None, random_weights: bool):
+def _load_preset(spec: SourceSpec, wanted: tuple[int, int] | None, random_weights: bool):
     import keras_hub  # here: seconds to import, and keras: sources do without
 
     name = preset_folder(spec)
@@ -417,7 +424,7 @@ def _load_preset(spec: SourceSpec, image_size: int | None, random_weights: bool)
             f"with input {takes}. Allowed: a backbone that turns one RGB picture into one tensor."
         )
     native = takes.shape[1:3] if all(takes.shape[1:3]) else None  # None: it takes pictures of any size
-    size = (image_size, image_size) if image_size else preferred or native or (224, 224)
+    size = wanted or preferred or native or (224, 224)
     if native and native != size:
         try:
             backbone = with_its_own_epsilon(load(image_shape=(*size, 3)), name)

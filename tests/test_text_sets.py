@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from common.data.text_rows import Columns
-from common.data.text_sets import draw_shots, load_text_set
+from common.data.text_sets import draw_shots, folds_of, load_text_set
 from common.errors import UserError
 
 WORDS = "train book film meal hotel phone boat coat desk lamp".split()
@@ -161,3 +161,22 @@ def test_shots_are_drawn_from_training_alone(tmp_path: Path):
 def test_real_sst2(shared_data: Path):
     data = load_text_set(f"tsv:{shared_data / 'sst2'}", columns=Columns("1", "2"))
     assert (len(data.val), len(data.test)) == (872, 1821) and 6900 <= len(data.train) <= 6920
+
+
+def test_folds_are_disjoint_whole_and_of_every_class(tmp_path: Path):
+    data = load_text_set(write_table(tmp_path / "t.csv", rows(20)))
+    folds = folds_of(data, 5)
+    assert sorted(np.concatenate([fold for _, fold in folds])) == list(range(len(data.train)))
+    for rest, fold in folds:
+        assert not set(data.train.texts[rest]) & set(data.train.texts[fold])
+        assert len(rest) + len(fold) == len(data.train) and set(data.train.labels[fold]) == {0, 1}
+    # whatever the order of the texts
+    other = load_text_set(write_table(tmp_path / "t.csv", rows(20)[::-1]))
+    for (_, fold), (_, again) in zip(folds, folds_of(other, 5), strict=True):
+        assert set(data.train.texts[fold]) == set(other.train.texts[again])
+
+
+def test_more_folds_than_texts_of_a_class(tmp_path: Path):
+    data = load_text_set(write_table(tmp_path / "t.csv", rows(12)))
+    with pytest.raises(UserError, match="--folds 50: the class 'bad' has"):
+        folds_of(data, 50)

@@ -33,6 +33,10 @@ class TextExamples:
     def __len__(self) -> int:
         return len(self.texts)
 
+    def take(self, places: np.ndarray) -> TextExamples:
+        """Return some of the texts."""
+        return TextExamples(self.texts[places], self.labels[places])
+
 
 @dataclass(frozen=True)
 class TextSet:
@@ -125,7 +129,7 @@ def load_text_set(
     if strict and skipped:
         raise UserError(f"--strict: {len(skipped)} text(s) cannot be used{first}")
     kept = [row for row, reason in zip(rows, reasons, strict=True) if not reason]
-    hashes = [hashlib.sha256(row.text.strip().encode("utf-8", "surrogatepass")).hexdigest() for row in kept]
+    hashes = [_content_hash(row.text) for row in kept]
     split = split_labelled(
         data, "text", [row.label for row in kept], [row.part for row in kept], hashes,
         limit=limit, val_share=val_share, left_out=f"{len(skipped)} text(s) left out{first}",
@@ -149,7 +153,36 @@ def draw_shots(data: TextSet, shots: int, seed: int) -> TextSet:
             raise UserError(f"--shots {shots}: the class {name!r} has {len(places)} training texts.")
         chosen.append(rng.permutation(places)[:shots])
     places = np.sort(np.concatenate(chosen))
-    return replace(data, train=TextExamples(data.train.texts[places], data.train.labels[places]))
+    return replace(data, train=data.train.take(places))
+
+
+def folds_of(data: TextSet, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Divide the training texts for cross-validation, class by class, by the hash of each text.
+
+    Args:
+        data: whose training part is divided.
+        count: of the folds.
+
+    Returns:
+        For each fold the places of the rest and of the fold itself.
+
+    Raises:
+        UserError: a class has fewer texts than there are folds.
+    """
+    for number, name in enumerate(data.class_names):
+        found = int((data.train.labels == number).sum())
+        if found < count:
+            raise UserError(
+                f"--folds {count}: the class {name!r} has {found} training texts; at least one a fold is needed."
+            )
+    hashes = [_content_hash(text) for text in data.train.texts]
+    names = {str(number): 1 / count for number in range(count)}
+    parts = splits.split_by_hash(hashes, data.train.labels, names)
+    return [(np.flatnonzero(parts != name), np.flatnonzero(parts == name)) for name in names]
+
+
+def _content_hash(text: str) -> str:
+    return hashlib.sha256(text.strip().encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _why_unusable(row: TextRow) -> str:

@@ -14,7 +14,8 @@ What to expect, measured, with commands and machine: `python -m recipes show ber
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from math import ceil, inf
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from common.contrastive import tune_on_pairs
 from common.data import texts as batches
 from common.data.labelled import PARTS
 from common.data.text_rows import Columns
-from common.data.text_sets import DATA_KINDS, TextSet, draw_shots, load_text_set
+from common.data.text_sets import DATA_KINDS, TextSet, draw_shots, folds_of, load_text_set
 from common.progress import format_seconds
 from common.serving.files import write_serving_files
 from common.specs import check_choice, check_installed, check_range, parse_data, parse_list, parse_source
@@ -50,7 +51,8 @@ class Config:
     encoding: str = "utf-8"
     """Of the files: utf-8, latin-1 ..."""
     source: str = "bundled:bert_mini"
-    """Pretrained encoder: bundled:bert_mini, minilm (better, fetched), preset:NAME_OR_FOLDER, preset:hf://OWNER/NAME."""
+    """Pretrained encoder: bundled:bert_mini, minilm (better, fetched), preset:NAME_OR_FOLDER, preset:hf://OWNER/NAME
+    (BERT, DistilBERT, RoBERTa, DeBERTa v3, GPT-2), hub:FOLDER (BERT)."""
     out: str = "runs/bert_sentiment"
     """Folder for everything this run writes."""
     resume: str | None = None
@@ -60,7 +62,9 @@ class Config:
     method: str = "finetune"
     """What learns: frozen (a head only, seconds), finetune (all), fewshot (pairs, for some dozens of texts), lora."""
     max_length: int = 128
-    """Tokens that are read of a text; the end of a longer one is lost. Time grows with it only where texts are long."""
+    """Tokens that are read at once. Time grows with it only where texts are long."""
+    long_text: str = "truncate"
+    """What becomes of a longer text: truncate (its end is lost) or windows (read in pieces, and averaged)."""
     epochs: int | None = None
     """Fine-tuning passes; the default is 3, and more for few texts."""
     batch_size: int = 32
@@ -79,8 +83,8 @@ class Config:
     """Share of the target spread over all classes; keeps the model from overconfidence."""
     gradient_norm: float = 1.0
     """Longer gradients are shortened to this: no single odd batch throws the encoder off."""
-    pair_steps: int = 60
-    """Steps of --method fewshot."""
+    pair_steps: int | None = None
+    """Steps of --method fewshot; the default is 30, and more for more texts."""
     pair_rate: float = 1e-4
     """Peak learning rate of --method fewshot."""
     rank: int = 8
@@ -103,6 +107,8 @@ class Config:
     """Log the finished run to this MLflow tracking server or folder."""
     shots: int | None = None
     """Train on this many texts of each class, drawn by the seed: what would so few labels give?"""
+    folds: int | None = None
+    """Cross-validate as well: train this many times, each time without a part of the training texts. For tiny sets."""
     limit: int | None = None
     """Use at most this many texts of each part: a quick look."""
     strict: bool = False
@@ -114,6 +120,7 @@ class Config:
         parse_data(self.data, DATA_KINDS)
         parse_source(self.source)
         check_choice("--method", self.method, ("frozen", "finetune", "fewshot", "lora"))
+        check_choice("--long-text", self.long_text, ("truncate", "windows"))
         check_choice("--class-weights", self.class_weights, ("none", "balanced"))
         parse_list("--baselines", self.baselines, ("frozen", "words", "vectors", "scratch"), alone=("none",))
         if "vectors" in self.baselines and not self.word_vectors:
@@ -126,6 +133,7 @@ class Config:
         check_range(
             self, 0, inf, "save_every", "epochs", "learning_rate", "head_rate", "pair_rate", "weight_decay", "seed"
         )
+        check_range(self, 2, inf, "folds")
         check_range(self, 0, 1, "layer_decay", "dropout", "label_smoothing")
         check_range(self, 1e-3, inf, "gradient_norm")
         check_range(self, 4, 100_000, "max_length")
@@ -138,10 +146,69 @@ def load_data(config: Config) -> TextSet:
     return draw_shots(data, config.shots, config.seed) if config.shots else data
 
 
-def tokenize(source: TextSource, data: TextSet, config: Config) -> dict[str, batches.Tokens]:
-    """Return the tokens of the texts of each part."""
-    length = min(config.max_length, source.max_length)
-    return {part: batches.tokenize_texts(source.tokenize, getattr(data, part).texts, length) for part in PARTS}
+@dataclass(frozen=True)
+class Learned:
+    """What training gave.
+
+    Attributes:
+        source: whose backbone has learned.
+        encoder: tokens to embeddings.
+        model: tokens to class probabilities.
+        frozen: what the untouched encoder and its head answer on the test part, float32 [n, classes].
+        history: rows of history.csv.
+        parameters: counts.
+    """
+
+    source: TextSource
+    encoder: keras.Model
+    model: keras.Model
+    frozen: np.ndarray
+    history: list[dict]
+    parameters: dict[str, int]
+
+    def answer(self, tokens: batches.Tokens) -> np.ndarray:
+        """Return class probabilities, float32 [texts, classes]."""
+        return features.predict_head(self.model.get_layer("head"), batches.run_on_tokens(self.encoder, tokens))
+
+
+def learn(source: TextSource, data: TextSet, tokens, config: Config, clock, fold: str = "") -> Learned:
+    """Train as --method says: the head on the untouched encoder first, and then the encoder.
+
+    Args:
+        source: untouched.
+        data: the texts.
+        tokens: of each part.
+        config: the settings.
+        clock: counts the seconds.
+        fold: of cross-validation; it names the checkpoints.
+    """
+    encoder = build_encoder(source)
+    model = build_classifier(encoder, len(data.class_names), config.dropout)
+    parameters = {
+        "total": model.count_params(),
+        "trainable_head": freezing.freeze(model, source.backbone, "frozen").parameters,
+    }
+    with clock("head"):
+        history, said = train_head(model, encoder, tokens, data, config)
+    frozen = features.predict_head(model.get_layer("head"), said["test"])
+    if config.method == "fewshot":
+        with clock("finetune"):
+            counts = unfreeze(model, source.backbone, tables=False)
+            history += tune_on_pairs(
+                encoder, tokens["train"], data.train.labels,
+                steps=pair_steps(data, config), learning_rate=config.pair_rate, batch_size=config.batch_size,
+                seed=config.seed, **saved(config, f"pairs{fold}"),
+            )  # fmt: skip
+            rows, _ = train_head(model, encoder, tokens, data, config)
+        history += [row | {"stage": "tuned_head"} for row in rows]
+        parameters["trainable_finetune"] = counts.parameters
+    elif config.method != "frozen":
+        with clock("finetune"):
+            rows, parameters["trainable_finetune"] = fine_tune(source, model, tokens, data, config, fold=fold)
+        history += rows
+        if config.method == "lora":
+            source, encoder, model = merged(model, data, config)
+    return Learned(source, encoder, model, frozen, history, parameters)
 
 
 def train_head(model: keras.Model, encoder: keras.Model, tokens, data: TextSet, config: Config):
@@ -158,7 +225,9 @@ def train_head(model: keras.Model, encoder: keras.Model, tokens, data: TextSet, 
     return history, said
 
 
-def fine_tune(source: TextSource, model: keras.Model, tokens, data: TextSet, config: Config, stage: str = "finetune"):
+def fine_tune(
+    source: TextSource, model: keras.Model, tokens, data: TextSet, config: Config, *, stage="finetune", fold=""
+):
     """Train the encoder with its head; from a random start (stage `scratch`) everything, the table of tokens too.
 
     Returns:
@@ -171,7 +240,7 @@ def fine_tune(source: TextSource, model: keras.Model, tokens, data: TextSet, con
         counts = unfreeze(model, source.backbone, tables=scratch)
     print(f"{stage}: {counts}")
     classes = np.eye(len(data.class_names), dtype=np.float32)
-    epochs, steps = fine_tuning_epochs(data, config), ceil(len(data.train) / config.batch_size)
+    epochs, steps = fine_tuning_epochs(tokens, config), ceil(len(tokens["train"]) / config.batch_size)
 
     def batches_from(epoch, step):
         return batches.training_batches(
@@ -192,7 +261,8 @@ def fine_tune(source: TextSource, model: keras.Model, tokens, data: TextSet, con
         model, batches_from, stage=stage, epochs=epochs, steps=steps,
         validation=batches.validation_batches(tokens["val"], classes[data.val.labels]),
         optimizer=optimizer, loss=keras.losses.CategoricalCrossentropy(label_smoothing=config.label_smoothing),
-        patience=config.patience, start_counts=not scratch, **observed(config, stage),
+        patience=config.patience, start_counts=not scratch,
+        callbacks=watchers(config, stage + fold), **saved(config, stage + fold),
     )  # fmt: skip
     return history, counts.parameters
 
@@ -206,43 +276,27 @@ def main(config: Config) -> dict:
     with clock("data"):
         data = load_data(config)
     print(f"{config.data}: {data.counts()}, {len(data.class_names)} classes")
-    keras.utils.set_random_seed(config.seed)
     source = load_text_source(config.source)
     runs.remember_inputs(out, data.fingerprint())
+    reader = batches.TextReader(source.tokenize, min(config.max_length, source.max_length), config.long_text)
     with clock("data"):
-        tokens = tokenize(source, data, config)
-    encoder = build_encoder(source)
-    model = build_classifier(encoder, len(data.class_names), config.dropout)
-    parameters = {
-        "total": model.count_params(),
-        "trainable_head": freezing.freeze(model, source.backbone, "frozen").parameters,
-    }
+        tokens = {part: reader.read(getattr(data, part).texts) for part in PARTS}
+    print(checking.describe_lengths(tokens["train"]))
+    more, advice = {}, ()
+    if config.folds:
+        with clock("folds"):
+            more["cross_validation"], advice = cross_validate(data, tokens, config)
 
-    with clock("head"):
-        history, said = train_head(model, encoder, tokens, data, config)
-    head = model.get_layer("head")
-    baselines = {"frozen": features.predict_head(head, said["test"])}
-    if config.method == "fewshot":
-        with clock("finetune"):
-            counts = unfreeze(model, source.backbone, tables=False)
-            history += tune_on_pairs(
-                encoder, tokens["train"], data.train.labels,
-                steps=config.pair_steps, learning_rate=config.pair_rate, batch_size=config.batch_size, seed=config.seed,
-            )  # fmt: skip
-            rows, _ = train_head(model, encoder, tokens, data, config)
-        history, parameters["trainable_finetune"] = history + rows, counts.parameters
-    elif config.method != "frozen":
-        with clock("finetune"):
-            rows, parameters["trainable_finetune"] = fine_tune(source, model, tokens, data, config)
-        history += rows
-        if config.method == "lora":
-            source, encoder, model = merged(model, data, config)
+    keras.utils.set_random_seed(config.seed)
+    learned = learn(source, data, tokens, config, clock)
+    model = learned.model
     with clock("evaluate"):
-        val_probabilities = batches.run_on_tokens(model, tokens["val"])
+        val_probabilities = learned.answer(tokens["val"])
         temperature = calibration.fit_temperature(data.val.labels, val_probabilities) if config.calibrate else None
         if temperature:
             calibration.divide_logits(model.get_layer("head"), temperature)
-        probabilities = batches.run_on_tokens(model, tokens["test"])
+        probabilities = learned.answer(tokens["test"])
+    baselines, history = {"frozen": learned.frozen}, learned.history
     spent = {}
     for name, answer in other_baselines(data, tokens, config).items():
         with clock(f"baseline_{name}"):
@@ -253,17 +307,16 @@ def main(config: Config) -> dict:
     if config.explain:
         with clock("explain"):
             explanation = explain_texts(
-                lambda texts: ask(source, model, texts, config), data, lengths=tokens["test"].lengths,
-                cut=tokens["test"].cut, max_length=config.max_length, probabilities=probabilities,
+                lambda texts: learned.answer(reader.read(texts)), data, lengths=tokens["test"].lengths,
+                cut=tokens["test"].cut, max_length=reader.max_length, probabilities=probabilities,
                 val_probabilities=val_probabilities, applied_temperature=temperature,
             )  # fmt: skip
 
     with clock("export"):
         exporting.save_keras_model(model, out / "model.keras")  # to go on training; what follows is to serve
         version = exporting.export_text_classifier(
-            model, source.tokenize, out / "serving" / "bert_sentiment", data.class_names,
-            max_length=min(config.max_length, source.max_length), examples=list(data.train.texts[:2]),
-        )  # fmt: skip
+            model, reader, out / "serving" / "bert_sentiment", data.class_names, examples=list(data.train.texts[:2])
+        )
         example = str(data.test.texts[0])
         write_serving_files(out / "serving", "bert_sentiment", input_name="text", example=example)
         proof = exporting.prove_text_classifier(version, data.test.texts, probabilities, data.class_names)
@@ -273,9 +326,9 @@ def main(config: Config) -> dict:
     metrics = conclude(
         "bert_sentiment", config, data, probabilities=probabilities,
         baselines={name: (baselines[name], spent[name]) for name in config.baselines.split(",") if name in baselines},
-        history=history, seconds=seconds, parameters=parameters, proof=proof,
+        history=history, seconds=seconds, parameters=learned.parameters, proof=proof,
         export=exporting.size_report(version, model), source_card={"spec": config.source, **source.card},
-        explanation=explanation,
+        explanation=explanation, advice=advice, more=more,
     )  # fmt: skip
     if config.mlflow:
         observing.log_to_mlflow(config.mlflow, "bert_sentiment", config, metrics, history)
@@ -287,10 +340,9 @@ def check(config: Config) -> None:
     data = load_data(config)
     print(checking.describe_counts(data))
     source = load_text_source(config.source)
-    tokens = tokenize(source, data, config)
-    lengths = tokens["train"].lengths
-    print(f"source: {source.card}\n{np.median(lengths):.0f} tokens in the median training text, {lengths.max()} in the "
-          f"longest; {tokens['train'].cut} texts lose their end (--max-length {config.max_length})")  # fmt: skip
+    reader = batches.TextReader(source.tokenize, min(config.max_length, source.max_length), config.long_text)
+    tokens = {part: reader.read(getattr(data, part).texts) for part in PARTS}
+    print(f"source: {source.card}\n{checking.describe_lengths(tokens['train'])}")
     words = source.tokenize.vocabulary() if hasattr(source.tokenize, "vocabulary") else None
     page = checking.write_sample_texts(Path(config.out) / "samples.txt", data, tokens["train"], words)
     print(f"samples as the encoder sees them: {page}")
@@ -300,25 +352,19 @@ def check(config: Config) -> None:
     unfreeze(model, source.backbone, tables=False)
     model.compile("adam", "categorical_crossentropy", jit_compile=training.use_xla())
     some = batches.shuffled_by_length(tokens["train"], config.batch_size, (config.seed, 0))[0]
-    inputs, targets = (
-        tokens["train"].batch(some),
-        np.eye(len(data.class_names), dtype="float32")[data.train.labels[some]],
-    )
+    targets = np.eye(len(data.class_names), dtype="float32")[data.train.labels[tokens["train"].owners[some]]]
+    inputs = tokens["train"].batch(some)
     step = checking.median_seconds(lambda: model.train_on_batch(inputs, targets))  # the weights are thrown away
     look = checking.median_seconds(lambda: encoder.predict_on_batch(inputs)) / len(some)
-    epochs = 0 if config.method == "frozen" else fine_tuning_epochs(data, config)
-    steps = config.pair_steps if config.method == "fewshot" else epochs * ceil(len(data.train) / config.batch_size)
+    epochs = 0 if config.method == "frozen" else fine_tuning_epochs(tokens, config)
+    steps = epochs * ceil(len(tokens["train"]) / config.batch_size)
+    steps = pair_steps(data, config) if config.method == "fewshot" else steps
     seconds = sum(len(part) for part in tokens.values()) * 2 * look + steps * step
+    seconds *= 1 + (config.folds or 0)
     print(f"estimate: {format_seconds(seconds)} of computing, and half a minute for the export and its proof")
 
 
 # --- small things that the steps above share ----------------------------------------------------------------
-
-
-def ask(source: TextSource, model: keras.Model, texts, config: Config) -> np.ndarray:
-    """Return class probabilities of raw texts, float32 [n, classes]."""
-    length = min(config.max_length, source.max_length)
-    return batches.run_on_tokens(model, batches.tokenize_texts(source.tokenize, texts, length))
 
 
 def merged(model: keras.Model, data: TextSet, config: Config):
@@ -330,15 +376,42 @@ def merged(model: keras.Model, data: TextSet, config: Config):
     return source, encoder, plain
 
 
+def cross_validate(data: TextSet, tokens, config: Config) -> tuple[dict, tuple[str, ...]]:
+    """Train --folds times, each time without a part of the training texts, and ask about that part.
+
+    Every choice is made on the validation part, as always, so that a text is answered by a model that never saw it.
+
+    Returns:
+        (numbers for metrics.json, a sentence for the report).
+    """
+    accuracies = []
+    for number, (rest, fold) in enumerate(folds_of(data, config.folds), start=1):
+        print(f"fold {number} of {config.folds}: {len(rest)} texts to learn from, {len(fold)} to ask about")
+        some = replace(data, train=data.train.take(rest), test=data.train.take(fold))
+        read = {"train": tokens["train"].of_texts(rest), "val": tokens["val"], "test": tokens["train"].of_texts(fold)}
+        keras.utils.set_random_seed(config.seed)
+        clock = runs.Stopwatch()
+        learned = learn(load_text_source(config.source), some, read, config, clock, fold=f"_fold{number}")
+        accuracies.append(float(np.mean(learned.answer(read["test"]).argmax(axis=1) == some.test.labels)))
+    mean, std = float(np.mean(accuracies)), float(np.std(accuracies, ddof=1))
+    numbers = {"folds": config.folds, "accuracy": {"mean": mean, "std": std, "folds": accuracies}}
+    return numbers, (
+        f"Cross-validation of the {len(data.train)} training texts in {config.folds} parts: {100 * mean:.1f} % right, "
+        f"with a standard deviation of {100 * std:.1f} points between the parts.",
+    )
+
+
 def other_baselines(data: TextSet, tokens, config: Config) -> dict:
     """Return, for each baseline that takes a training of its own, what gives its (test probabilities, history)."""
 
     def from_scratch():
         keras.utils.set_random_seed(config.seed)
         source = load_text_source(config.source, random_weights=True)
-        model = build_classifier(build_encoder(source), len(data.class_names), config.dropout)
+        encoder = build_encoder(source)
+        model = build_classifier(encoder, len(data.class_names), config.dropout)
         rows, _ = fine_tune(source, model, tokens, data, config, stage="scratch")
-        return batches.run_on_tokens(model, tokens["test"]), rows
+        said = batches.run_on_tokens(encoder, tokens["test"])
+        return features.predict_head(model.get_layer("head"), said), rows
 
     known = {
         "words": lambda: (tfidf_probabilities(data), []),
@@ -348,17 +421,25 @@ def other_baselines(data: TextSet, tokens, config: Config) -> dict:
     return {name: answer for name, answer in known.items() if name in config.baselines.split(",")}
 
 
-def observed(config: Config, stage: str) -> dict:
-    """Return where a stage saves what `--resume` needs, and who watches it."""
-    callbacks = observing.tensorboard_callbacks(Path(config.out), stage) if config.tensorboard else ()
-    checkpoint = Path(config.out) / "checkpoints" / f"{stage}.npz"
-    return {"checkpoint": checkpoint, "save_every": config.save_every, "callbacks": callbacks}
+def saved(config: Config, stage: str) -> dict:
+    """Return where a stage saves what `--resume` needs."""
+    return {"checkpoint": Path(config.out) / "checkpoints" / f"{stage}.npz", "save_every": config.save_every}
 
 
-def fine_tuning_epochs(data: TextSet, config: Config) -> int:
+def watchers(config: Config, stage: str) -> Sequence[keras.callbacks.Callback]:
+    """Return who watches a stage."""
+    return observing.tensorboard_callbacks(Path(config.out), stage) if config.tensorboard else ()
+
+
+def fine_tuning_epochs(tokens, config: Config) -> int:
     """Return the number of fine-tuning passes: enough steps to learn something, where the texts are few."""
-    steps = ceil(len(data.train) / config.batch_size)
+    steps = ceil(len(tokens["train"]) / config.batch_size)
     return max(3, ceil(60 / steps)) if config.epochs is None else config.epochs
+
+
+def pair_steps(data: TextSet, config: Config) -> int:
+    """Return the number of few-shot steps."""
+    return max(30, len(data.train) // 2) if config.pair_steps is None else config.pair_steps
 
 
 def sample_weights(data: TextSet, config: Config) -> np.ndarray:
