@@ -91,6 +91,16 @@ def save_stage(path: Path, state: StageState, **arrays: Sequence) -> None:
     write_atomically(path, write)
 
 
+def save_array(file: Path, array: np.ndarray) -> Path:
+    """Write an array as `.npy`, aside and renamed into place."""
+
+    def write(partial: Path) -> None:
+        with open(partial, "wb") as stream:  # given a name, numpy would add `.npy` to it
+            np.save(stream, array)
+
+    return write_atomically(file, write)
+
+
 def load_stage(path: Path | None) -> tuple[StageState, dict[str, list[np.ndarray]]]:
     """Read what `save_stage` wrote.
 

@@ -27,6 +27,8 @@ def tune_on_pairs(
     steps: int,
     learning_rate: float,
     batch_size: int = 32,
+    weight_decay: float = 0.01,
+    gradient_norm: float = 1.0,
     seed: int = 0,
     stage: str = "pairs",
     checkpoint: Path | None = None,
@@ -43,7 +45,9 @@ def tune_on_pairs(
         labels: class of each, int [n].
         steps: batches.
         learning_rate: at its peak; it warms up and falls to 0.
-        batch_size: rows in a step, about as many of each class.
+        batch_size: texts in a step, about as many of each class; at least 4.
+        weight_decay: pulls weights towards zero.
+        gradient_norm: longer gradients are shortened to this.
         seed: decides which.
         stage: its name in the history.
         checkpoint: file that a killed run continues from; None for none.
@@ -53,17 +57,22 @@ def tune_on_pairs(
         One history row: stage, epoch, loss.
     """
     optimizer = training.DiscriminativeAdamW(
-        learning_rate=training.warmup_cosine(learning_rate, steps), weight_decay=0.01, global_clipnorm=1.0
+        learning_rate=training.warmup_cosine(learning_rate, steps),
+        weight_decay=weight_decay,
+        global_clipnorm=gradient_norm,
     )
-    encoder.compile(optimizer, loss=contrastive_loss, jit_compile=training.use_xla())
-    classes = np.eye(labels.max() + 1, dtype=np.float32)[labels[tokens.owners]]
+    encoder.compile(optimizer, loss=contrastive_loss, jit_compile=False)  # many lengths
+    classes = np.eye(labels.max() + 1, dtype=np.float32)
+    first_rows = np.cumsum(tokens.rows_of_text) - tokens.rows_of_text
 
     def batches_from(_epoch: int, step: int) -> tf.data.Dataset:
         def generate():
-            for rows in _balanced(classes.argmax(axis=1), batch_size, steps, seed, first=step):
-                yield tokens.batch(rows), classes[rows]
+            for texts, rng in _balanced(labels, batch_size, steps, seed, first=step):
+                # One row of each text: those of one text would be alike for free.
+                rows = first_rows[texts] + rng.integers(tokens.rows_of_text[texts])
+                yield tokens.batch(rows), classes[labels[texts]]
 
-        specs = (INPUTS, tf.TensorSpec((None, classes.shape[1]), tf.float32))
+        specs = (INPUTS, tf.TensorSpec((None, len(classes)), tf.float32))
         return tf.data.Dataset.from_generator(generate, output_signature=specs).prefetch(8)
 
     return fit_with_checkpoints(
@@ -90,14 +99,19 @@ def contrastive_loss(classes: tf.Tensor, embeddings: tf.Tensor) -> tf.Tensor:
     return -keras.ops.mean(of_its_class / keras.ops.maximum(keras.ops.sum(same, axis=1), 1.0))
 
 
-def _balanced(labels: np.ndarray, size: int, steps: int, seed: int, first: int) -> Iterator[np.ndarray]:
-    """Yield the rows of each step from `first` on: about equally many of each class, or all where there are no more."""
+def _balanced(
+    labels: np.ndarray, size: int, steps: int, seed: int, first: int
+) -> Iterator[tuple[np.ndarray, np.random.Generator]]:
+    """Yield the texts of each step from `first` on, and the generator that drew them.
+
+    They are about equally many of each class, or all texts where there are no more than `size`.
+    """
     for step in range(first, steps):
         rng = np.random.default_rng((seed, step))
         if len(labels) <= size:
-            yield np.arange(len(labels))
+            yield np.arange(len(labels)), rng
             continue
         classes = rng.permutation(np.unique(labels))
         each = max(2, size // len(classes))
         chosen = [rng.permutation(np.nonzero(labels == one)[0])[:each] for one in classes[: size // each]]
-        yield np.concatenate(chosen)
+        yield np.concatenate(chosen), rng

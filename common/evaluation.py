@@ -120,9 +120,7 @@ def findings(labels: np.ndarray, ours: np.ndarray, baselines: dict[str, np.ndarr
         elif low > 0:
             text = f"Fine-tuning gains {points} over the frozen source with a linear head."
         elif gain < 0 and high < 0:
-            text = (
-                f"Fine-tuning hurts: the frozen source with a linear head is better by {points}. Try --unfreeze frozen."
-            )
+            text = f"Fine-tuning hurts: the frozen source with a linear head is better by {points}. Leave it frozen."
         else:
             text = f"Fine-tuning and the frozen source with a linear head are too close to call: {points}."
         sentences.append(text)

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import keras
@@ -49,7 +49,7 @@ def export_image_classifier(
     Raises:
         UserError: the disk is full. Earlier versions stay as they are, and nothing of the new one is left.
     """
-    _check_float32(model)
+    check_float32(model)
     size = tuple(model.input.shape[1:3])
     whole = keras.Model(model.input, [model.get_layer("head").input, model.output])
     names = tf.constant(list(class_names))
@@ -76,7 +76,7 @@ def export_image_classifier(
         encoded = np.array([example.read_bytes()], dtype=object)
         decoded = decode_images(tf.constant(encoded), size, resize).numpy()
         requests = {"serving_default": {"image": encoded}, "tensors": {"pixels": decoded}, "embed": {"image": encoded}}
-    return _save(model, folder, {"serving_default": serve, "tensors": tensors, "embed": embed}, requests)
+    return save_servable(model, folder, {"serving_default": serve, "tensors": tensors, "embed": embed}, requests)
 
 
 def export_text_classifier(
@@ -99,7 +99,7 @@ def export_text_classifier(
     Raises:
         UserError: the disk is full.
     """
-    _check_float32(model)
+    check_float32(model)
     head = model.get_layer("head")
     encoder = keras.Model(model.input, head.input)
     names = tf.constant(list(class_names))
@@ -111,7 +111,11 @@ def export_text_classifier(
 
     def embedding(text):
         inputs, owners = reader.batch(text)
-        return tf.math.segment_mean(embedding_of_rows(**inputs), owners)
+        if reader.windows:
+            rows = _in_blocks(embedding_of_rows, inputs, head.input.shape[-1])
+        else:
+            rows = embedding_of_rows(**inputs)
+        return tf.math.segment_mean(rows, owners)
 
     def answer(embedding):
         return _labelled(names, head(embedding))
@@ -133,7 +137,29 @@ def export_text_classifier(
         encoded = np.array([example.encode("utf-8", "replace") for example in examples], dtype=object)
         pieces = {name: value.numpy() for name, value in reader.batch(tf.constant(encoded))[0].items()}
         requests = {"serving_default": {"text": encoded}, "tensors": pieces, "embed": {"text": encoded}}
-    return _save(model, folder, signatures, requests, reader=reader)
+    return save_servable(model, folder, signatures, requests, reader=reader)
+
+
+def _in_blocks(function: Callable, inputs: dict[str, tf.Tensor], width: int, size: int = 64) -> tf.Tensor:
+    """Call a function on some rows at a time: the windows of one long text could fill the memory.
+
+    Args:
+        function: named tensors [rows, ...] to float32 [rows, width].
+        inputs: the tensors.
+        width: of the result.
+        size: rows at a time.
+    """
+    count = tf.shape(next(iter(inputs.values())))[0]
+
+    def one_more(first, done):
+        said = function(**{name: tensor[first : first + size] for name, tensor in inputs.items()})
+        return first + size, tf.concat([done, said], axis=0)
+
+    shapes = [tf.TensorShape([]), tf.TensorShape([None, width])]
+    _, done = tf.while_loop(
+        lambda first, _: first < count, one_more, [0, tf.zeros([0, width])], shape_invariants=shapes
+    )
+    return done
 
 
 def _labelled(names: tf.Tensor, probabilities: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -145,13 +171,14 @@ def _labelled(names: tf.Tensor, probabilities: tf.Tensor) -> dict[str, tf.Tensor
     }
 
 
-def _check_float32(model: keras.Model) -> None:
+def check_float32(model: keras.Model) -> None:
+    """Raise ValueError where a model has weights of another type: a server computes in float32."""
     halves = [weight.path for weight in model.weights if weight.dtype != "float32"]
     if halves:
         raise ValueError(f"The model to export must be float32; build it under that policy. Not so: {halves[:3]}")
 
 
-def _save(model: keras.Model, folder: Path, signatures: dict, requests: dict, **tracked: tf.Module) -> Path:
+def save_servable(model: keras.Model, folder: Path, signatures: dict, requests: dict, **tracked: tf.Module) -> Path:
     """Write the next version of a servable.
 
     Args:
@@ -160,6 +187,9 @@ def _save(model: keras.Model, folder: Path, signatures: dict, requests: dict, **
         signatures: functions by their names.
         requests: for some signatures the inputs that a server replays when it loads the model.
         **tracked: modules with tables or assets that the signatures read.
+
+    Returns:
+        The folder of the new version.
     """
     servable = tf.Module()
     servable.weights = [weight.value for weight in model.weights]
@@ -167,7 +197,9 @@ def _save(model: keras.Model, folder: Path, signatures: dict, requests: dict, **
         setattr(servable, name, module)
 
     def save(partial: Path) -> None:
-        tf.saved_model.save(servable, str(partial), signatures)
+        # Gradients written by hand (of swish, for one) would be saved as functions too, and nobody serves a gradient.
+        options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
+        tf.saved_model.save(servable, str(partial), signatures, options)
         slim_graph(partial)
         if requests:
             write_warmup(partial, folder.name, requests.items())
@@ -188,7 +220,8 @@ def save_keras_model(model: keras.Model, path: Path) -> Path:
         path: ends in `.keras`.
 
     Returns:
-        The path. `keras.models.load_model(path)` reads it with Keras alone.
+        The path. `keras.models.load_model(path)` reads it; of a text model after `import common.text_models`, and of
+        some sources `common.text_sources` or `common.hub`, whose layers it holds.
 
     Raises:
         UserError: the disk is full; a file that stood there before stays.

@@ -78,6 +78,9 @@ def _slim_nodes(
         node.name = names[node.name]
         node.input[:] = [_renamed(text, names) for text in node.input]
         node.attr.pop("_output_shapes", None)
+        # Two that speak of other nodes by their old names: where to be placed, and a gradient written by hand.
+        node.attr.pop("_class", None)
+        node.attr.pop("_gradient_op_type", None)
         node.ClearField("experimental_debug_info")
     return names
 

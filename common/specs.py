@@ -106,7 +106,8 @@ def _parse_source(text: str) -> SourceSpec:
         is_file = Path(name).expanduser().is_file()
         raise UserError(
             f"--source names a preset folder that {'is a file' if is_file else 'does not exist'}. Received: {text!r}. "
-            "A preset folder holds config.json and model.weights.h5, as `python -m recipes run pretraining` writes it."
+            "A preset folder holds config.json and weights, as `python -m recipes run pretraining` or pretraining_text "
+            "writes it."
         )
     return SourceSpec(kind, name, weights=random)
 

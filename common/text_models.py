@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 
 import keras
 import keras_nlp  # today another name of keras_hub
 
 from common.freezing import TrainableCounts, count_trainable, freeze
 from common.text_sources import TextSource
+
+_LAST = 10_000  # stands for "behind all layers"
 
 
 @keras.saving.register_keras_serializable("recipes")
@@ -44,7 +47,9 @@ def build_encoder(source: TextSource) -> keras.Model:
     states = said["sequence_output"] if isinstance(said, dict) else said
     pool = LastToken if isinstance(source.backbone, keras_nlp.models.GPT2Backbone) else MeanOfTokens
     vector = pool(dtype="float32", name="pool")([states, inputs["padding_mask"]])
-    return keras.Model(inputs, vector, name="encoder")
+    encoder = keras.Model(inputs, vector, name="encoder")
+    encoder.jit_compile = False  # texts have many lengths, and XLA would compile for each of them
+    return encoder
 
 
 def build_classifier(encoder: keras.Model, classes: int, dropout: float) -> keras.Model:
@@ -70,15 +75,26 @@ def unfreeze(model: keras.Model, backbone: keras.Model, *, tables: bool) -> Trai
     for layer in backbone._flatten_layers(include_self=False):
         if layer.name == "pooled_dense" or (isinstance(layer, keras.layers.Embedding) and not tables):
             layer.trainable = False
+    for variable in backbone.variables:  # of a SavedModel, which has no layers inside
+        if "word_embeddings" in variable.path and not tables:
+            variable.trainable = False
+    model.compiled = False
     return count_trainable(model)
 
 
 def layers_by_depth(backbone: keras.Model) -> list[list[keras.Variable]]:
-    """Return the variables of each encoder layer from the last to the first, and then those of the embeddings."""
-    numbered = [layer for layer in backbone.layers if re.search(r"_\d+$", layer.name) and layer.weights]
-    inside = {id(variable) for layer in numbered for variable in layer.weights}
-    rest = [variable for variable in backbone.weights if id(variable) not in inside]
-    return [*(layer.weights for layer in reversed(numbered)), rest]
+    """Return the variables of each encoder layer from the last to the first, and then those of the embeddings.
+
+    What follows the last layer, such as the norm at the end of GPT-2, goes with the last layer.
+    """
+    groups: dict[int, list[keras.Variable]] = defaultdict(list)
+    for variable in backbone.weights:
+        numbers = re.findall(r"(?:layer|block)_?(\d+)(?:/|$)", variable.path)
+        at_the_end = re.search(r"(?:^|/)(?:layer_norm|final_layer_norm)/", variable.path) and not numbers
+        groups[int(numbers[0]) if numbers else (_LAST if at_the_end else -1)].append(variable)
+    if _LAST in groups:
+        groups[max(number for number in groups if number != _LAST)] += groups.pop(_LAST)
+    return [groups[number] for number in sorted(groups, reverse=True)]
 
 
 def add_adapters(model: keras.Model, backbone: keras.Model, rank: int) -> TrainableCounts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,6 +88,13 @@ class TextSource:
     tokenize: Tokenizer
     max_length: int
     card: dict[str, str]
+
+    def fingerprint(self) -> str:
+        """Return a hash of all weights and of the vocabulary: equal text, equal embeddings."""
+        digest = hashlib.sha256("\n".join(map(str, self.tokenize.vocabulary())).encode("utf-8", "replace"))
+        for weight in self.backbone.weights:
+            digest.update(np.ascontiguousarray(weight.numpy()).tobytes())
+        return digest.hexdigest()[:16]
 
 
 def load_text_source(text: str, *, random_weights: bool = False) -> TextSource:

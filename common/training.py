@@ -89,32 +89,41 @@ def warmup_cosine(peak: float, steps: int, warmup_share: float = 0.1) -> keras.o
 
 
 class KeepBest(keras.callbacks.Callback):
-    """Remember the weights of the best epoch on validation (accuracy, ties: cross-entropy); stop when it stalls.
+    """Remember the weights of the best epoch on validation; stop when it stalls.
 
     Args:
         patience: epochs without improvement before stopping; None never stops early.
         rival: (logs, weights) of another candidate: a stage that makes a model worse hands back what it was given.
+        rank: what is best in the logs of an epoch, numbers of which more is better, the first one first.
     """
 
-    def __init__(self, patience: int | None, rival: tuple[dict[str, float], list[np.ndarray]] | None = None):
+    def __init__(
+        self,
+        patience: int | None,
+        rival: tuple[dict[str, float], list[np.ndarray]] | None = None,
+        rank: Callable[[dict], tuple[float, ...]] | None = None,
+    ):
         super().__init__()
         self.patience, self.best_epoch = patience, 0
+        self.rank = rank or by_accuracy
         logs, self.weights = rival or (None, None)
-        self.best = self._rank(logs) if logs else (-np.inf, -np.inf)
+        self.best = self.rank(logs) if logs else (-np.inf,)
 
     def on_train_begin(self, logs=None):
         if self.weights is None:
             self.weights = self.model.get_weights()
 
     def on_epoch_end(self, epoch, logs=None):
-        rank = self._rank(logs)
-        if rank > self.best:
+        rank = self.rank(logs)
+        if rank > tuple(self.best):
             self.best, self.best_epoch, self.weights = rank, epoch + 1, self.model.get_weights()
         elif self.patience is not None and epoch + 1 - self.best_epoch >= self.patience:
             self.model.stop_training = True
 
-    def _rank(self, logs: dict[str, float]) -> tuple[float, float]:
-        return round(float(logs["val_accuracy"]), 6), -float(logs["val_cross_entropy"])
+
+def by_accuracy(logs: dict[str, float]) -> tuple[float, float]:
+    """Rank an epoch by its accuracy on validation; of several the one with the least cross-entropy."""
+    return round(float(logs["val_accuracy"]), 6), -float(logs["val_cross_entropy"])
 
 
 class EpochLines(keras.callbacks.Callback):
@@ -145,7 +154,7 @@ class EpochLines(keras.callbacks.Callback):
         seconds = (time.monotonic() - self.progress.started) / (epoch + 1 - self.first_epoch)
         left = seconds * (self.epochs - epoch - 1)
         start = "\r\033[K" if sys.stdout.isatty() else ""
-        scores = ", ".join(f"{k} {logs[k]:.4f}" for k in ("loss", "val_loss", "val_accuracy") if k in logs)
+        scores = ", ".join(f"{k} {logs[k]:.4f}" for k in ("loss", "val_loss", "val_accuracy", "val_ap50") if k in logs)
         text = f"{start}  {self.stage} {epoch + 1}/{self.epochs}: {scores}, {format_seconds(left)} left"
         print(text, flush=True)
 
@@ -157,11 +166,13 @@ def fit_stage(
     stage: str,
     epochs: int,
     steps: int,
-    validation,
     optimizer: keras.optimizers.Optimizer,
     loss="categorical_crossentropy",
+    validation=None,
+    score: Callable[[], dict[str, float]] | None = None,
     patience: int | None = None,
     start_counts: bool = False,
+    xla: bool = True,
     begin: Callable[[], None] | None = None,
     checkpoint: Path | None = None,
     save_every: float = 30.0,
@@ -175,11 +186,14 @@ def fit_stage(
         stage: name for the progress lines and the history.
         epochs: at most this many.
         steps: batches in an epoch.
-        validation: dataset of (inputs, one-hot targets).
         optimizer: with its schedule.
         loss: Keras loss on probabilities and one-hot targets.
+        validation: dataset of (inputs, one-hot targets).
+        score: instead of that, measures the model as it is on validation: loss, accuracy, cross_entropy. For models
+            whose answers are made of several rows.
         patience: epochs without improvement before stopping.
         start_counts: whether the model as given competes too.
+        xla: whether XLA may compile the step on an accelerator; not for batches of many shapes.
         begin: sets the weights that training begins with, where they are not those of the model as given.
         checkpoint: file that a killed run continues from; None for none.
         save_every: seconds between saves.
@@ -192,11 +206,16 @@ def fit_stage(
         optimizer=optimizer,
         loss=loss,
         metrics=["accuracy", keras.metrics.CategoricalCrossentropy(name="cross_entropy")],
-        jit_compile=use_xla(),
+        jit_compile=use_xla() if xla else False,
     )
+    if score:
+        add = keras.callbacks.LambdaCallback(
+            on_epoch_end=lambda _, logs: logs.update({f"val_{name}": value for name, value in score().items()})
+        )
+        callbacks = [add, *callbacks]  # first, so that all others see it
     rival, resumed = None, checkpoint is not None and checkpoint.exists()
     if start_counts and not resumed:
-        logs = model.evaluate(validation, verbose=0, return_dict=True)
+        logs = score() if score else model.evaluate(validation, verbose=0, return_dict=True)
         rival = {f"val_{name}": value for name, value in logs.items()}, model.get_weights()
     if begin and not resumed:
         begin()

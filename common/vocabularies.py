@@ -114,9 +114,11 @@ def _read_unigrams(name: str, text: str) -> bytes:
 
 def _check_kind(model: dict, kind: str, text: str) -> None:
     """Refuse a tokenizer that is not of the kind that a model's family has."""
-    if model["type"] != kind:
+    inferred = "BPE" if "merges" in model else "Unigram" if isinstance(model.get("vocab"), list) else "WordPiece"
+    found = model.get("type", inferred)  # older files do not say
+    if found != kind:
         raise UserError(
-            f"The tokenizer.json in {text} is of the kind {model['type']}, and of this model the kind {kind} is known. "
+            f"The tokenizer.json in {text} is of the kind {found}, and of this model the kind {kind} is known. "
             "Take a folder whose model and tokenizer belong together, or another model, for example minilm."
         )
 

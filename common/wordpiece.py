@@ -73,7 +73,8 @@ class WordPiece(tf.Module):
             int32 [batch, (tokens)], without special tokens.
         """
         words = tf.strings.split(self._folded(texts))
-        pieces = self._pieces(words.flat_values)
+        different, which = tf.unique(words.flat_values)  # most words of a text are frequent ones
+        pieces = tf.gather(self._pieces(different), which)
         # The pieces of a sentence are those of its words: [batch, (words), (pieces)] with the inner level dropped.
         return words.with_values(pieces).merge_dims(1, 2)
 

@@ -11,7 +11,7 @@ from common.runs import flatten
 
 # Of any recipe the ones it has; the names are those of DESIGN's metrics.json.
 SCORES = (
-    "accuracy", "macro_f1", "ece", "AP", "AP50", "AP75", "wer", "cer", "iou", "dice", "f1", "exact_match",
+    "accuracy", "macro_f1", "ece", "ap50", "ap", "ap75", "wer", "cer", "iou", "dice", "f1", "exact_match",
 )  # fmt: skip
 NOT_A_SETTING = ("out", "resume", "save_every")
 

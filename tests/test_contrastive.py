@@ -71,9 +71,9 @@ def test_what_is_frozen_stays(examples):
 
 def test_batches_hold_as_many_of_each_class(examples):
     _, labels = examples
-    for rows in contrastive._balanced(labels, 12, 4, seed=1, first=0):
-        assert np.bincount(labels[rows]).tolist() == [4, 4, 4]
-    assert [len(rows) for rows in contrastive._balanced(labels, 100, 2, seed=1, first=0)] == [60, 60]
+    for texts, _ in contrastive._balanced(labels, 12, 4, seed=1, first=0):
+        assert np.bincount(labels[texts]).tolist() == [4, 4, 4]
+    assert [len(texts) for texts, _ in contrastive._balanced(labels, 100, 2, seed=1, first=0)] == [60, 60]
 
 
 def test_a_killed_run_ends_as_if_nothing_had_happened(examples, tmp_path, monkeypatch):

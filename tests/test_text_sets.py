@@ -170,6 +170,7 @@ def test_folds_are_disjoint_whole_and_of_every_class(tmp_path: Path):
     for rest, fold in folds:
         assert not set(data.train.texts[rest]) & set(data.train.texts[fold])
         assert len(rest) + len(fold) == len(data.train) and set(data.train.labels[fold]) == {0, 1}
+        assert abs(len(fold) - len(data.train) / 5) < 2
     # whatever the order of the texts
     other = load_text_set(write_table(tmp_path / "t.csv", rows(20)[::-1]))
     for (_, fold), (_, again) in zip(folds, folds_of(other, 5), strict=True):
@@ -178,5 +179,21 @@ def test_folds_are_disjoint_whole_and_of_every_class(tmp_path: Path):
 
 def test_more_folds_than_texts_of_a_class(tmp_path: Path):
     data = load_text_set(write_table(tmp_path / "t.csv", rows(12)))
-    with pytest.raises(UserError, match="--folds 50: the class 'bad' has"):
+    with pytest.raises(UserError, match=r"--folds 50: the class 'bad' has .* different training texts"):
         folds_of(data, 50)
+
+
+def test_a_table_without_names_whose_line_has_a_cell_too_many(tmp_path: Path):
+    (tmp_path / "t.csv").write_text("fine,good\nI like it, really,good\npoor,bad\n")
+    with pytest.raises(UserError, match=r"line 2: 2 cells are needed, .* 3 were received"):
+        load_text_set(f"csv:{tmp_path / 't.csv'}", columns=Columns("1", "2"))
+
+
+def test_damaged_archives_and_unknown_encodings_are_told(tmp_path: Path):
+    whole = gzip.compress(b"text,label\n" + b"fine,good\npoor,bad\n" * 50)
+    (tmp_path / "t.csv.gz").write_bytes(whole[:30] + b"\xff" * 8 + whole[38:])
+    with pytest.raises(UserError, match="cannot be read"):
+        load_text_set(f"csv:{tmp_path / 't.csv.gz'}")
+    (tmp_path / "good").mkdir()
+    with pytest.raises(UserError, match="--encoding 'nonsense' is unknown"):
+        load_text_set(f"folder:{tmp_path}", columns=Columns(encoding="nonsense"))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import io
 import json
 import sys
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,7 +105,15 @@ def _label(label: Any) -> str:
     return str(int(label)) if isinstance(label, float) and label.is_integer() else str(label)
 
 
+def _check_encoding(encoding: str) -> None:
+    try:
+        codecs.lookup(encoding)
+    except LookupError as error:
+        raise UserError(f"--encoding {encoding!r} is unknown. Allowed: utf-8, latin-1, cp1252, utf-16 ...") from error
+
+
 def _read(kind: str, file: Path, encoding: str) -> str:
+    _check_encoding(encoding)
     try:
         content = file.read_bytes()
         if file.suffix == ".gz":
@@ -115,9 +125,7 @@ def _read(kind: str, file: Path, encoding: str) -> str:
             f"--data {kind}:{file} is not {encoding}: line {line} holds the byte {content[error.start]:#x}. If it is "
             f"Western European text of an older program: --encoding latin-1"
         ) from error
-    except LookupError as error:
-        raise UserError(f"--encoding {encoding!r} is unknown. Allowed: utf-8, latin-1, cp1252, utf-16 ...") from error
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"--data {kind}:{file} cannot be read: {reason}.") from error
 
@@ -133,22 +141,25 @@ def _table_lines(kind: str, file: Path, content: str, columns: Columns) -> Itera
         for cells in reader:
             if not cells:
                 continue
-            if columns.by_place:
-                yield reader.line_num, {str(place): cell for place, cell in enumerate(cells, start=1)}
-            elif names is None:
-                names = [cell.strip() for cell in cells]
-            elif len(cells) != len(names):
+            if names is None:
+                names = [str(place) for place in range(1, len(cells) + 1)] if columns.by_place else _stripped(cells)
+                if not columns.by_place:
+                    continue
+            if len(cells) != len(names):
                 raise UserError(
                     f"--data {kind}:{file}, line {reader.line_num}: {len(names)} cells are needed, one for each "
                     f"column; {len(cells)} were received."
                     + (" Put a text that holds a comma in quotes." if kind == "csv" else "")
                 )
-            else:
-                yield reader.line_num, dict(zip(names, cells, strict=True))
+            yield reader.line_num, dict(zip(names, cells, strict=True))
     except csv.Error as error:
         raise UserError(f"--data {kind}:{file}, line {reader.line_num}, is no line of a table: {error}.") from error
-    if names is not None and reader.line_num <= 1:
+    if names is not None and reader.line_num <= 1 and not columns.by_place:
         _check_columns(kind, file, dict.fromkeys(names), columns)
+
+
+def _stripped(cells: Sequence[str]) -> list[str]:
+    return [cell.strip() for cell in cells]
 
 
 def _json_lines(file: Path, content: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -185,6 +196,7 @@ def folder_rows(root: Path, encoding: str = "utf-8") -> list[TextRow]:
     """
     if not root.is_dir():
         raise UserError(f"--data folder:{root}: there is no such folder.")
+    _check_encoding(encoding)
     folders = [path for path in sorted(root.iterdir()) if path.is_dir() and not path.name.startswith(".")]
     parts = [folder for folder in folders if folder.name.lower() in PART_OF_NAME]
     if parts and len(parts) < len(folders):
@@ -206,7 +218,8 @@ def _class_rows(root: Path, part: str | None, encoding: str) -> list[TextRow]:
         for file in sorted(folder.glob("*.txt")):
             place = f"{folder.name}/{file.name}"
             try:
-                rows.append(TextRow(file.read_bytes().decode(encoding), folder.name, part, place))
+                text = file.read_bytes().decode(encoding).removeprefix("\ufeff")
+                rows.append(TextRow(text, folder.name, part, place))
             except (OSError, UnicodeDecodeError) as error:
                 rows.append(TextRow("", folder.name, part, f"{place} ({error})"))
     return rows

@@ -150,7 +150,10 @@ def draw_shots(data: TextSet, shots: int, seed: int) -> TextSet:
     for number, name in enumerate(data.class_names):
         places = np.nonzero(data.train.labels == number)[0]
         if len(places) < shots:
-            raise UserError(f"--shots {shots}: the class {name!r} has {len(places)} training texts.")
+            raise UserError(
+                f"--shots {shots}: the class {name!r} has {len(places)} training texts. Allowed: as many as the "
+                f"smallest class has, or no --shots at all."
+            )
         chosen.append(rng.permutation(places)[:shots])
     places = np.sort(np.concatenate(chosen))
     return replace(data, train=data.train.take(places))
@@ -169,16 +172,18 @@ def folds_of(data: TextSet, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
     Raises:
         UserError: a class has fewer texts than there are folds.
     """
+    hashes = np.array([_content_hash(text) for text in data.train.texts])
+    folds = np.zeros(len(hashes), np.int64)
     for number, name in enumerate(data.class_names):
-        found = int((data.train.labels == number).sum())
-        if found < count:
+        of_class = np.flatnonzero(data.train.labels == number)
+        contents, which = np.unique(hashes[of_class], return_inverse=True)  # copies stay together
+        if len(contents) < count:
             raise UserError(
-                f"--folds {count}: the class {name!r} has {found} training texts; at least one a fold is needed."
+                f"--folds {count}: the class {name!r} has {len(contents)} different training texts; at least one a "
+                f"fold is needed. Allowed: --folds 2 to the number of texts of the smallest class."
             )
-    hashes = [_content_hash(text) for text in data.train.texts]
-    names = {str(number): 1 / count for number in range(count)}
-    parts = splits.split_by_hash(hashes, data.train.labels, names)
-    return [(np.flatnonzero(parts != name), np.flatnonzero(parts == name)) for name in names]
+        folds[of_class] = which % count  # dealt out in turn, in the order of their hashes
+    return [(np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)) for fold in range(count)]
 
 
 def _content_hash(text: str) -> str:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from common.checkpoints import save_array
 from common.progress import ProgressLine
 
+_CHARACTERS_AT_ONCE = 500_000  # of texts that are cut into tokens at once, if all were as long as the longest
 _OVERLAP = 4  # windows share a fourth: what one cuts in two, the next has whole
 _MULTIPLE = 8  # batches are padded to a multiple of this: few different shapes, and registers are full
 _SORTED_TOGETHER = 50  # batches; texts are sorted by length within that many, and shuffled beyond
@@ -56,6 +59,7 @@ class Tokens:
     def batch(self, rows: Sequence[int]) -> dict[str, np.ndarray]:
         """Return token ids and padding mask of some rows, int32 [n, tokens of the longest, rounded up]."""
         length = -(-max(len(self.ids[i]) for i in rows) // _MULTIPLE) * _MULTIPLE
+        length = min(length, self.max_length)  # further than that, a model may have no positions
         token_ids = np.full((len(rows), length), self.padding, np.int32)
         mask = np.zeros((len(rows), length), np.int32)
         for at, row in enumerate(rows):
@@ -116,11 +120,11 @@ class TextReader(tf.Module):
         mask = tf.sequence_mask(rows.row_lengths(), tf.shape(token_ids)[1], tf.int32)
         return {"token_ids": token_ids, "padding_mask": mask}, owners
 
-    def read(self, texts: Sequence[str], chunk: int = 2048) -> Tokens:
+    def read(self, texts: Sequence[str]) -> Tokens:
         """Return the tokens of n texts, read some at a time."""
         ids, owners, lengths = [], [], []
-        for first in range(0, len(texts), chunk):
-            encoded = [text.encode("utf-8", "replace") for text in texts[first : first + chunk]]
+        for first, end in _chunks(texts):
+            encoded = [text.encode("utf-8", "replace") for text in texts[first:end]]
             rows, owner, length = self.rows(tf.constant(encoded))
             ids += [np.array(row, np.int32) for row in rows.to_list()]
             owners.append(owner.numpy() + first)
@@ -128,6 +132,18 @@ class TextReader(tf.Module):
         return Tokens(
             tuple(ids), np.concatenate(owners), np.concatenate(lengths), self.max_length, self.tokenize.padding
         )
+
+
+def _chunks(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """Yield begin and end of pieces that are read at once: the more texts, the shorter they are."""
+    first, longest = 0, 0
+    for place, text in enumerate(texts):
+        longest = max(longest, len(text))
+        if place > first and (place - first + 1) * longest > _CHARACTERS_AT_ONCE:
+            yield first, place
+            first, longest = place, len(text)
+    if len(texts):
+        yield first, len(texts)
 
 
 def _windows(tokens: tf.RaggedTensor, size: int, step: int) -> tuple[tf.RaggedTensor, tf.Tensor]:
@@ -212,19 +228,6 @@ def training_batches(
     return tf.data.Dataset.from_generator(generate, output_signature=specs).prefetch(8)
 
 
-def validation_batches(tokens: Tokens, targets: np.ndarray, batch_size: int = 64) -> tf.data.Dataset:
-    """Stream ({"token_ids", "padding_mask"}, targets) of each row once, shortest first; targets: [texts, classes]."""
-    targets = targets[tokens.owners]
-
-    def generate():
-        for rows in batches_by_length(tokens, batch_size):
-            yield tokens.batch(rows), targets[rows]
-
-    specs = (INPUTS, tf.TensorSpec((None, targets.shape[1]), tf.float32))
-    batches = tf.data.Dataset.from_generator(generate, output_signature=specs)
-    return batches.apply(tf.data.experimental.assert_cardinality(-(-len(tokens) // batch_size))).prefetch(8)
-
-
 def run_on_tokens(model: keras.Model, tokens: Tokens, batch_size: int = 64, title: str = "") -> np.ndarray:
     """Return what a model says of each text, the mean over its rows, float32 [texts, width]; show how far it is."""
     answers, done = None, 0
@@ -241,3 +244,23 @@ def run_on_tokens(model: keras.Model, tokens: Tokens, batch_size: int = 64, titl
         progress.close()
     first_rows = np.concatenate([[0], np.cumsum(tokens.rows_of_text)[:-1]])
     return np.add.reduceat(answers, first_rows) / tokens.rows_of_text[:, None].astype(np.float32)
+
+
+def run_once_on_tokens(model: keras.Model, tokens: Tokens, folder: Path, title: str, chunk: int = 1024) -> np.ndarray:
+    """As `run_on_tokens`, kept in files by and by: a run that was killed asks only about the rest.
+
+    Args:
+        model, tokens, title: as there.
+        folder: for the files, of one run, model and set of texts.
+        chunk: texts in a file.
+    """
+    said, progress = [], ProgressLine(title, len(tokens.lengths))
+    for first in range(0, len(tokens.lengths), chunk):
+        file = folder / f"{title.replace(' ', '_')}_{first:07}.npy"
+        some = np.arange(first, min(first + chunk, len(tokens.lengths)))
+        if not file.exists():
+            save_array(file, run_on_tokens(model, tokens.of_texts(some)))
+        said.append(np.load(file, allow_pickle=False))
+        progress.update(int(some[-1]) + 1)
+    progress.close()
+    return np.concatenate(said)

@@ -120,19 +120,27 @@ class Config:
         parse_data(self.data, DATA_KINDS)
         parse_source(self.source)
         check_choice("--method", self.method, ("frozen", "finetune", "fewshot", "lora"))
+        if self.method == "lora" and self.source.startswith(("hub:", "kaggle:")):
+            raise ValueError(
+                "--method lora needs the layers of the encoder, and a SavedModel shows none: --method finetune"
+            )
+        if self.method == "fewshot" and self.batch_size < 4:
+            raise ValueError("--method fewshot compares texts within a batch: --batch-size must be 4 or more.")
         check_choice("--long-text", self.long_text, ("truncate", "windows"))
         check_choice("--class-weights", self.class_weights, ("none", "balanced"))
-        parse_list("--baselines", self.baselines, ("frozen", "words", "vectors", "scratch"), alone=("none",))
-        if "vectors" in self.baselines and not self.word_vectors:
-            raise ValueError("--baselines vectors needs a file of word vectors: --word-vectors glove.6B.50d.txt")
+        if "vectors" in wanted_baselines(self) and not Path(self.word_vectors or "").expanduser().is_file():
+            found = f"There is no file {self.word_vectors}." if self.word_vectors else ""
+            raise ValueError(
+                f"--baselines vectors needs a file of word vectors: --word-vectors glove.6B.50d.txt. {found}"
+            )
         if self.tensorboard:
             check_installed("--tensorboard", "tensorboard", "requirements-observe.txt")
         if self.mlflow:
             check_installed("--mlflow", "mlflow", "requirements-observe.txt")
         check_range(self, 1, inf, "batch_size", "rank", "pair_steps", "shots", "limit", "patience")
-        check_range(
-            self, 0, inf, "save_every", "epochs", "learning_rate", "head_rate", "pair_rate", "weight_decay", "seed"
-        )
+        check_range(self, 0, inf, "save_every", "learning_rate", "pair_rate", "weight_decay", "seed")
+        check_range(self, 1, inf, "epochs")
+        check_range(self, 1e-9, inf, "head_rate")
         check_range(self, 2, inf, "folds")
         check_range(self, 0, 1, "layer_decay", "dropout", "label_smoothing")
         check_range(self, 1e-3, inf, "gradient_norm")
@@ -171,13 +179,14 @@ class Learned:
         return features.predict_head(self.model.get_layer("head"), batches.run_on_tokens(self.encoder, tokens))
 
 
-def learn(source: TextSource, data: TextSet, tokens, config: Config, clock, fold: str = "") -> Learned:
+def learn(source: TextSource, data: TextSet, tokens, said, config: Config, clock, fold: str = "") -> Learned:
     """Train as --method says: the head on the untouched encoder first, and then the encoder.
 
     Args:
         source: untouched.
         data: the texts.
         tokens: of each part.
+        said: embeddings of each part, by the untouched encoder.
         config: the settings.
         clock: counts the seconds.
         fold: of cross-validation; it names the checkpoints.
@@ -188,46 +197,44 @@ def learn(source: TextSource, data: TextSet, tokens, config: Config, clock, fold
         "total": model.count_params(),
         "trainable_head": freezing.freeze(model, source.backbone, "frozen").parameters,
     }
+    head = model.get_layer("head")
     with clock("head"):
-        history, said = train_head(model, encoder, tokens, data, config)
-    frozen = features.predict_head(model.get_layer("head"), said["test"])
+        history = train_head(head, said, data, config)
+    frozen = features.predict_head(head, said["test"])
     if config.method == "fewshot":
         with clock("finetune"):
+            untouched = encoder.get_weights(), head.get_weights()
             counts = unfreeze(model, source.backbone, tables=False)
-            history += tune_on_pairs(
-                encoder, tokens["train"], data.train.labels,
-                steps=pair_steps(data, config), learning_rate=config.pair_rate, batch_size=config.batch_size,
-                seed=config.seed, **saved(config, f"pairs{fold}"),
+            rows = tune_on_pairs(
+                encoder, tokens["train"], data.train.labels, steps=pair_steps(data, config),
+                learning_rate=config.pair_rate, batch_size=config.batch_size, weight_decay=config.weight_decay,
+                gradient_norm=config.gradient_norm, seed=config.seed, **saved(config, f"pairs{fold}"),
             )  # fmt: skip
-            rows, _ = train_head(model, encoder, tokens, data, config)
-        history += [row | {"stage": "tuned_head"} for row in rows]
-        parameters["trainable_finetune"] = counts.parameters
+            tuned = {part: batches.run_on_tokens(encoder, tokens[part]) for part in ("train", "val")}
+            rows += [row | {"stage": "tuned_head"} for row in train_head(head, tuned, data, config)]
+            if best_on_validation(rows[1:]) < best_on_validation(history):
+                print("pairs: no better on validation; the untouched encoder stays")
+                encoder.set_weights(untouched[0])
+                head.set_weights(untouched[1])
+        history, parameters["trainable_finetune"] = history + rows, counts.parameters
     elif config.method != "frozen":
         with clock("finetune"):
-            rows, parameters["trainable_finetune"] = fine_tune(source, model, tokens, data, config, fold=fold)
+            rows, parameters["trainable_finetune"] = fine_tune(source, model, encoder, tokens, data, config, fold=fold)
         history += rows
         if config.method == "lora":
             source, encoder, model = merged(model, data, config)
     return Learned(source, encoder, model, frozen, history, parameters)
 
 
-def train_head(model: keras.Model, encoder: keras.Model, tokens, data: TextSet, config: Config):
-    """Feature extraction: run the encoder over the texts once and fit the linear head on what it said.
-
-    Returns:
-        (history rows, embeddings of each part).
-    """
-    said = {part: batches.run_on_tokens(encoder, tokens[part], title=f"embeddings of {part}") for part in PARTS}
-    history = features.fit_linear_head(
-        model.get_layer("head"), said["train"][None], data.train.labels, said["val"], data.val.labels,
+def train_head(head: keras.layers.Dense, said, data: TextSet, config: Config) -> list[dict]:
+    """Feature extraction: fit the linear head on embeddings of train and val; return history rows."""
+    return features.fit_linear_head(
+        head, said["train"][None], data.train.labels, said["val"], data.val.labels,
         sample_weights=sample_weights(data, config),
     )  # fmt: skip
-    return history, said
 
 
-def fine_tune(
-    source: TextSource, model: keras.Model, tokens, data: TextSet, config: Config, *, stage="finetune", fold=""
-):
+def fine_tune(source: TextSource, model, encoder, tokens, data: TextSet, config: Config, *, stage="finetune", fold=""):
     """Train the encoder with its head; from a random start (stage `scratch`) everything, the table of tokens too.
 
     Returns:
@@ -248,7 +255,14 @@ def fine_tune(
             seed=config.seed, first=(epoch, step),
         )  # fmt: skip
 
-    # The head is new, the last layer nearly right, the first ones right: each learns more slowly than the next.
+    def score():  # as in the evaluation: a text of several windows counts once
+        said = features.predict_head(model.get_layer("head"), batches.run_on_tokens(encoder, tokens["val"]))
+        right = said[np.arange(len(said)), data.val.labels]
+        loss = -float(np.mean(np.log(np.maximum(right, 1e-30))))
+        accuracy = float(np.mean(said.argmax(axis=1) == data.val.labels))
+        return {"loss": loss, "accuracy": accuracy, "cross_entropy": loss}
+
+    # The head has seen these texts only, the first layers much of the language: each learns faster than the one below.
     depths = [] if scratch else layers_by_depth(source.backbone)
     rate = config.learning_rate / config.head_rate
     optimizer = training.DiscriminativeAdamW(
@@ -259,8 +273,8 @@ def fine_tune(
     )
     history = training.fit_stage(
         model, batches_from, stage=stage, epochs=epochs, steps=steps,
-        validation=batches.validation_batches(tokens["val"], classes[data.val.labels]),
-        optimizer=optimizer, loss=keras.losses.CategoricalCrossentropy(label_smoothing=config.label_smoothing),
+        score=score, xla=False, optimizer=optimizer,
+        loss=keras.losses.CategoricalCrossentropy(label_smoothing=config.label_smoothing),
         patience=config.patience, start_counts=not scratch,
         callbacks=watchers(config, stage + fold), **saved(config, stage + fold),
     )  # fmt: skip
@@ -276,19 +290,22 @@ def main(config: Config) -> dict:
     with clock("data"):
         data = load_data(config)
     print(f"{config.data}: {data.counts()}, {len(data.class_names)} classes")
+    keras.utils.set_random_seed(config.seed)
     source = load_text_source(config.source)
-    runs.remember_inputs(out, data.fingerprint())
+    runs.remember_inputs(out, data.fingerprint() + source.fingerprint())
     reader = batches.TextReader(source.tokenize, min(config.max_length, source.max_length), config.long_text)
     with clock("data"):
         tokens = {part: reader.read(getattr(data, part).texts) for part in PARTS}
     print(checking.describe_lengths(tokens["train"]))
+    with clock("features"):
+        said = embed(build_encoder(source), tokens, out / "features")
     more, advice = {}, ()
     if config.folds:
         with clock("folds"):
-            more["cross_validation"], advice = cross_validate(data, tokens, config)
+            more["cross_validation"], advice = cross_validate(data, tokens, said, config)
 
     keras.utils.set_random_seed(config.seed)
-    learned = learn(source, data, tokens, config, clock)
+    learned = learn(source, data, tokens, said, config, clock)
     model = learned.model
     with clock("evaluate"):
         val_probabilities = learned.answer(tokens["val"])
@@ -315,17 +332,21 @@ def main(config: Config) -> dict:
     with clock("export"):
         exporting.save_keras_model(model, out / "model.keras")  # to go on training; what follows is to serve
         version = exporting.export_text_classifier(
-            model, reader, out / "serving" / "bert_sentiment", data.class_names, examples=list(data.train.texts[:2])
+            model,
+            reader,
+            out / "serving" / "bert_sentiment",
+            data.class_names,
+            examples=sorted(data.train.texts, key=len)[:2],
         )
         example = str(data.test.texts[0])
         write_serving_files(out / "serving", "bert_sentiment", input_name="text", example=example)
         proof = exporting.prove_text_classifier(version, data.test.texts, probabilities, data.class_names)
 
     seconds = clock.report()
-    spent |= {"frozen": seconds["head"]}
+    spent |= {"frozen": seconds["features"] + seconds["head"]}
     metrics = conclude(
         "bert_sentiment", config, data, probabilities=probabilities,
-        baselines={name: (baselines[name], spent[name]) for name in config.baselines.split(",") if name in baselines},
+        baselines={name: (baselines[name], spent[name]) for name in wanted_baselines(config)},
         history=history, seconds=seconds, parameters=learned.parameters, proof=proof,
         export=exporting.size_report(version, model), source_card={"spec": config.source, **source.card},
         explanation=explanation, advice=advice, more=more,
@@ -343,15 +364,20 @@ def check(config: Config) -> None:
     reader = batches.TextReader(source.tokenize, min(config.max_length, source.max_length), config.long_text)
     tokens = {part: reader.read(getattr(data, part).texts) for part in PARTS}
     print(f"source: {source.card}\n{checking.describe_lengths(tokens['train'])}")
-    words = source.tokenize.vocabulary() if hasattr(source.tokenize, "vocabulary") else None
+    words = source.tokenize.vocabulary()
     page = checking.write_sample_texts(Path(config.out) / "samples.txt", data, tokens["train"], words)
     print(f"samples as the encoder sees them: {page}")
 
     encoder = build_encoder(source)
     model = build_classifier(encoder, len(data.class_names), config.dropout)
-    unfreeze(model, source.backbone, tables=False)
-    model.compile("adam", "categorical_crossentropy", jit_compile=training.use_xla())
-    some = batches.shuffled_by_length(tokens["train"], config.batch_size, (config.seed, 0))[0]
+    if config.method == "lora":
+        add_adapters(model, source.backbone, config.rank)
+    else:
+        unfreeze(model, source.backbone, tables=False)
+    model.compile("adam", "categorical_crossentropy", jit_compile=False)
+    order = batches.shuffled_by_length(tokens["train"], config.batch_size, (config.seed, 0))
+    lengths = tokens["train"].row_lengths
+    some = sorted(order, key=lambda rows: lengths[rows].max())[len(order) // 2]  # the median batch stands for all
     targets = np.eye(len(data.class_names), dtype="float32")[data.train.labels[tokens["train"].owners[some]]]
     inputs = tokens["train"].batch(some)
     step = checking.median_seconds(lambda: model.train_on_batch(inputs, targets))  # the weights are thrown away
@@ -359,12 +385,24 @@ def check(config: Config) -> None:
     epochs = 0 if config.method == "frozen" else fine_tuning_epochs(tokens, config)
     steps = epochs * ceil(len(tokens["train"]) / config.batch_size)
     steps = pair_steps(data, config) if config.method == "fewshot" else steps
-    seconds = sum(len(part) for part in tokens.values()) * 2 * look + steps * step
-    seconds *= 1 + (config.folds or 0)
+    if "scratch" in wanted_baselines(config):
+        steps += epochs * ceil(len(tokens["train"]) / config.batch_size)
+    learning = (1 + (config.folds or 0)) * (steps * step + len(tokens["val"]) * epochs * look)
+    seconds = sum(len(part) for part in tokens.values()) * 2 * look + learning
     print(f"estimate: {format_seconds(seconds)} of computing, and half a minute for the export and its proof")
 
 
 # --- small things that the steps above share ----------------------------------------------------------------
+
+
+def embed(encoder: keras.Model, tokens, folder: Path) -> dict[str, np.ndarray]:
+    """Run the untouched encoder once over the texts of each part, float32 [n, width]; what a killed run had is kept."""
+    return {part: batches.run_once_on_tokens(encoder, tokens[part], folder, f"embeddings of {part}") for part in PARTS}
+
+
+def best_on_validation(rows: list[dict]) -> tuple[float, float]:
+    """Return the rank of the best row of a head's history."""
+    return max(training.by_accuracy(row) for row in rows)
 
 
 def merged(model: keras.Model, data: TextSet, config: Config):
@@ -376,7 +414,7 @@ def merged(model: keras.Model, data: TextSet, config: Config):
     return source, encoder, plain
 
 
-def cross_validate(data: TextSet, tokens, config: Config) -> tuple[dict, tuple[str, ...]]:
+def cross_validate(data: TextSet, tokens, said, config: Config) -> tuple[dict, tuple[str, ...]]:
     """Train --folds times, each time without a part of the training texts, and ask about that part.
 
     Every choice is made on the validation part, as always, so that a text is answered by a model that never saw it.
@@ -389,9 +427,10 @@ def cross_validate(data: TextSet, tokens, config: Config) -> tuple[dict, tuple[s
         print(f"fold {number} of {config.folds}: {len(rest)} texts to learn from, {len(fold)} to ask about")
         some = replace(data, train=data.train.take(rest), test=data.train.take(fold))
         read = {"train": tokens["train"].of_texts(rest), "val": tokens["val"], "test": tokens["train"].of_texts(fold)}
+        heard = {"train": said["train"][rest], "val": said["val"], "test": said["train"][fold]}
         keras.utils.set_random_seed(config.seed)
-        clock = runs.Stopwatch()
-        learned = learn(load_text_source(config.source), some, read, config, clock, fold=f"_fold{number}")
+        source = load_text_source(config.source)
+        learned = learn(source, some, read, heard, config, runs.Stopwatch(), fold=f"_fold{number}")
         accuracies.append(float(np.mean(learned.answer(read["test"]).argmax(axis=1) == some.test.labels)))
     mean, std = float(np.mean(accuracies)), float(np.std(accuracies, ddof=1))
     numbers = {"folds": config.folds, "accuracy": {"mean": mean, "std": std, "folds": accuracies}}
@@ -409,16 +448,23 @@ def other_baselines(data: TextSet, tokens, config: Config) -> dict:
         source = load_text_source(config.source, random_weights=True)
         encoder = build_encoder(source)
         model = build_classifier(encoder, len(data.class_names), config.dropout)
-        rows, _ = fine_tune(source, model, tokens, data, config, stage="scratch")
+        rows, _ = fine_tune(source, model, encoder, tokens, data, config, stage="scratch")
         said = batches.run_on_tokens(encoder, tokens["test"])
         return features.predict_head(model.get_layer("head"), said), rows
 
+    weights = sample_weights(data, config)
     known = {
-        "words": lambda: (tfidf_probabilities(data), []),
-        "vectors": lambda: (word_vector_probabilities(data, Path(config.word_vectors).expanduser()), []),
+        "words": lambda: (tfidf_probabilities(data, weights), []),
+        "vectors": lambda: (word_vector_probabilities(data, Path(config.word_vectors).expanduser(), weights), []),
         "scratch": from_scratch,
     }
-    return {name: answer for name, answer in known.items() if name in config.baselines.split(",")}
+    return {name: answer for name, answer in known.items() if name in wanted_baselines(config)}
+
+
+def wanted_baselines(config: Config) -> tuple[str, ...]:
+    """Return the names of the baselines, none of them where the user wants none."""
+    wanted = parse_list("--baselines", config.baselines, ("frozen", "words", "vectors", "scratch"), alone=("none",))
+    return () if wanted == ("none",) else wanted
 
 
 def saved(config: Config, stage: str) -> dict:

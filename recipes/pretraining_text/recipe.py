@@ -25,7 +25,7 @@ import keras
 import numpy as np
 
 from common import checking, masked_report, masked_words, runs, training
-from common.checkpoints import fit_with_checkpoints
+from common.checkpoints import fit_with_checkpoints, save_array
 from common.data import texts as batches
 from common.data.sentences import DATA_KINDS, FEWEST, Sentences, load_sentences
 from common.errors import UserError
@@ -167,7 +167,7 @@ def ask_teacher(config: Config, teacher: TextSource, sentences: Sequence[str]) -
         some, file = sentences[first : first + CHUNK], folder / f"teacher_{first:07}.npy"
         if not file.exists():
             save_array(file, batches.run_on_tokens(encoder, tokens_of_teacher(config, teacher, some)))
-        said.append(np.load(file))
+        said.append(np.load(file, allow_pickle=False))
         progress.update(first + len(some))
     progress.close()
     return np.concatenate(said)
@@ -333,16 +333,6 @@ def passes(config: Config, steps: int) -> int:
 def tokens_of_teacher(config: Config, teacher: TextSource, sentences: Sequence[str]) -> batches.Tokens:
     """Return the tokens of sentences as the teacher reads them."""
     return batches.TextReader(teacher.tokenize, min(config.max_length, teacher.max_length)).read(sentences)
-
-
-def save_array(file: Path, array: np.ndarray) -> None:
-    """Write an array aside and rename it into place."""
-
-    def write(partial: Path) -> None:
-        with open(partial, "wb") as stream:  # given a name, numpy would add `.npy` to it
-            np.save(stream, array)
-
-    runs.write_atomically(file, write)
 
 
 def in_brackets(pieces: list[dict]) -> str:

@@ -1,0 +1,155 @@
+"""From a trained detector to boxes in the pixels of the picture that was sent, the same in evaluation and serving."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from common import exporting, runs
+from common.anchor_free import boxes_of_cells
+from common.data.box_images import evaluation_batches, letterbox, to_stored
+from common.data.box_sets import BoxExamples
+from common.detection_metrics import Detections
+from common.progress import ProgressLine
+
+MOST = 100  # boxes of one picture, at most; as many as COCO's evaluation looks at
+LOWEST = 0.01  # score under which a box is not worth a line, not even for AP
+OVERLAP = 0.5  # IoU from which two boxes of one class are one object; the surer one stays
+TOLERANCE = 1e-3  # of a score, in the proof
+
+
+def find_objects(model: keras.Model, stride: int, images: tf.Tensor, scales: tf.Tensor, stored: tf.Tensor):
+    """Return what a detector finds, in any TensorFlow graph.
+
+    Args:
+        model: as `anchor_free.build_detector` gives it.
+        stride: pixels of one of its cells.
+        images, scales, stored: a batch of what `box_images.letterbox` gives.
+
+    Returns:
+        (boxes xmin, ymin, xmax, ymax in pixels of the stored pictures, float32 [batch, 100, 4]; scores float32
+        [batch, 100], falling, 0 where there is nothing; class numbers int32 [batch, 100]; counts int32 [batch]).
+    """
+    said = model(images, training=False)
+    boxes, scores = boxes_of_cells(said["heat"], said["distances"], stride)
+    # The grey beside a picture holds nothing: boxes are cut at the picture's edges before they compete.
+    boxes = to_stored(boxes, scales, stored)
+    boxes, scores, labels, counts = tf.image.combined_non_max_suppression(
+        boxes[:, :, None], scores, MOST, MOST, iou_threshold=OVERLAP, score_threshold=LOWEST, clip_boxes=False
+    )
+    return boxes, scores, tf.cast(labels, tf.int32), counts
+
+
+def detect(model: keras.Model, stride: int, examples: BoxExamples, batch_size: int = 8, title: str = "") -> Detections:
+    """Return what a detector finds in pictures, down to scores that nobody would use: AP needs them."""
+    size = tuple(model.input.shape[1:3])
+    find = tf.function(lambda *batch: find_objects(model, stride, *batch))
+    found: list[tuple] = []
+    progress = ProgressLine(title, len(examples)) if title else None
+    for batch in evaluation_batches(examples, size, batch_size):
+        boxes, scores, labels, counts = (tensor.numpy() for tensor in find(*batch))
+        for row, count in enumerate(counts):
+            found.append((boxes[row, :count], scores[row, :count], labels[row, :count].astype(np.int64)))
+        if progress:
+            progress.update(len(found))
+    if progress:
+        progress.close()
+    return Detections(*map(tuple, zip(*found, strict=True)))
+
+
+def export_detector(
+    model: keras.Model, stride: int, folder: Path, class_names: Sequence[str], *, threshold: float,
+    example: Path | None = None,
+) -> Path:  # fmt: skip
+    """Write a detector as FOLDER/<next integer>/: bytes of pictures of any size in, boxes in their own pixels out.
+
+    Args:
+        model: as `anchor_free.build_detector` gives it, float32.
+        stride: pixels of one of its cells.
+        folder: the servable's folder; its name is the name of the model on the server.
+        class_names: of the classes.
+        threshold: `serving_default` leaves out what it is less sure of.
+        example: a picture that a server asks each signature about when it loads the model. It stays in the export.
+
+    Returns:
+        The folder of the new version. Signatures take `image`, the bytes of files: `serving_default`, and `all`, which
+        leaves nothing out. Both give `boxes` float32 [batch, 100, 4], xmin, ymin, xmax, ymax in pixels of the picture
+        as its file stores it, `labels` string [batch, 100], `scores` float32 [batch, 100], and `count` int32 [batch]:
+        rows from there on are empty.
+
+    Raises:
+        UserError: the disk is full.
+    """
+    exporting.check_float32(model)
+    size = tuple(model.input.shape[1:3])
+    names = tf.constant([*class_names, ""])
+    specs = (tf.TensorSpec((*size, 3), tf.float32), tf.TensorSpec((2,), tf.float32), tf.TensorSpec((2,), tf.int32))
+
+    @tf.function(input_signature=[tf.TensorSpec((None, *spec.shape), spec.dtype) for spec in specs])
+    def find(images, scales, stored):
+        return find_objects(model, stride, images, scales, stored)
+
+    def answer(image, lowest):
+        prepared = tf.map_fn(lambda one: letterbox(one, size), image, fn_output_signature=specs)
+        boxes, scores, labels, _ = find(*prepared)
+        there = scores >= lowest
+        return {
+            "boxes": tf.where(there[..., None], boxes, 0.0),
+            "labels": tf.gather(names, tf.where(there, labels, len(class_names))),
+            "scores": tf.where(there, scores, 0.0),
+            "count": tf.reduce_sum(tf.cast(there, tf.int32), axis=1),
+        }
+
+    image = [tf.TensorSpec([None], tf.string, name="image")]
+    signatures = {
+        "serving_default": tf.function(lambda image: answer(image, threshold), input_signature=image),
+        "all": tf.function(lambda image: answer(image, LOWEST), input_signature=image),
+    }
+    encoded = {"image": np.array([example.read_bytes()], dtype=object)} if example else None
+    return exporting.save_servable(model, folder, signatures, {name: encoded for name in signatures} if encoded else {})
+
+
+def prove_detector(version: Path, examples: BoxExamples, expected: Detections, class_names: Sequence[str]) -> dict:
+    """Send the raw files to the SavedModel in a fresh process that imports only tensorflow, and compare every box.
+
+    Args:
+        version: folder of the SavedModel.
+        examples: the test pictures.
+        expected: what evaluation saw in them.
+        class_names: of the classes.
+
+    Returns:
+        {"examples", "boxes", "agreement" (share of the boxes that come again: same label, IoU >= 0.99, score within
+        the tolerance, and none too many), "max_abs_diff" (of a score), "ops_outside_tf_serving", "tolerance",
+        "passed"}, and "error" where the process failed.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        questions, answers, result = (Path(folder, name) for name in ("inputs.json", "expected.npz", "proof.json"))
+        with runs.room_for("the proof", Path(folder), 100_000):
+            questions.write_text(json.dumps({"paths": list(examples.paths), "names": list(class_names)}), "utf-8")
+            np.savez(
+                answers, counts=[len(one) for one in expected.scores], boxes=np.concatenate(expected.boxes),
+                scores=np.concatenate(expected.scores), labels=np.concatenate(expected.labels),
+            )  # fmt: skip
+        script = Path(__file__).with_name("detection_proof.py")
+        command = [sys.executable, "-I", str(script), *map(str, (version, questions, answers, result))]
+        finished = subprocess.run(
+            command, capture_output=True, text=True, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+        )
+        known = {"examples": len(examples), "tolerance": TOLERANCE}
+        if finished.returncode or not result.exists():
+            error = (finished.stderr.strip().splitlines() or ["no message"])[-1]
+            return {**known, "boxes": 0, "agreement": 0.0, "max_abs_diff": None, "ops_outside_tf_serving": [],
+                    "passed": False, "error": error}  # fmt: skip
+        proof = json.loads(result.read_text("utf-8"))
+    passed = proof["agreement"] == 1.0 and proof["max_abs_diff"] <= TOLERANCE and not proof["ops_outside_tf_serving"]
+    return {**known, **proof, "passed": passed}
