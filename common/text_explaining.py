@@ -69,15 +69,15 @@ def explain_texts(
     sentences = list(calibration.sentences(numbers["calibration"]))
     if cut:
         sentences.append(
-            f"{cut} of {len(labels)} test texts are longer than {max_length} tokens and lost their end; raise "
-            f"--max-length, or read them in pieces: --long-text windows."
+            f"{cut} of {len(labels)} test texts are longer than {max_length} tokens and lost their end; read them in "
+            f"pieces (--long-text windows), or raise --max-length as far as the source can read."
         )
     return TextExplanation(
         numbers=numbers,
         reliability=calibration.reliability(labels, probabilities),
         lengths=lengths,
         by_length=by_length,
-        moved=_moved(predict, data, probabilities, right),
+        moved=_moved(predict, data, probabilities, right, np.flatnonzero(lengths <= max_length)),
         sentences=tuple(sentences),
     )
 
@@ -94,9 +94,14 @@ def _by_length(lengths: np.ndarray, right: np.ndarray) -> list[dict]:
     return rows
 
 
-def _moved(predict, data: TextSet, probabilities: np.ndarray, right: np.ndarray) -> list[dict]:
-    """Leave out each word in turn (occlusion, arXiv:1612.08220) of the surest wrong and right answers."""
+def _moved(predict, data: TextSet, probabilities: np.ndarray, right: np.ndarray, whole: np.ndarray) -> list[dict]:
+    """Leave out each word in turn (occlusion, arXiv:1612.08220) of the surest wrong and right answers.
+
+    Of texts that are read as a whole (`whole`, their places), where there are any: others are long, and each word is
+    one more reading.
+    """
     surest = np.argsort(-probabilities.max(axis=1), kind="stable")
+    surest = surest[np.isin(surest, whole)] if len(whole) else surest
     chosen = [*surest[~right[surest]][:_SHOWN], *surest[right[surest]][:_SHOWN]]
     words = {i: re.findall(r"\S+\s*", data.test.texts[i])[:_WORDS] for i in chosen}
     rests = {i: data.test.texts[i][sum(map(len, words[i])) :] for i in chosen}

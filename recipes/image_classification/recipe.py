@@ -102,7 +102,7 @@ class Config:
         parse_source(self.source)
         parse_policy(self.unfreeze)
         parse_list("--augment", self.augment, ("flip", "crop", "rotate", "color"), alone=("auto", "none"))
-        parse_list("--baselines", self.baselines, ("frozen", "scratch"), alone=("none",))
+        wanted_baselines(self)
         if self.tensorboard:
             check_installed("--tensorboard", "tensorboard", "requirements-observe.txt")
         if self.mlflow:
@@ -293,7 +293,7 @@ def main(config: Config) -> dict:
     spent = {"frozen": seconds["features"] + seconds["head"], "scratch": seconds.get("baselines")}
     metrics = conclude(
         "image_classification", config, data, probabilities=probabilities,
-        baselines={name: (baselines[name], spent[name]) for name in config.baselines.split(",") if name in baselines},
+        baselines={name: (baselines[name], spent[name]) for name in wanted_baselines(config)},
         history=history, seconds=seconds, parameters=parameters, proof=proof,
         export=exporting.size_report(version, model), source_card=source.card,
         explanation=explanation,
@@ -336,6 +336,12 @@ def check(config: Config) -> None:
 def pictures(source: Source, paths: np.ndarray, config: Config) -> tf.data.Dataset:
     """Stream picture files in order, through the decoder that serving runs."""
     return image_batches(paths, source.image_size, 64, resize=config.resize)
+
+
+def wanted_baselines(config: Config) -> tuple[str, ...]:
+    """Return the names of the baselines, none of them where the user wants none."""
+    wanted = parse_list("--baselines", config.baselines, ("frozen", "scratch"), alone=("none",))
+    return () if wanted == ("none",) else wanted
 
 
 def augmentations(config: Config, data: ImageSet) -> tuple[str, ...]:

@@ -250,8 +250,8 @@ def main(config: Config) -> dict:
     with clock("data"):
         data = load_data(config)
     print(f"{config.data}: {data.describe()}")
-    runs.remember_inputs(out, data.fingerprint())
     teacher = load_teacher(config)
+    runs.remember_inputs(out, data.fingerprint() + teacher.fingerprint())
     with clock("data"):
         vocabulary = masked_words.choose_vocabulary(teacher.tokenize, data.train, config.vocabulary)
         tokens = tokenize(config, vocabulary, data)
