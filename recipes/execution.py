@@ -20,6 +20,7 @@ from common.runs import room_for
 from recipes.discovery import Recipe
 
 PREDICT_BATCH = 32
+_CLASSES, _BOXES = {"label", "probabilities", "class_names"}, {"boxes", "labels", "scores", "count"}
 
 
 def load_recipe(recipe: Recipe) -> ModuleType:
@@ -69,7 +70,7 @@ def _lost_picture(error: Exception) -> str:
 
 
 def predict(arguments: list[str]) -> int:
-    """Classify image files or texts with the newest export of a run, through its serving signature."""
+    """Classify image files or texts, or find objects, with the newest export of a run, as a server would."""
     parser = argparse.ArgumentParser(prog="python -m recipes predict", description=predict.__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="the folder that a run wrote (its --out)")
     parser.add_argument("inputs", nargs="+", metavar="FILE_OR_TEXT", help="image files, or texts")
@@ -95,10 +96,12 @@ def predict(arguments: list[str]) -> int:
     signature = loaded.signatures.get("serving_default")
     takes = signature.structured_input_signature[1] if signature else {}
     gives = signature.structured_outputs if signature else {}
-    if takes.keys() - {"image", "text"} or not {"label", "probabilities", "class_names"} <= set(gives):
+    known = _CLASSES <= set(gives) or _BOXES <= set(gives)
+    if takes.keys() - {"image", "text"} or not known:
         raise UserError(
-            f"{export} is no classifier of images or texts: it takes {', '.join(takes) or 'nothing'} and gives "
-            f"{', '.join(gives) or 'nothing'}. predict needs the export of a classification run."
+            f"{export} is no classifier of images or texts, and finds no objects: it takes "
+            f"{', '.join(takes) or 'nothing'} and gives {', '.join(gives) or 'nothing'}. predict needs the export of a "
+            f"recipe."
         )
     if "text" in takes:
         return _predict_texts(signature, options.inputs, options.json)
@@ -140,9 +143,34 @@ def predict(arguments: list[str]) -> int:
                 complain(f"{file}: {answer}")
             elif options.json:
                 print(json.dumps({"file": str(file), **answer}, ensure_ascii=False))
+            elif "objects" in answer:
+                drawn = _draw(file, answer["objects"], options.run / "predictions")
+                found = "; ".join(f"{one['label']} {one['score']:.2f}" for one in answer["objects"]) or "nothing"
+                print(f"{file}  {found}  drawn: {drawn}")
             else:
                 print(f"{file}  {answer['label']}  {answer['probability']:.4f}")
     return 1 if failed else 0
+
+
+def _draw(file: Path, objects: list[dict[str, Any]], folder: Path) -> Path:
+    """Write a picture with the boxes that were found in it."""
+    import numpy as np
+    import tensorflow as tf
+
+    from common.drawing import draw_boxes
+    from common.runs import write_atomically
+
+    # As the model saw it: TensorFlow's decoder does not follow the camera's note to turn a picture.
+    pixels = tf.io.decode_image(file.read_bytes(), channels=3, expand_animations=False).numpy()
+    names = sorted({one["label"] for one in objects})
+    picture = draw_boxes(
+        pixels,
+        np.array([one["box"] for one in objects]).reshape(-1, 4),
+        np.array([names.index(one["label"]) for one in objects], int),
+        names,
+        np.array([one["score"] for one in objects]),
+    )
+    return write_atomically(folder / f"{file.name}.png", lambda partial: picture.save(partial, "PNG"))
 
 
 def _is_file(name: str) -> bool:
@@ -190,6 +218,16 @@ def newest_export(run: Path, name: str | None) -> Path:
 
 
 def _answer(outputs: dict[str, Any], row: int) -> dict[str, Any]:
+    if "boxes" in outputs:
+        found = zip(
+            *(outputs[name][row][: outputs["count"][row]] for name in ("labels", "scores", "boxes")), strict=True
+        )
+        return {
+            "objects": [
+                {"label": label.decode(), "score": float(score), "box": [round(float(side), 1) for side in box]}
+                for label, score, box in found
+            ]
+        }
     probabilities = [float(value) for value in outputs["probabilities"][row]]
     names = [name.decode() for name in outputs["class_names"][row]]
     return {

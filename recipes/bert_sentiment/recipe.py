@@ -401,8 +401,8 @@ def embed(encoder: keras.Model, tokens, folder: Path) -> dict[str, np.ndarray]:
 
 
 def best_on_validation(rows: list[dict]) -> tuple[float, float]:
-    """Return the rank of the best row of a head's history."""
-    return max(training.by_accuracy(row) for row in rows)
+    """Return the rank of the head that a history ended with: the one of the least cross-entropy."""
+    return training.by_accuracy(min(rows, key=lambda row: row["val_cross_entropy"]))
 
 
 def merged(model: keras.Model, data: TextSet, config: Config):
