@@ -34,6 +34,7 @@ bench: .venv/installed
 	$(RUN) -m pip install --quiet -r requirements-convert.txt
 	$(RUN) benchmarks/conversions.py
 	$(RUN) benchmarks/older_tensorflow.py
+	$(RUN) benchmarks/padding.py
 	$(RUN) benchmarks/measure.py
 
 clean:
