@@ -322,13 +322,10 @@ def write_model_card(
     Returns:
         The path of the card.
     """
-    # Name the folder that the export really made; TF Serving itself takes the highest number in it.
-    exports = [path for path in Path(out).glob("serving/*/*") if path.is_dir() and path.name.isdecimal()]
-    newest = max(exports, key=lambda path: int(path.name), default=None)
-    name = newest.parent.name if newest else str(metrics.get("recipe") or "model")
+    name, version = reporting.newest_export(out, metrics)
     context = _context(title, metrics, config, class_names, sentences) | {
         "source_card": source_card,
-        "version_folder": f"serving/{name}/{newest.name if newest else 1}",
+        "version_folder": f"serving/{name}/{version}",
     }
     return _write(out, "detection_card.md", "model_card.md", context)
 
@@ -349,28 +346,8 @@ def _context(title, metrics, config, class_names, sentences) -> dict:
 
 
 def _judge_proof(proof: dict) -> dict:
-    """Say of each part of the proof what was found and whether it holds; what was not measured does not."""
-    number = reporting._number
-    examples, agreement = number(proof.get("examples")), number(proof.get("agreement"))
-    difference, allowed = number(proof.get("max_abs_diff")), proof.get("tolerance", SCORE_TOLERANCE)
-    foreign = proof.get("ops_outside_tf_serving")
-    largest = reporting.NOT_MEASURED if difference is None else f"{difference:.2g}"
-    lacking = reporting.NOT_MEASURED if foreign is None else ", ".join(map(str, foreign)) or "none"
-    checks = {
-        f"Test pictures that a fresh process sent to the SavedModel: {reporting._count(examples)}": bool(examples),
-        "Boxes that are the same as in the evaluation, of the same class and overlapping by at least 0.99: "
-        f"{reporting._percent(agreement)}": agreement == 1,
-        f"Largest difference of a score: {largest} (allowed: up to {allowed:g})": (
-            difference is not None and difference <= allowed
-        ),
-        f"Operations that the stock TF Serving server lacks: {lacking}": foreign is not None and not foreign,
-    }
-    if proof.get("error"):  # the numbers beside an error are placeholders: nothing was compared
-        checks = {f"It stopped with an error before it could compare: {proof['error']}": False}
-    elif proof.get("passed") is False and all(checks.values()):
-        checks["The run marked its proof as failed"] = False
-    failed, held = ([text for text, holds in checks.items() if holds == wanted] for wanted in (False, True))
-    return {"passed": not failed, "measured": bool(proof), "failed": failed, "held": held}
+    same = "Boxes that are the same as in the evaluation, of the same class and overlapping by at least 0.99"
+    return reporting.judge_proof(proof, examples="Test pictures", same=same, number="score", tolerance=SCORE_TOLERANCE)
 
 
 def _decimal(value: object) -> str:

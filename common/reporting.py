@@ -124,16 +124,22 @@ def write_model_card(
     Returns:
         The path of the card.
     """
-    # Name the folder that the export really made; TF Serving itself takes the highest number in it.
-    exports = [path for path in Path(out).glob("serving/*/*") if path.is_dir() and path.name.isdecimal()]
-    newest = max(exports, key=lambda path: int(path.name), default=None)
-    name = newest.parent.name if newest else str(metrics.get("recipe") or "model")
+    name, version = newest_export(out, metrics)
     context = _shared_context(title, metrics, config, class_names, sentences) | {
         "source_card": source_card,
         "served": Markup(shlex.quote(name)),
-        "version_folder": f"serving/{name}/{newest.name if newest else 1}",
+        "version_folder": f"serving/{name}/{version}",
     }
     return _render(Path(out) / "model_card.md", context)
+
+
+def newest_export(out: Path, metrics: dict) -> tuple[str, str]:
+    """Return name and version of what a run really exported; TF Serving itself takes the highest number."""
+    exports = [path for path in Path(out).glob("serving/*/*") if path.is_dir() and path.name.isdecimal()]
+    newest = max(exports, key=lambda path: int(path.name), default=None)
+    if newest is None:
+        return str(metrics.get("recipe") or "model"), "1"
+    return newest.parent.name, newest.name
 
 
 def _shared_context(title, metrics, config, class_names, sentences) -> dict:
@@ -145,21 +151,33 @@ def _shared_context(title, metrics, config, class_names, sentences) -> dict:
     for key, values in (metrics.get("baselines") or {}).items():
         headline.append({**(values or {}), "name": BASELINES.get(key, key)})
     context = {"title": title, "metrics": metrics, "config": config, "class_names": list(class_names)}
-    proof = _judge_proof(metrics.get("proof") or {})
+    proof = judge_proof(metrics.get("proof") or {})
     return context | {"sentences": sentences, "headline": headline, "proof": proof}
 
 
-def _judge_proof(proof: dict) -> dict:
-    """Say of each part of the proof what was found and whether it holds; what was not measured does not."""
-    examples, agreement = _number(proof.get("examples")), _number(proof.get("agreement"))
-    difference, allowed = _number(proof.get("max_abs_diff")), proof.get("tolerance", PROBABILITY_TOLERANCE)
+def judge_proof(
+    proof: dict, *, examples: str = "Test examples", same: str = "Labels that are the same as in the evaluation",
+    number: str = "probability", tolerance: float = PROBABILITY_TOLERANCE,
+) -> dict:  # fmt: skip
+    """Say of each part of the proof what was found and whether it holds; what was not measured does not.
+
+    Args:
+        proof: as a recipe measured it.
+        examples, same, number: what was sent, what had to come again, and which number was compared.
+        tolerance: of that number, for a proof that does not say its own.
+
+    Returns:
+        {"passed", "measured", "failed", "held"}: the last two are sentences.
+    """
+    count, agreement = _number(proof.get("examples")), _number(proof.get("agreement"))
+    difference, allowed = _number(proof.get("max_abs_diff")), proof.get("tolerance", tolerance)
     foreign = proof.get("ops_outside_tf_serving")
     largest = NOT_MEASURED if difference is None else f"{difference:.2g}"
     lacking = NOT_MEASURED if foreign is None else ", ".join(map(str, foreign)) or "none"
     checks = {
-        f"Test examples that a fresh process sent to the SavedModel: {_count(examples)}": bool(examples),
-        f"Labels that are the same as in the evaluation: {_percent(agreement)}": agreement == 1,
-        f"Largest difference of a probability: {largest} (allowed: up to {allowed:g})": (
+        f"{examples} that a fresh process sent to the SavedModel: {_count(count)}": bool(count),
+        f"{same}: {_percent(agreement)}": agreement == 1,
+        f"Largest difference of a {number}: {largest} (allowed: up to {allowed:g})": (
             difference is not None and difference <= allowed
         ),
         f"Operations that the stock TF Serving server lacks: {lacking}": foreign is not None and not foreign,
