@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import tensorflow as tf
 
+from common.shifting import earlier, later
+
 _LETTER, _NUMBER, _SPACE, _OTHER, _END = range(5)
 _BLANK, _APOSTROPHE = ord(" "), ord("'")
 # What Unicode calls White_Space; Python's str.isspace has four more.
@@ -107,7 +109,7 @@ class BytePairs(tf.Module):
         marked = tf.concat([points, tf.fill([tf.shape(texts)[0], 1], -1)], axis=1)  # -1: the text ends here
         point = marked.flat_values
         kind = tf.gather(self._kinds, tf.searchsorted(self._starts, point, side="right") - 1)
-        kind_before, kind_after, before = _earlier(kind, 1, _END), _later(kind, 1, _END), _earlier(point, 1, -1)
+        kind_before, kind_after, before = earlier(kind, 1, _END), later(kind, 1, _END), earlier(point, 1, -1)
 
         # Letters, numbers and others each stand together, with one blank before them.
         begins = (kind != kind_before) & (before != _BLANK)
@@ -116,12 +118,12 @@ class BytePairs(tf.Module):
         begins = tf.where(kind == _SPACE, (kind_before != _SPACE) | last_space, begins) | (kind == _END)
         # English endings are words, where the apostrophe does not continue something else.
         apostrophe = (point == _APOSTROPHE) & (kind_before != _OTHER) & (before != _BLANK)
-        next_point, next_but_one = _later(point, 1, -1), _later(point, 2, -1)
+        next_point, next_but_one = later(point, 1, -1), later(point, 2, -1)
         short = apostrophe & tf.reduce_any(next_point[:, None] == [ord(letter) for letter in "stmd"], axis=1)
         pairs = [(next_point == ord(one)) & (next_but_one == ord(two)) for one, two in ("re", "ve", "ll")]
         long = apostrophe & tf.reduce_any(pairs, axis=0)
-        begins &= ~_earlier(short | long, 1, False)
-        begins |= _earlier(short, 2, False) | _earlier(long, 3, False)
+        begins &= ~earlier(short | long, 1, False)
+        begins |= earlier(short, 2, False) | earlier(long, 3, False)
 
         counts = tf.reduce_sum(tf.cast(marked.with_flat_values(begins), tf.int64), axis=1) - 1  # but the mark
         begins = tf.where(begins[point >= 0])[:, 0]
@@ -146,10 +148,10 @@ class BytePairs(tf.Module):
         def join(places, tokens):
             # places: of the tokens, in words that are not finished; -1 is where a token was joined to the one before.
             word, token = tf.gather(word_of, places), tf.cast(tf.gather(tokens, places), tf.int64)
-            rank = self._ranks.lookup(token * self.size + _later(token, 1, 0))
-            rank = tf.where(word == _later(word, 1, -1), rank, _NEVER)
+            rank = self._ranks.lookup(token * self.size + later(token, 1, 0))
+            rank = tf.where(word == later(word, 1, -1), rank, _NEVER)
             joined = (rank < _NEVER) & self._go_first(rank, word)
-            gone = _earlier(joined, 1, False)
+            gone = earlier(joined, 1, False)
             made = tf.gather(self._made, rank[joined])
             tokens = tf.tensor_scatter_nd_update(tokens, places[joined][:, None], made)
             tokens = tf.tensor_scatter_nd_update(tokens, places[gone][:, None], tf.fill(tf.shape(made), -1))
@@ -166,9 +168,9 @@ class BytePairs(tf.Module):
         place, order = tf.range(tf.size(rank)), rank
         if self._one_at_a_time:  # no two are equal: what stands further left goes first
             order = tf.cast(rank, tf.int64) * tf.size(rank, tf.int64) + tf.cast(place, tf.int64)
-        waits = order > tf.minimum(self._smallest(order, word, _earlier), self._smallest(order, word, _later))
+        waits = order > tf.minimum(self._smallest(order, word, earlier), self._smallest(order, word, later))
         # Where one rule could be applied several times on end (a a a a), every second one, up to the first that waits.
-        begins = (order != _earlier(order, 1, -1)) | (word != _earlier(word, 1, -1))
+        begins = (order != earlier(order, 1, -1)) | (word != earlier(word, 1, -1))
         run = tf.cumsum(tf.cast(begins, tf.int32)) - 1
         first = tf.gather(tf.where(begins)[:, 0], run)
         waiting = tf.where(waits, place, tf.int32.max)
@@ -182,16 +184,6 @@ class BytePairs(tf.Module):
             other = tf.where(moved(word, steps, -1) == word, moved(order, steps, 0), order.dtype.max)
             order, steps = tf.minimum(order, other), 2 * steps
         return order
-
-
-def _later(values: tf.Tensor, steps: int, fill) -> tf.Tensor:
-    """Return what stands so many steps after each value."""
-    return tf.concat([values, tf.fill([steps], tf.cast(fill, values.dtype))], axis=0)[steps:]
-
-
-def _earlier(values: tf.Tensor, steps: int, fill) -> tf.Tensor:
-    """Return what stands so many steps before each value."""
-    return tf.concat([tf.fill([steps], tf.cast(fill, values.dtype)), values], axis=0)[:-steps]
 
 
 def _is_ordered(rules: list[tuple[str, ...]]) -> bool:

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import keras
@@ -49,10 +49,28 @@ def find_objects(model: keras.Model, stride: int, images: tf.Tensor, scales: tf.
     return boxes, scores, tf.cast(labels, tf.int32), counts
 
 
-def detect(model: keras.Model, stride: int, examples: BoxExamples, batch_size: int = 8, title: str = "") -> Detections:
-    """Return what a detector finds in pictures, down to scores that nobody would use: AP needs them."""
+def build_finder(model: keras.Model, stride: int) -> Callable:
+    """Return `find_objects` of one detector as a function of batches, traced once and not at every look."""
+    specs = [tf.TensorSpec((None, *spec.shape), spec.dtype) for spec in _letterboxed(model)]
+    return tf.function(lambda *batch: find_objects(model, stride, *batch), input_signature=specs)
+
+
+def _letterboxed(model: keras.Model) -> tuple[tf.TensorSpec, ...]:
+    """Return what `box_images.letterbox` gives of one picture."""
     size = tuple(model.input.shape[1:3])
-    find = tf.function(lambda *batch: find_objects(model, stride, *batch))
+    return tf.TensorSpec((*size, 3), tf.float32), tf.TensorSpec((2,), tf.float32), tf.TensorSpec((2,), tf.int32)
+
+
+def detect(find: Callable, examples: BoxExamples, batch_size: int = 8, title: str = "") -> Detections:
+    """Return what a detector finds in pictures, down to scores that nobody would use: AP needs them.
+
+    Args:
+        find: as `build_finder` gives it.
+        examples: the pictures.
+        batch_size: pictures at a time.
+        title: of the progress line; none where it is empty.
+    """
+    size = tuple(find.input_signature[0].shape[1:3])
     found: list[tuple] = []
     progress = ProgressLine(title, len(examples)) if title else None
     for batch in evaluation_batches(examples, size, batch_size):
@@ -92,11 +110,7 @@ def export_detector(
     exporting.check_float32(model)
     size = tuple(model.input.shape[1:3])
     names = tf.constant([*class_names, ""])
-    specs = (tf.TensorSpec((*size, 3), tf.float32), tf.TensorSpec((2,), tf.float32), tf.TensorSpec((2,), tf.int32))
-
-    @tf.function(input_signature=[tf.TensorSpec((None, *spec.shape), spec.dtype) for spec in specs])
-    def find(images, scales, stored):
-        return find_objects(model, stride, images, scales, stored)
+    specs, find = _letterboxed(model), build_finder(model, stride)
 
     def answer(image, lowest):
         prepared = tf.map_fn(lambda one: letterbox(one, size), image, fn_output_signature=specs)

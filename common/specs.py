@@ -291,6 +291,16 @@ def parse_list(flag: str, text: str, allowed: tuple[str, ...], alone: tuple[str,
     return words
 
 
+def parse_baselines(text: str, allowed: tuple[str, ...]) -> tuple[str, ...]:
+    """Read `--baselines`: the names in the order given, none of them for `none`.
+
+    Raises:
+        UserError: a name that is not allowed.
+    """
+    names = parse_list("--baselines", text, allowed, alone=("none",))
+    return () if names == ("none",) else names
+
+
 def check_installed(flag: str, package: str, requirements: str) -> None:
     """Refuse a flag whose optional package is missing, before any work is done.
 

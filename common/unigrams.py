@@ -8,6 +8,8 @@ import numpy as np
 import tensorflow as tf
 from sentencepiece import sentencepiece_model_pb2 as proto
 
+from common.shifting import earlier, later
+
 _BLANK = "\u2581"  # what SentencePiece writes for a space
 _UNKNOWN_COSTS = 10.0  # more than the worst token, as in the reference
 _FAR = 1 << 21  # above every code point
@@ -73,13 +75,13 @@ class Unigrams(tf.Module):
         place = tf.range(tf.size(length))
         text = tf.cast(points.value_rowids(), tf.int32)
         # From the end of each text backwards, from token to token.
-        last = _later(text, 1, _NOT_THERE) != text
+        last = later(text, 1, _NOT_THERE) != text
         before = tf.where(place - length >= tf.gather(tf.cast(points.row_starts(), tf.int32), text), place - length, -1)
         chosen = tf.where(_visited(before, last))[:, 0]
         tokens = tf.gather_nd(ending, tf.stack([tf.gather(place, chosen), tf.gather(length, chosen) - 1], axis=1))
         text = tf.gather(text, chosen)
         # Unknown characters in a row are one unknown token.
-        repeated = (tokens == self.unknown) & (_earlier(tokens, 1, -1) == tokens) & (_earlier(text, 1, -1) == text)
+        repeated = (tokens == self.unknown) & (earlier(tokens, 1, -1) == tokens) & (earlier(text, 1, -1) == text)
         rows = tf.cast(text[~repeated], tf.int64)
         return tf.RaggedTensor.from_value_rowids(tokens[~repeated], rows, points.nrows(), validate=False)
 
@@ -108,11 +110,11 @@ class Unigrams(tf.Module):
         point, text = points.flat_values, tf.cast(points.value_rowids(), tf.int32)
         columns = []
         for steps, found in enumerate(self._pieces.found(point), start=1):
-            same_text = _later(text, steps - 1, _NOT_THERE) == text
+            same_text = later(text, steps - 1, _NOT_THERE) == text
             found = tf.where((found >= 0) & same_text, found, self.size)
             if steps == 1:
                 found = tf.where(found == self.size, self.unknown, found)
-            columns.append(_earlier(found, steps - 1, self.size))
+            columns.append(earlier(found, steps - 1, self.size))
         return tf.stack(columns, axis=1)
 
     @tf.function(input_signature=[tf.RaggedTensorSpec([None, None], tf.int32), tf.TensorSpec([None, None], tf.int32)])
@@ -172,7 +174,7 @@ class _Prefixes(tf.Module):
         """Return, for strings of 1, 2, ... characters, the number of the one that begins at each place, or -1."""
         node, found = tf.zeros_like(points), []
         for steps in range(self.longest):
-            point = _later(points, steps, _NOT_THERE)
+            point = later(points, steps, _NOT_THERE)
             node = self._next.lookup(tf.cast(node, tf.int64) * _FAR + tf.cast(point, tf.int64))
             found.append(tf.where(node >= 0, tf.gather(self._found, tf.maximum(node, 0)), _NOT_THERE))
         return found
@@ -200,16 +202,6 @@ def _visited(following: tf.Tensor, visited: tf.Tensor) -> tf.Tensor:
     shapes = [tf.TensorShape([None]), tf.TensorShape([None])]
     _, visited = tf.while_loop(more, double, [following, visited], shapes)
     return visited[:-1] > 0
-
-
-def _later(values: tf.Tensor, steps: int, fill) -> tf.Tensor:
-    """Return what stands so many steps after each value."""
-    return tf.concat([values, tf.fill([steps], tf.cast(fill, values.dtype))], axis=0)[steps:]
-
-
-def _earlier(values: tf.Tensor, steps: int, fill) -> tf.Tensor:
-    """Return what stands so many steps before each value."""
-    return tf.concat([tf.fill([steps], tf.cast(fill, values.dtype)), values], axis=0)[: tf.size(values)]
 
 
 def _check(described: proto.ModelProto) -> None:

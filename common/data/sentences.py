@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.data.text_rows import Columns, demo_rows, table_rows
+from common.data.text_rows import Columns, demo_rows, read_text_file, table_rows
 from common.errors import UserError
 from common.specs import parse_data
 
@@ -117,26 +116,9 @@ def read_texts(data: str, column: str, encoding: str) -> list[str]:
     if not files:
         raise UserError(f"--data {data} is a folder without a .{kind} file. Allowed: .{kind} and .{kind}.gz")
     if kind == "txt":
-        return [line for file in files for line in _lines(file, encoding)]
+        return [line for file in files for line in read_text_file(kind, file, encoding).split("\n")]
     columns = Columns(column, label=column, split="", encoding=encoding)
     try:
         return [row.text for file in files for row in table_rows(kind, file, columns)]
     except UserError as error:  # there are no labels here: the flag that the message names for them does not exist
         raise UserError(str(error).replace(" --label-column 2", "")) from error
-
-
-def _lines(file: Path, encoding: str) -> list[str]:
-    try:
-        content = file.read_bytes()
-        content = gzip.decompress(content) if file.suffix == ".gz" else content
-        return content.decode("utf-8-sig" if encoding.lower() in ("utf-8", "utf8") else encoding).split("\n")
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise UserError(
-            f"--data txt:{file} is not {encoding}: line {line} holds the byte {content[error.start]:#x}. If it is "
-            f"Western European text of an older program: --encoding latin-1"
-        ) from error
-    except LookupError as error:
-        raise UserError(f"--encoding {encoding!r} is unknown. Allowed: utf-8, latin-1, cp1252, utf-16 ...") from error
-    except (OSError, EOFError) as error:
-        raise UserError(f"--data txt:{file} cannot be read: {getattr(error, 'strerror', None) or error}.") from error

@@ -86,7 +86,7 @@ def _part_of_file(kind: str, file: Path) -> str | None:
 
 
 def _file_rows(kind: str, file: Path, columns: Columns, part: str | None) -> Iterator[TextRow]:
-    content = _read(kind, file, columns.encoding)
+    content = read_text_file(kind, file, columns.encoding)
     lines = _json_lines(file, content) if kind == "jsonl" else _table_lines(kind, file, content, columns)
     for number, cells in lines:
         _check_columns(kind, file, cells, columns)
@@ -112,7 +112,17 @@ def _check_encoding(encoding: str) -> None:
         raise UserError(f"--encoding {encoding!r} is unknown. Allowed: utf-8, latin-1, cp1252, utf-16 ...") from error
 
 
-def _read(kind: str, file: Path, encoding: str) -> str:
+def read_text_file(kind: str, file: Path, encoding: str) -> str:
+    """Return the content of a file, compressed (`.gz`) or not.
+
+    Args:
+        kind: how `--data` named it, for messages.
+        file: to read.
+        encoding: of the text.
+
+    Raises:
+        UserError: it cannot be read, or is not of that encoding.
+    """
     _check_encoding(encoding)
     try:
         content = file.read_bytes()

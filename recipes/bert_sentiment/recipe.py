@@ -31,11 +31,20 @@ from common.data.text_rows import Columns
 from common.data.text_sets import DATA_KINDS, TextSet, draw_shots, folds_of, load_text_set
 from common.progress import format_seconds
 from common.serving.files import write_serving_files
-from common.specs import check_choice, check_installed, check_range, parse_data, parse_list, parse_source
+from common.specs import (
+    check_choice,
+    check_installed,
+    check_range,
+    parse_baselines,
+    parse_data,
+    parse_source,
+)
 from common.text_explaining import explain_texts
 from common.text_models import add_adapters, build_classifier, build_encoder, layers_by_depth, merge_adapters, unfreeze
 from common.text_sources import TextSource, load_text_source
 from common.word_baselines import tfidf_probabilities, word_vector_probabilities
+
+BASELINES = ("frozen", "words", "vectors", "scratch")
 
 
 @dataclass(frozen=True)
@@ -128,7 +137,8 @@ class Config:
             raise ValueError("--method fewshot compares texts within a batch: --batch-size must be 4 or more.")
         check_choice("--long-text", self.long_text, ("truncate", "windows"))
         check_choice("--class-weights", self.class_weights, ("none", "balanced"))
-        if "vectors" in wanted_baselines(self) and not Path(self.word_vectors or "").expanduser().is_file():
+        wanted = parse_baselines(self.baselines, BASELINES)
+        if "vectors" in wanted and not Path(self.word_vectors or "").expanduser().is_file():
             found = f"There is no file {self.word_vectors}." if self.word_vectors else ""
             raise ValueError(
                 f"--baselines vectors needs a file of word vectors: --word-vectors glove.6B.50d.txt. {found}"
@@ -346,7 +356,7 @@ def main(config: Config) -> dict:
     spent |= {"frozen": seconds["features"] + seconds["head"]}
     metrics = conclude(
         "bert_sentiment", config, data, probabilities=probabilities,
-        baselines={name: (baselines[name], spent[name]) for name in wanted_baselines(config)},
+        baselines={name: (baselines[name], spent[name]) for name in parse_baselines(config.baselines, BASELINES)},
         history=history, seconds=seconds, parameters=learned.parameters, proof=proof,
         export=exporting.size_report(version, model), source_card={"spec": config.source, **source.card},
         explanation=explanation, advice=advice, more=more,
@@ -385,7 +395,7 @@ def check(config: Config) -> None:
     epochs = 0 if config.method == "frozen" else fine_tuning_epochs(tokens, config)
     steps = epochs * ceil(len(tokens["train"]) / config.batch_size)
     steps = pair_steps(data, config) if config.method == "fewshot" else steps
-    if "scratch" in wanted_baselines(config):
+    if "scratch" in parse_baselines(config.baselines, BASELINES):
         steps += epochs * ceil(len(tokens["train"]) / config.batch_size)
     learning = (1 + (config.folds or 0)) * (steps * step + len(tokens["val"]) * epochs * look)
     seconds = sum(len(part) for part in tokens.values()) * 2 * look + learning
@@ -458,13 +468,7 @@ def other_baselines(data: TextSet, tokens, config: Config) -> dict:
         "vectors": lambda: (word_vector_probabilities(data, Path(config.word_vectors).expanduser(), weights), []),
         "scratch": from_scratch,
     }
-    return {name: answer for name, answer in known.items() if name in wanted_baselines(config)}
-
-
-def wanted_baselines(config: Config) -> tuple[str, ...]:
-    """Return the names of the baselines, none of them where the user wants none."""
-    wanted = parse_list("--baselines", config.baselines, ("frozen", "words", "vectors", "scratch"), alone=("none",))
-    return () if wanted == ("none",) else wanted
+    return {name: answer for name, answer in known.items() if name in parse_baselines(config.baselines, BASELINES)}
 
 
 def saved(config: Config, stage: str) -> dict:

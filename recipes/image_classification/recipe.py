@@ -29,7 +29,18 @@ from common.data.images import image_batches, steps_per_epoch, training_batches
 from common.progress import format_seconds
 from common.serving.files import write_serving_files
 from common.sources import Source, load_source
-from common.specs import check_choice, check_installed, check_range, parse_data, parse_list, parse_policy, parse_source
+from common.specs import (
+    check_choice,
+    check_installed,
+    check_range,
+    parse_baselines,
+    parse_data,
+    parse_list,
+    parse_policy,
+    parse_source,
+)
+
+BASELINES = ("frozen", "scratch")
 
 
 @dataclass(frozen=True)
@@ -102,7 +113,7 @@ class Config:
         parse_source(self.source)
         parse_policy(self.unfreeze)
         parse_list("--augment", self.augment, ("flip", "crop", "rotate", "color"), alone=("auto", "none"))
-        wanted_baselines(self)
+        parse_baselines(self.baselines, BASELINES)
         if self.tensorboard:
             check_installed("--tensorboard", "tensorboard", "requirements-observe.txt")
         if self.mlflow:
@@ -293,7 +304,7 @@ def main(config: Config) -> dict:
     spent = {"frozen": seconds["features"] + seconds["head"], "scratch": seconds.get("baselines")}
     metrics = conclude(
         "image_classification", config, data, probabilities=probabilities,
-        baselines={name: (baselines[name], spent[name]) for name in wanted_baselines(config)},
+        baselines={name: (baselines[name], spent[name]) for name in parse_baselines(config.baselines, BASELINES)},
         history=history, seconds=seconds, parameters=parameters, proof=proof,
         export=exporting.size_report(version, model), source_card=source.card,
         explanation=explanation,
@@ -336,12 +347,6 @@ def check(config: Config) -> None:
 def pictures(source: Source, paths: np.ndarray, config: Config) -> tf.data.Dataset:
     """Stream picture files in order, through the decoder that serving runs."""
     return image_batches(paths, source.image_size, 64, resize=config.resize)
-
-
-def wanted_baselines(config: Config) -> tuple[str, ...]:
-    """Return the names of the baselines, none of them where the user wants none."""
-    wanted = parse_list("--baselines", config.baselines, ("frozen", "scratch"), alone=("none",))
-    return () if wanted == ("none",) else wanted
 
 
 def augmentations(config: Config, data: ImageSet) -> tuple[str, ...]:

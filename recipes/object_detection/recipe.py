@@ -27,14 +27,16 @@ from common.checking import median_seconds, write_sample_grid
 from common.checkpoints import fit_with_checkpoints
 from common.data import box_images
 from common.data.box_sets import BoxSet, load_box_set
-from common.detecting import detect, export_detector, prove_detector
+from common.detecting import build_finder, detect, export_detector, prove_detector
 from common.detection_metrics import Detections, evaluate, recommend_threshold, threshold_table
 from common.detection_report import conclude
 from common.drawing import draw_boxes
 from common.progress import format_seconds
 from common.serving.files import write_serving_files
 from common.sources import Source, load_source
-from common.specs import check_choice, check_range, parse_list, parse_source
+from common.specs import check_choice, check_range, parse_baselines, parse_list, parse_source
+
+BASELINES = ("frozen", "scratch")
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ class Config:
         parse_source(self.source)
         check_choice("--batch-norm", self.batch_norm, ("frozen", "train"))
         parse_list("--augment", self.augment, ("flip", "scale", "crop", "color"), alone=("none",))
-        wanted_baselines(self)
+        parse_baselines(self.baselines, BASELINES)
         if self.stride not in (4, 8):
             raise ValueError(f"--stride must be 4 or 8. Received: {self.stride}.")
         check_range(self, 1, inf, "batch_size", "limit")
@@ -131,8 +133,10 @@ def train(source: Source, model: keras.Model, data: BoxSet, config: Config, stag
     def batches_from(epoch, step):
         return cells_of(training_stream(data, size, config, first=(epoch, step)), size, classes, config)
 
+    find = build_finder(model, config.stride)
+
     def watch(epoch, logs):  # what is best is decided on validation, by what users will see: the boxes
-        found = evaluate(data.val, detect(model, config.stride, data.val), data.class_names)
+        found = evaluate(data.val, detect(find, data.val), data.class_names)
         logs["val_ap50"], logs["val_ap"] = found["ap50"] or 0.0, found["ap"] or 0.0
 
     compile_detector(model, source, config, steps=epochs * steps, scratch=stage == "scratch")
@@ -164,10 +168,10 @@ def main(config: Config) -> dict:
             rows, parameters[f"trainable_{stage}"] = train(source, model, data, config, stage)
         history += rows
     with clock("evaluate"):
-        val_detections = detect(model, config.stride, data.val)
-        detections = detect(model, config.stride, data.test, title="test pictures")
+        find = build_finder(model, config.stride)
+        val_detections, detections = detect(find, data.val), detect(find, data.test, title="test pictures")
     baselines = {}
-    for name in wanted_baselines(config):
+    for name in parse_baselines(config.baselines, BASELINES):
         with clock(f"baseline_{name}"):
             found, rows = baseline(name, data, config)
         baselines[name], history = (found, clock.report()[f"baseline_{name}"]), history + rows
@@ -209,7 +213,7 @@ def check(config: Config) -> None:
     batch = next(cells_of(stream, source.image_size, len(data.class_names), config).as_numpy_iterator())
     step = median_seconds(lambda: model.train_on_batch(*batch))  # the weights are thrown away
     look = median_seconds(lambda: model.predict_on_batch(images)) / len(images)
-    fits = 1 + len(wanted_baselines(config))
+    fits = 1 + len(parse_baselines(config.baselines, BASELINES))
     steps = (config.head_epochs + passes(data, config)) * ceil(len(data.train) / config.batch_size)
     seconds = fits * (steps * step + (config.head_epochs + passes(data, config)) * len(data.val) * look)
     print(f"estimate: {format_seconds(seconds)} of computing, and half a minute for the export and its proof")
@@ -262,19 +266,13 @@ def write_sheet(path: Path, images, boxes, labels, class_names) -> Path:
     return write_sample_grid(path, np.stack(drawn), [""] * len(drawn), columns=4)
 
 
-def wanted_baselines(config: Config) -> tuple[str, ...]:
-    """Return the names of the baselines, none of them where the user wants none."""
-    wanted = parse_list("--baselines", config.baselines, ("frozen", "scratch"), alone=("none",))
-    return () if wanted == ("none",) else wanted
-
-
 def baseline(name: str, data: BoxSet, config: Config) -> tuple[Detections, list[dict]]:
     """Train a baseline for as many passes, from the same start or from random weights."""
     keras.utils.set_random_seed(config.seed)
     source = load_source(config.source, input_size(data, config), random_weights=name == "scratch")
     model = anchor_free.build_detector(source, len(data.class_names), stride=config.stride, width=config.width)
     rows, _ = train(source, model, data, config, name)
-    return detect(model, config.stride, data.test), rows
+    return detect(build_finder(model, config.stride), data.test), rows
 
 
 def passes(data: BoxSet, config: Config) -> int:

@@ -25,11 +25,11 @@ import keras
 import numpy as np
 
 from common import checking, masked_report, masked_words, runs, training
-from common.checkpoints import fit_with_checkpoints, save_array
+from common.checkpoints import fit_with_checkpoints
 from common.data import texts as batches
 from common.data.sentences import DATA_KINDS, FEWEST, Sentences, load_sentences
 from common.errors import UserError
-from common.progress import ProgressLine, format_seconds
+from common.progress import format_seconds
 from common.specs import BUNDLED_FOLDER, check_range, parse_data, parse_source
 from common.text_models import build_encoder
 from common.text_sources import BertBackbone, TextSource, load_text_source
@@ -161,16 +161,9 @@ def ask_teacher(config: Config, teacher: TextSource, sentences: Sequence[str]) -
 
     What it said is saved from time to time: a run that was killed asks only about the rest.
     """
-    encoder, folder = build_encoder(teacher), Path(config.out) / "features"
-    progress, said = ProgressLine("teacher", len(sentences)), []
-    for first in range(0, len(sentences), CHUNK):
-        some, file = sentences[first : first + CHUNK], folder / f"teacher_{first:07}.npy"
-        if not file.exists():
-            save_array(file, batches.run_on_tokens(encoder, tokens_of_teacher(config, teacher, some)))
-        said.append(np.load(file, allow_pickle=False))
-        progress.update(first + len(some))
-    progress.close()
-    return np.concatenate(said)
+    tokens = tokens_of_teacher(config, teacher, sentences)
+    folder = Path(config.out) / "features"
+    return batches.run_once_on_tokens(build_encoder(teacher), tokens, folder, "teacher", chunk=CHUNK)
 
 
 def build_backbone(config: Config, vocabulary: Sequence[str]) -> BertBackbone:
