@@ -13,46 +13,15 @@ import numpy as np
 import tensorflow as tf
 
 from common.data.box_images import CROWD
-from common.errors import UserError
+from common.detectors import Detector, feature_levels, keep_surest
 from common.sources import Source
 
 _BELL = 0.54  # size of the bell, as a share of the box, that counts as near its centre; from TTFNet
 _PRIOR = 0.01  # the heat before training: nearly every cell holds nothing (focal loss, arXiv:1708.02002)
 
 
-def feature_levels(source: Source) -> dict[int, keras.KerasTensor]:
-    """Return the last feature map of a backbone at each stride.
-
-    Args:
-        source: whose backbone is a network of layers; a SavedModel (`hub:`) has none to tap.
-
-    Returns:
-        {4: [batch, height / 4, width / 4, channels], 8: ..., 16: ..., 32: ...}, as far as the backbone goes.
-
-    Raises:
-        UserError: no such maps.
-    """
-    backbone, (height, width) = source.backbone, source.image_size
-    outputs = [getattr(layer, "output", None) for layer in getattr(backbone, "layers", ())]
-    maps = [one for one in outputs if isinstance(one, keras.KerasTensor) and len(one.shape) == 4]
-    # What takes pictures of any size says the sizes of its maps only when it is asked about one.
-    pixels = keras.KerasTensor((1, height, width, 3), "float32")
-    found = keras.Model(backbone.input, maps).compute_output_spec(pixels)
-    levels = {}
-    for tensor, here in zip(maps, found, strict=True):
-        for stride in (4, 8, 16, 32):
-            if here.shape[1:3] == (-(-height // stride), -(-width // stride)):
-                levels[stride] = tensor  # a later one replaces it
-    if not {8, 16} <= levels.keys():
-        raise UserError(
-            f"--source {source.spec} has no feature maps at 1/8 and 1/16 of the picture, from which objects are found. "
-            f"Allowed: bundled:resnet_mini, keras:MobileNetV2, keras:ResNet50, preset:..."
-        )
-    return levels
-
-
-def build_detector(source: Source, classes: int, *, stride: int = 8, width: int = 96) -> keras.Model:
-    """Return RGB pixels, float32 [batch, height, width, 3] from 0 to 255 -> what each cell says.
+def build_detector(source: Source, classes: int, *, stride: int = 8, width: int = 96) -> Detector:
+    """Return a detector without anchors on a pretrained backbone.
 
     Args:
         source: pretrained; its preprocessing is inside.
@@ -61,14 +30,15 @@ def build_detector(source: Source, classes: int, *, stride: int = 8, width: int 
         width: channels of the neck and the heads.
 
     Returns:
-        A model with two outputs, [batch, height / stride, width / stride, ...]: `heat`, logits [..., classes], and
-        `distances` [..., 4] of the cell's centre to the left, top, right and bottom side, in pixels.
+        A detector whose model has two outputs, [batch, height / stride, width / stride, ...]: `heat`, logits
+        [..., classes], and `distances` [..., 4] from the cell's centre to the left, top, right and bottom side, in
+        pixels.
+
+    Raises:
+        UserError: the source has no feature maps.
     """
-    levels = feature_levels(source)
-    maps = keras.Model(source.backbone.input, [levels[s] for s in sorted(levels)], name="levels")
-    pixels = source.extractor.input
-    found = dict(zip(sorted(levels), maps(_preprocessed(source)), strict=True))
-    used = [s for s in sorted(found) if s >= stride]
+    pixels, found = feature_levels(source)
+    used = [s for s in found if s >= stride]
     merged = None
     for number in reversed(used):  # from coarse to fine, each added to what the coarser ones saw
         here = _block(found[number], width, f"neck_{number}", kernel=1)
@@ -81,7 +51,24 @@ def build_detector(source: Source, classes: int, *, stride: int = 8, width: int 
     where = _block(_block(merged, width, "distances_1"), width, "distances_2")
     where = keras.layers.Conv2D(4, 1, dtype="float32", name="log_distances")(where)
     distances = Reach(2.0 * stride, dtype="float32", name="distances")(where)
-    return keras.Model(pixels, {"heat": heat, "distances": distances}, name="detector")
+
+    def targets(images, boxes, labels):
+        specs = {"heat": tf.TensorSpec((None, None, classes)), "distances": tf.TensorSpec((None, None, 5))}
+
+        def of_one(one):
+            return cell_targets(*one, source.image_size, stride, classes)
+
+        return images, tf.map_fn(of_one, (boxes, labels), fn_output_signature=specs)
+
+    return Detector(
+        model=keras.Model(pixels, {"heat": heat, "distances": distances}, name="detector"),
+        losses={
+            "loss": {"heat": heat_loss, "distances": distance_loss},
+            "loss_weights": {"heat": 1.0, "distances": 2.0},
+        },
+        targets=targets,
+        candidates=lambda said, images: boxes_of_cells(said["heat"], said["distances"], stride),
+    )
 
 
 @keras.saving.register_keras_serializable("recipes")
@@ -177,14 +164,13 @@ def distance_loss(sides, distances):
     return keras.ops.sum(counts * (1 - giou)) / keras.ops.maximum(keras.ops.sum(counts), 1.0)
 
 
-def boxes_of_cells(heat, distances, stride: int, candidates: int = 300) -> tuple[tf.Tensor, tf.Tensor]:
+def boxes_of_cells(heat, distances, stride: int) -> tuple[tf.Tensor, tf.Tensor]:
     """Return the boxes of the cells with the most heat.
 
     Args:
         heat: logits, float32 [batch, h, w, classes].
         distances: float32 [batch, h, w, 4], pixels.
         stride: pixels of a cell.
-        candidates: cells of each picture that are looked at, at most.
 
     Returns:
         (boxes xmin, ymin, xmax, ymax in pixels, float32 [batch, n, 4]; scores float32 [batch, n, classes]: 0 where the
@@ -203,14 +189,7 @@ def boxes_of_cells(heat, distances, stride: int, candidates: int = 300) -> tuple
     boxes = tf.clip_by_value(boxes, 0.0, limits)
     boxes = tf.reshape(boxes, [batch, height * width, 4])
     scores = tf.reshape(scores, [batch, height * width, classes])
-    best = tf.math.top_k(tf.reduce_max(scores, axis=-1), tf.minimum(candidates, height * width)).indices
-    return tf.gather(boxes, best, batch_dims=1), tf.gather(scores, best, batch_dims=1)
-
-
-def _preprocessed(source: Source) -> keras.KerasTensor:
-    """Return what the backbone reads, from the extractor's own graph."""
-    nodes = [node for node in source.backbone._inbound_nodes if node.operation is source.backbone]
-    return nodes[-1].input_tensors[0]
+    return keep_surest(boxes, scores)
 
 
 def _block(tensor, width: int, name: str, kernel: int = 3):

@@ -16,7 +16,7 @@ from common import training
 from common.checkpoints import fit_with_checkpoints
 from common.data.texts import INPUTS, Tokens
 
-_TEMPERATURE = 0.1  # of the cosines; as in the paper
+_TEMPERATURE = 0.3  # of the cosines; on draws 10 to 15 of SST-2 a little better than the paper's 0.1
 
 
 def tune_on_pairs(

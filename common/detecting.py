@@ -15,10 +15,10 @@ import numpy as np
 import tensorflow as tf
 
 from common import exporting, runs
-from common.anchor_free import boxes_of_cells
 from common.data.box_images import evaluation_batches, letterbox, to_stored
 from common.data.box_sets import BoxExamples
 from common.detection_metrics import Detections
+from common.detectors import Detector
 from common.progress import ProgressLine
 
 MOST = 100  # boxes of one picture, at most; as many as COCO's evaluation looks at
@@ -27,20 +27,18 @@ OVERLAP = 0.5  # IoU from which two boxes of one class are one object; the surer
 TOLERANCE = 1e-3  # of a score, in the proof
 
 
-def find_objects(model: keras.Model, stride: int, images: tf.Tensor, scales: tf.Tensor, stored: tf.Tensor):
+def find_objects(detector: Detector, images: tf.Tensor, scales: tf.Tensor, stored: tf.Tensor):
     """Return what a detector finds, in any TensorFlow graph.
 
     Args:
-        model: as `anchor_free.build_detector` gives it.
-        stride: pixels of one of its cells.
+        detector: any.
         images, scales, stored: a batch of what `box_images.letterbox` gives.
 
     Returns:
         (boxes xmin, ymin, xmax, ymax in pixels of the stored pictures, float32 [batch, 100, 4]; scores float32
         [batch, 100], falling, 0 where there is nothing; class numbers int32 [batch, 100]; counts int32 [batch]).
     """
-    said = model(images, training=False)
-    boxes, scores = boxes_of_cells(said["heat"], said["distances"], stride)
+    boxes, scores = detector.candidates(detector.model(images, training=False), images)
     # The grey beside a picture holds nothing: boxes are cut at the picture's edges before they compete.
     boxes = to_stored(boxes, scales, stored)
     boxes, scores, labels, counts = tf.image.combined_non_max_suppression(
@@ -49,10 +47,10 @@ def find_objects(model: keras.Model, stride: int, images: tf.Tensor, scales: tf.
     return boxes, scores, tf.cast(labels, tf.int32), counts
 
 
-def build_finder(model: keras.Model, stride: int) -> Callable:
+def build_finder(detector: Detector) -> Callable:
     """Return `find_objects` of one detector as a function of batches, traced once and not at every look."""
-    specs = [tf.TensorSpec((None, *spec.shape), spec.dtype) for spec in _letterboxed(model)]
-    return tf.function(lambda *batch: find_objects(model, stride, *batch), input_signature=specs)
+    specs = [tf.TensorSpec((None, *spec.shape), spec.dtype) for spec in _letterboxed(detector.model)]
+    return tf.function(lambda *batch: find_objects(detector, *batch), input_signature=specs)
 
 
 def _letterboxed(model: keras.Model) -> tuple[tf.TensorSpec, ...]:
@@ -85,14 +83,13 @@ def detect(find: Callable, examples: BoxExamples, batch_size: int = 8, title: st
 
 
 def export_detector(
-    model: keras.Model, stride: int, folder: Path, class_names: Sequence[str], *, threshold: float,
+    detector: Detector, folder: Path, class_names: Sequence[str], *, threshold: float,
     example: Path | None = None,
 ) -> Path:  # fmt: skip
     """Write a detector as FOLDER/<next integer>/: bytes of pictures of any size in, boxes in their own pixels out.
 
     Args:
-        model: as `anchor_free.build_detector` gives it, float32.
-        stride: pixels of one of its cells.
+        detector: float32.
         folder: the servable's folder; its name is the name of the model on the server.
         class_names: of the classes.
         threshold: `serving_default` leaves out what it is less sure of.
@@ -107,10 +104,11 @@ def export_detector(
     Raises:
         UserError: the disk is full.
     """
+    model = detector.model
     exporting.check_float32(model)
     size = tuple(model.input.shape[1:3])
     names = tf.constant([*class_names, ""])
-    specs, find = _letterboxed(model), build_finder(model, stride)
+    specs, find = _letterboxed(model), build_finder(detector)
 
     def answer(image, lowest):
         prepared = tf.map_fn(lambda one: letterbox(one, size), image, fn_output_signature=specs)

@@ -10,6 +10,7 @@ import tensorflow as tf
 from common import anchor_free
 from common.data.box_images import CROWD, PADDING
 from common.detecting import find_objects
+from common.detectors import Detector, feature_levels
 from common.errors import UserError
 from common.sources import load_source
 
@@ -97,8 +98,11 @@ def test_who_says_what_is_asked_finds_every_box():
                 "distances": tf.constant(cells["distances"][None, ..., :4]),
             }
 
+    def candidates(said, images):
+        return anchor_free.boxes_of_cells(said["heat"], said["distances"], STRIDE)
+
     one, size = tf.ones([1, 2]), tf.constant([SIZE])
-    boxes, scores, labels, counts = find_objects(Perfect(), STRIDE, None, one, size)
+    boxes, scores, labels, counts = find_objects(Detector(Perfect(), {}, None, candidates), None, one, size)
     surest = np.argsort(-scores[0].numpy())[:3]
     assert int(counts[0]) >= 3 and scores[0].numpy()[surest].min() > 0.9
     for box, label in zip(boxes[0].numpy()[surest], labels[0].numpy()[surest], strict=True):
@@ -109,7 +113,7 @@ def test_who_says_what_is_asked_finds_every_box():
 @pytest.mark.parametrize("stride", [4, 8])
 def test_the_network_has_cells_of_the_stride(stride):
     source = load_source("keras:MobileNetV2@random", (64, 96))
-    model = anchor_free.build_detector(source, 3, stride=stride, width=16)
+    model = anchor_free.build_detector(source, 3, stride=stride, width=16).model
     said = model(np.zeros((2, 64, 96, 3), "float32"))
     assert said["heat"].shape == (2, 64 // stride, 96 // stride, 3)
     assert said["distances"].shape == (2, 64 // stride, 96 // stride, 4)
@@ -126,4 +130,4 @@ def test_a_source_without_feature_maps_is_refused():
         spec, image_size, backbone = "hub:somewhere", (64, 96), keras.Model(pixels, vector)
 
     with pytest.raises(UserError, match="has no feature maps"):
-        anchor_free.feature_levels(Flat())
+        feature_levels(Flat())

@@ -4,10 +4,10 @@
     python -m recipes run object_detection --data voc:FOLDER --source mobilenet_v2 --out runs/mine
 
 FOLDER holds pictures and Pascal VOC xml; coco:, csv:, yolo: and tfds: work as well. A pretrained backbone gives feature
-maps, and a compact head without anchors learns from them where the objects are: first the head alone, then the
-backbone with it, more slowly. The report shows AP as COCO counts it, beside the baselines, what was missed and what was
-imagined. The SavedModel takes the bytes of pictures of any size, gives boxes in their own pixels, and has been proved
-in a fresh process to find what the evaluation saw.
+maps, and a head learns from them where the objects are: first the head alone, then the backbone with it, more slowly.
+--detector says which head: a compact one without anchors, RetinaNet, or YOLOv8. The report shows AP as COCO counts it,
+beside the baselines, what was missed and what was imagined. The SavedModel takes the bytes of pictures of any size,
+gives boxes in their own pixels, and has been proved in a fresh process to find what the evaluation saw.
 
 What to expect, measured, with commands and machine: `python -m recipes show object_detection`.
 """
@@ -22,7 +22,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from common import anchor_free, exporting, freezing, runs, training
+from common import anchor_free, anchors, exporting, freezing, retinanet, runs, training, yolov8
 from common.checking import median_seconds, write_sample_grid
 from common.checkpoints import fit_with_checkpoints
 from common.data import box_images
@@ -30,6 +30,7 @@ from common.data.box_sets import BoxSet, load_box_set
 from common.detecting import build_finder, detect, export_detector, prove_detector
 from common.detection_metrics import Detections, evaluate, recommend_threshold, threshold_table
 from common.detection_report import conclude
+from common.detectors import Detector
 from common.drawing import draw_boxes
 from common.progress import format_seconds
 from common.serving.files import write_serving_files
@@ -55,12 +56,14 @@ class Config:
     """Go on with the run that was stopped in this folder, with its settings; no other flag is needed."""
     save_every: float = 30.0
     """Seconds between checkpoints: a killed run loses no more than that."""
+    detector: str = "fcos"
+    """What learns: fcos (small, without anchors), retinanet (of KerasHub) or yolov8 (of keras-cv); see the README."""
     image_size: int | None = None
     """Longer side of the input in pixels; the other follows the pictures. The default is 128 for demo, else 320."""
     stride: int = 8
-    """Pixels of a cell, 4 or 8: 4 finds smaller objects and takes longer."""
+    """Of fcos: pixels of a cell, 4 or 8: 4 finds smaller objects and takes longer."""
     width: int = 96
-    """Channels of neck and head; more is slower and stronger."""
+    """Of fcos: channels of neck and head; more is slower and stronger."""
     head_epochs: int = 1
     """Passes in which only neck and head learn, on the untouched backbone."""
     epochs: int | None = None
@@ -90,6 +93,7 @@ class Config:
 
     def __post_init__(self) -> None:
         parse_source(self.source)
+        check_choice("--detector", self.detector, ("fcos", "retinanet", "yolov8"))
         check_choice("--batch-norm", self.batch_norm, ("frozen", "train"))
         parse_list("--augment", self.augment, ("flip", "scale", "crop", "color"), alone=("none",))
         parse_baselines(self.baselines, BASELINES)
@@ -115,31 +119,47 @@ def input_size(data: BoxSet, config: Config) -> tuple[int, int]:
     return box_images.picture_size(data.train.sizes, config.image_size or (128 if config.data == "demo" else 320))
 
 
-def train(source: Source, model: keras.Model, data: BoxSet, config: Config, stage: str) -> tuple[list[dict], int]:
+def build(data: BoxSet, config: Config, *, random_weights: bool = False) -> tuple[Source, Detector]:
+    """Load the pretrained backbone and put a detector on it."""
+    source = load_source(config.source, input_size(data, config), random_weights=random_weights)
+    classes = len(data.class_names)
+    if config.detector == "fcos":
+        return source, anchor_free.build_detector(source, classes, stride=config.stride, width=config.width)
+    if config.detector == "yolov8":
+        return source, yolov8.build_detector(source, classes)
+    boxes, labels = box_images.input_boxes(data.train, source.image_size)
+    fitted = anchors.fit_anchors(boxes, retinanet.anchor_strides(source))
+    detector = retinanet.build_detector(source, classes, fitted)
+    covered = anchors.check_anchors(retinanet.anchor_boxes(detector), boxes, labels, data.class_names)
+    print(f"{fitted}; {covered}")
+    return source, detector
+
+
+def train(source: Source, detector: Detector, data: BoxSet, config: Config, stage: str) -> tuple[list[dict], int]:
     """Train one stage: `head`, `finetune`, or for a baseline `frozen` or `scratch`.
 
     Returns:
         (history rows, number of parameters that trained).
     """
+    model = detector.model
     policy = "frozen" if stage in ("head", "frozen") else "all"
     counts = freezing.freeze(model, source.backbone, policy, "train" if stage == "scratch" else config.batch_norm)
     print(f"{stage}: {counts}")
-    size, classes = source.image_size, len(data.class_names)
     steps = ceil(len(data.train) / config.batch_size)
     epochs = {"head": config.head_epochs, "finetune": passes(data, config)}.get(
         stage, config.head_epochs + passes(data, config)
     )
 
     def batches_from(epoch, step):
-        return cells_of(training_stream(data, size, config, first=(epoch, step)), size, classes, config)
+        return training_stream(data, source.image_size, config, first=(epoch, step)).map(detector.targets, 2)
 
-    find = build_finder(model, config.stride)
+    find = build_finder(detector)
 
     def watch(epoch, logs):  # what is best is decided on validation, by what users will see: the boxes
         found = evaluate(data.val, detect(find, data.val), data.class_names)
         logs["val_ap50"], logs["val_ap"] = found["ap50"] or 0.0, found["ap"] or 0.0
 
-    compile_detector(model, source, config, steps=epochs * steps, scratch=stage == "scratch")
+    compile_detector(detector, source, config, steps=epochs * steps, scratch=stage == "scratch")
     history = fit_with_checkpoints(
         model, batches_from, epochs=epochs, lines=training.EpochLines(stage, epochs, steps),
         keep=training.KeepBest(None, rank=lambda logs: (round(logs["val_ap50"], 4), logs["val_ap"])),
@@ -159,16 +179,15 @@ def main(config: Config) -> dict:
         data = load_data(config)
     print(f"{config.data}: {data.counts()}, {len(data.class_names)} classes")
     keras.utils.set_random_seed(config.seed)
-    source = load_source(config.source, input_size(data, config))
+    source, detector = build(data, config)
     runs.remember_inputs(out, data.fingerprint())
-    model = anchor_free.build_detector(source, len(data.class_names), stride=config.stride, width=config.width)
-    parameters, history = {"total": model.count_params()}, []
+    parameters, history = {"total": detector.model.count_params()}, []
     for stage in ("head", "finetune"):
         with clock(stage):
-            rows, parameters[f"trainable_{stage}"] = train(source, model, data, config, stage)
+            rows, parameters[f"trainable_{stage}"] = train(source, detector, data, config, stage)
         history += rows
     with clock("evaluate"):
-        find = build_finder(model, config.stride)
+        find = build_finder(detector)
         val_detections, detections = detect(find, data.val), detect(find, data.test, title="test pictures")
     baselines = {}
     for name in parse_baselines(config.baselines, BASELINES):
@@ -177,9 +196,9 @@ def main(config: Config) -> dict:
         baselines[name], history = (found, clock.report()[f"baseline_{name}"]), history + rows
 
     with clock("export"):
-        exporting.save_keras_model(model, out / "model.keras")  # to go on training; what follows is to serve
+        exporting.save_keras_model(detector.model, out / "model.keras")  # to go on training; what follows is to serve
         version = export_detector(
-            model, config.stride, out / "serving" / "object_detection", data.class_names,
+            detector, out / "serving" / "object_detection", data.class_names,
             threshold=recommend_threshold(threshold_table(data.val, val_detections)),
             example=Path(data.train.paths[0]),
         )  # fmt: skip
@@ -190,7 +209,7 @@ def main(config: Config) -> dict:
     return conclude(
         "object_detection", config, data, detections=detections, val_detections=val_detections, baselines=baselines,
         history=history, seconds=clock.report(), parameters=parameters, proof=proof,
-        export=exporting.size_report(version, model), source_card={"spec": config.source, **source.card},
+        export=exporting.size_report(version, detector.model), source_card={"spec": config.source, **source.card},
     )  # fmt: skip
 
 
@@ -201,16 +220,16 @@ def check(config: Config) -> None:
     for part, counts in data.box_counts().items():
         print(f"  boxes in {part}: " + ", ".join(f"{count} {name}" for name, count in counts.items()))
     print(*(f"  {sentence}" for sentence in data.advice()), sep="\n")
-    source = load_source(config.source, input_size(data, config))
-    model = anchor_free.build_detector(source, len(data.class_names), stride=config.stride, width=config.width)
+    source, detector = build(data, config)
+    model = detector.model
     print(f"source: {source.card}\ninput {source.image_size} pixels, {model.count_params():,} parameters")
 
     stream = training_stream(data, source.image_size, config)
     images, boxes, labels = next(stream.as_numpy_iterator())
     sheet = write_sheet(Path(config.out) / "samples.png", images, boxes, labels, data.class_names)
     print(f"samples as trained on: {sheet}")
-    compile_detector(model, source, config, steps=1, scratch=False)
-    batch = next(cells_of(stream, source.image_size, len(data.class_names), config).as_numpy_iterator())
+    compile_detector(detector, source, config, steps=1, scratch=False)
+    batch = next(stream.map(detector.targets).as_numpy_iterator())
     step = median_seconds(lambda: model.train_on_batch(*batch))  # the weights are thrown away
     look = median_seconds(lambda: model.predict_on_batch(images)) / len(images)
     fits = 1 + len(parse_baselines(config.baselines, BASELINES))
@@ -233,28 +252,13 @@ def training_stream(data: BoxSet, size: tuple[int, int], config: Config, first=(
     )  # fmt: skip
 
 
-def cells_of(stream: tf.data.Dataset, size: tuple[int, int], classes: int, config: Config) -> tf.data.Dataset:
-    """Turn boxes and labels into what each cell should say."""
-    specs = {"heat": tf.TensorSpec((None, None, classes)), "distances": tf.TensorSpec((None, None, 5))}
-
-    def targets(images, boxes, labels):
-        def of_one(one):
-            return anchor_free.cell_targets(*one, size, config.stride, classes)
-
-        return images, tf.map_fn(of_one, (boxes, labels), fn_output_signature=specs)
-
-    return stream.map(targets, num_parallel_calls=2)
-
-
-def compile_detector(model: keras.Model, source: Source, config: Config, *, steps: int, scratch: bool) -> None:
+def compile_detector(detector: Detector, source: Source, config: Config, *, steps: int, scratch: bool) -> None:
     """Set optimizer and losses; the backbone learns more slowly, but for random weights."""
     optimizer = training.DiscriminativeAdamW(
         learning_rate=training.warmup_cosine(config.learning_rate, steps), weight_decay=config.weight_decay,
         slower=[] if scratch else [(source.backbone.weights, config.backbone_rate)], global_clipnorm=10.0,
     )  # fmt: skip
-    losses = {"heat": anchor_free.heat_loss, "distances": anchor_free.distance_loss}
-    weights = {"heat": 1.0, "distances": 2.0}
-    model.compile(optimizer, losses, loss_weights=weights, jit_compile=training.use_xla())
+    detector.model.compile(optimizer=optimizer, **detector.losses, jit_compile=training.use_xla())
 
 
 def write_sheet(path: Path, images, boxes, labels, class_names) -> Path:
@@ -269,10 +273,9 @@ def write_sheet(path: Path, images, boxes, labels, class_names) -> Path:
 def baseline(name: str, data: BoxSet, config: Config) -> tuple[Detections, list[dict]]:
     """Train a baseline for as many passes, from the same start or from random weights."""
     keras.utils.set_random_seed(config.seed)
-    source = load_source(config.source, input_size(data, config), random_weights=name == "scratch")
-    model = anchor_free.build_detector(source, len(data.class_names), stride=config.stride, width=config.width)
-    rows, _ = train(source, model, data, config, name)
-    return detect(build_finder(model, config.stride), data.test), rows
+    source, detector = build(data, config, random_weights=name == "scratch")
+    rows, _ = train(source, detector, data, config, name)
+    return detect(build_finder(detector), data.test), rows
 
 
 def passes(data: BoxSet, config: Config) -> int:
