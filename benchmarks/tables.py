@@ -158,7 +158,11 @@ def few_shot() -> list[str]:
     names = {"probe": "logistic regression", "setfit": "SetFit (PyTorch)", "ours": "ours"}
     lines = ["| labelled sentences a class | " + " | ".join(names.values()) + " |", "|---" * (len(names) + 1) + "|"]
     for shots, found in _read("few_shot").get("shots", {}).items():
-        cells = [f"{_score(found[way])} after {found[way]['seconds']['mean']:.0f} s" for way in names]
+        cells = []
+        for way in names:
+            cpu = found[way].get("cpu_seconds")
+            seconds = f"{cpu['mean']:.0f} s of the CPU" if cpu else f"{found[way]['seconds']['mean']:.0f} s"
+            cells.append(f"{_score(found[way])} after {seconds}")
         lines.append(_line([f"{shots}, {len(found['seeds'])} draws", *cells]))
     return lines
 
@@ -178,8 +182,8 @@ def _line(cells: list[str]) -> str:
 def _score(metric: dict | None) -> str:
     if not metric:
         return ""
-    accuracy = metric["accuracy"]
-    return f"{accuracy['mean']:.3f} ± {accuracy['std']:.3f}"
+    score = metric.get("accuracy") or metric["ap50"]
+    return f"{score['mean']:.3f} ± {score['std']:.3f}"
 
 
 if __name__ == "__main__":

@@ -86,6 +86,19 @@ class Reach(keras.layers.Layer):
         return super().get_config() | {"unit": self.unit}
 
 
+def boxes_that_hide(boxes: np.ndarray, labels: np.ndarray, pictures: np.ndarray, stride: int) -> int:
+    """Return how many boxes have their centre in the cell of another one of their class: of those, one is found.
+
+    Args:
+        boxes: xmin, ymin, xmax, ymax in pixels of the input, float32 [n, 4].
+        labels: class of each, int [n].
+        pictures: in which picture each is, int [n].
+        stride: pixels of a cell.
+    """
+    cells = ((boxes[:, :2] + boxes[:, 2:]) / 2 // stride).astype(np.int64)
+    return len(boxes) - len(np.unique(np.column_stack([pictures, labels, cells]), axis=0))
+
+
 def cell_targets(boxes, labels, size: tuple[int, int], stride: int, classes: int) -> dict[str, tf.Tensor]:
     """Return what each cell of one picture should say.
 

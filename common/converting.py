@@ -1,8 +1,9 @@
-"""From a served classifier to a phone or a small server: LiteRT (float or 8-bit) and ONNX, and the proof of each.
+"""From a served model to a phone or a small server: LiteRT (float or 8-bit) and ONNX, and the proof of each.
 
-What is converted is the graph of the SavedModel's `tensors` signature, from pixels to probabilities. These runtimes
-have no picture decoder and no strings: who uses the file decodes, resizes and names the classes, as the README.md
-beside it says.
+What is converted is the graph of the SavedModel's `tensors` signature, from pixels to the probabilities of a classifier
+or to the candidates of a detector. These runtimes have no picture decoder and no strings: who uses the file decodes,
+resizes and names the classes, as the README.md beside it says. What is different for detectors stands in
+`detection_converting`.
 """
 
 from __future__ import annotations
@@ -32,17 +33,17 @@ ONNX_OPSET = 18
 Ask = Callable[[np.ndarray], np.ndarray]
 
 
-def load_classifier(version: Path):
-    """Load an image classifier's SavedModel, on the CPU: a GPU rounds products otherwise, and a phone has none.
+def load_to_convert(version: Path):
+    """Load the SavedModel of pictures, on the CPU: a GPU rounds products otherwise, and a phone has none.
 
     Args:
-        version: its folder, as `exporting.export_image_classifier` writes it.
+        version: its folder, as `exporting.export_image_classifier` or `detecting.export_detector` writes it.
 
     Returns:
         The loaded object. Keep it: its signatures alone lose their variables.
 
     Raises:
-        UserError: it cannot be loaded, or has no signature `tensors` of pixels to probabilities.
+        UserError: it cannot be loaded, or has no signature `tensors` of pixels to probabilities or candidates.
     """
     try:
         with tf.device("CPU:0"):
@@ -51,60 +52,65 @@ def load_classifier(version: Path):
         raise UserError(f"{version} cannot be loaded: {first_line(problem)}. Run the recipe again.") from problem
     signature = loaded.signatures.get("tensors")
     takes = signature.structured_input_signature[1] if signature else {}
-    gives = signature.structured_outputs if signature else {}
-    if set(takes) != {"pixels"} or not {"probabilities", "class_names"} <= set(gives):
+    gives = set(signature.structured_outputs) if signature else set()
+    if set(takes) != {"pixels"} or "class_names" not in gives or not gives & {"probabilities", "candidates"}:
         raise UserError(
-            f"{version} cannot be converted: its signature `tensors` must take pixels and give probabilities and "
-            f"class_names. Its signatures: {', '.join(loaded.signatures) or 'none'}; `tensors` takes "
-            f"{', '.join(takes) or 'nothing'}. Name the run of an image classifier."
+            f"{version} cannot be converted: its signature `tensors` must take pixels and give class_names, and "
+            f"probabilities or candidates. Its signatures: {', '.join(loaded.signatures) or 'none'}; `tensors` takes "
+            f"{', '.join(takes) or 'nothing'}. Name the run of an image classifier or an object detector."
         )
     return loaded
 
 
+def what_it_gives(loaded) -> str:
+    """Return what a loaded model answers with: `probabilities` of a classifier, `candidates` of a detector."""
+    return next(iter(set(loaded.signatures["tensors"].structured_outputs) & {"probabilities", "candidates"}))
+
+
 def size_and_class_names(loaded) -> tuple[tuple[int, int], list[str]]:
-    """Return (height, width) of the pictures that a loaded classifier takes, and its classes in order."""
+    """Return (height, width) of the pictures that a loaded model takes, and its classes in order."""
     pixels = loaded.signatures["tensors"].structured_input_signature[1]["pixels"]
     size = tuple(pixels.shape[1:3])
     answer = loaded.signatures["tensors"](pixels=tf.zeros((1, *size, 3)))
     return size, [name.decode("utf-8") for name in answer["class_names"][0].numpy()]
 
 
-def pixels_to_probabilities(loaded) -> tf.types.experimental.PolymorphicFunction:
-    """Return what a classifier's SavedModel computes as one function whose weights are constants.
+def with_constant_weights(loaded) -> tf.types.experimental.PolymorphicFunction:
+    """Return what a SavedModel computes as one function whose weights are constants.
 
     Args:
-        loaded: as `load_classifier` returns it.
+        loaded: as `load_to_convert` returns it.
 
     Returns:
-        A tf.function of `pixels`, float32 [batch, height, width, 3], RGB, 0 to 255, to {"probabilities": float32
-        [batch, classes]}.
+        A tf.function of `pixels`, float32 [batch, height, width, 3], RGB, 0 to 255, to a dict of the one thing that
+        `what_it_gives` names.
     """
     # tf2onnx and the LiteRT converter freeze with this function too. Done here, it also makes constants of what the
     # graph of a SavedModel holds beside its variables; tf2onnx would make inputs of them, which nobody can feed.
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-    signature = loaded.signatures["tensors"]
+    signature, wanted = loaded.signatures["tensors"], what_it_gives(loaded)
     pixels = signature.structured_input_signature[1]["pixels"]
 
     @tf.function(input_signature=[pixels])
     def as_served(pixels):
-        return signature(pixels=pixels)["probabilities"]
+        return signature(pixels=pixels)[wanted]
 
     frozen = convert_variables_to_constants_v2(as_served.get_concrete_function())
     graph, takes, gives = frozen.graph.as_graph_def(), frozen.inputs[0].name, frozen.outputs[0].name
 
     @tf.function(input_signature=[pixels], autograph=False)
-    def probabilities(pixels):
-        return {"probabilities": tf.graph_util.import_graph_def(graph, {takes: pixels}, [gives], name="")[0]}
+    def answer(pixels):
+        return {wanted: tf.graph_util.import_graph_def(graph, {takes: pixels}, [gives], name="")[0]}
 
-    return probabilities
+    return answer
 
 
 def to_litert(function: tf.types.experimental.PolymorphicFunction) -> bytes:
     """Convert to LiteRT (TensorFlow Lite) in float32.
 
     Args:
-        function: as `pixels_to_probabilities` returns it.
+        function: as `with_constant_weights` returns it.
 
     Returns:
         A .tflite file: takes and gives what the function does, any batch size after `resize_tensor_input`.
@@ -122,7 +128,7 @@ def to_litert_int8(
     most of them to 0. It holds few of the bytes.
 
     Args:
-        function: as `pixels_to_probabilities` returns it.
+        function: as `with_constant_weights` returns it.
         pictures: gives pixels to calibrate with, float32 [1, height, width, 3] each; never of the test part.
 
     Returns:
@@ -149,7 +155,7 @@ def to_onnx(function: tf.types.experimental.PolymorphicFunction) -> bytes:
     """Convert to ONNX in float32.
 
     Args:
-        function: as `pixels_to_probabilities` returns it.
+        function: as `with_constant_weights` returns it.
 
     Returns:
         An .onnx file: takes and gives what the function does, any batch size.
@@ -163,11 +169,12 @@ def to_onnx(function: tf.types.experimental.PolymorphicFunction) -> bytes:
 
 
 def ask_saved_model(loaded) -> Ask:
-    """Return a loaded classifier as a function of pixels float32 [batch, height, width, 3] to probabilities."""
+    """Return a loaded model as a function of pixels float32 [batch, height, width, 3] to what it gives."""
+    wanted = what_it_gives(loaded)
 
     def ask(pixels: np.ndarray) -> np.ndarray:
         with tf.device("CPU:0"):
-            return loaded.signatures["tensors"](pixels=tf.constant(pixels))["probabilities"].numpy()
+            return loaded.signatures["tensors"](pixels=tf.constant(pixels))[wanted].numpy()
 
     return ask
 
@@ -199,7 +206,7 @@ def open_onnx(model: bytes, threads: int) -> Ask:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    return lambda pixels: session.run(["probabilities"], {"pixels": pixels})[0]
+    return lambda pixels: session.run(None, {"pixels": pixels})[0]
 
 
 def prove_conversion(saved: Ask, converted: Ask, batches: Iterable[np.ndarray], labels: np.ndarray) -> dict:
@@ -316,9 +323,11 @@ def table(conversions: Sequence[dict]) -> list[dict[str, str]]:
             "size": f"{one['bytes'] / 1e6:.2f} MB",
             "smaller": f"{one['saved_model_bytes'] / one['bytes']:.2f} times than the SavedModel"
             + (f", {one['float_bytes'] / one['bytes']:.2f} times than float" if "float_bytes" in one else ""),
-            "same labels": f"{one['agreement']:.4f} of {one['examples']:,}",
+            "same answers": f"{one['agreement']:.4f} of {one.get('boxes', one['examples']):,}",
             "largest difference": f"{one['max_abs_diff']:.1e}",
-            "accuracy": f"{one['accuracy']:.4f} (SavedModel {one['saved_model_accuracy']:.4f})",
+            "accuracy": f"{one['accuracy']:.4f} (SavedModel {one['saved_model_accuracy']:.4f})"
+            if "accuracy" in one
+            else "",
             "one picture": f"{one['milliseconds']:.2f} ms (SavedModel {one['saved_model_milliseconds']:.2f} ms)",
             "proof": "passed" if one["passed"] else "FAILED: do not use it",
         }

@@ -96,10 +96,12 @@ def export_detector(
         example: a picture that a server asks each signature about when it loads the model. It stays in the export.
 
     Returns:
-        The folder of the new version. Signatures take `image`, the bytes of files: `serving_default`, and `all`, which
-        leaves nothing out. Both give `boxes` float32 [batch, 100, 4], xmin, ymin, xmax, ymax in pixels of the picture
-        as its file stores it, `labels` string [batch, 100], `scores` float32 [batch, 100], and `count` int32 [batch]:
-        rows from there on are empty.
+        The folder of the new version. Two signatures take `image`, the bytes of files: `serving_default`, and `all`,
+        which leaves nothing out. Both give `boxes` float32 [batch, 100, 4], xmin, ymin, xmax, ymax in pixels of the
+        picture as its file stores it, `labels` string [batch, 100], `scores` float32 [batch, 100], and `count` int32
+        [batch]: rows from there on are empty. A third, `tensors`, is for runtimes without picture decoders: `pixels` of
+        the input's size -> `candidates` float32 [batch, n, 4 + classes], boxes in pixels of the input and the score of
+        each class, before doubles are suppressed; `class_names` string [batch, classes].
 
     Raises:
         UserError: the disk is full.
@@ -121,13 +123,21 @@ def export_detector(
             "count": tf.reduce_sum(tf.cast(there, tf.int32), axis=1),
         }
 
+    def candidates(pixels):
+        boxes, scores = detector.candidates(model(pixels, training=False), pixels)
+        named = tf.tile(names[None, :-1], [tf.shape(pixels)[0], 1])
+        return {"candidates": tf.concat([boxes, scores], axis=-1), "class_names": named}
+
     image = [tf.TensorSpec([None], tf.string, name="image")]
+    pixels = [tf.TensorSpec([None, *specs[0].shape], tf.float32, name="pixels")]
     signatures = {
         "serving_default": tf.function(lambda image: answer(image, threshold), input_signature=image),
         "all": tf.function(lambda image: answer(image, LOWEST), input_signature=image),
+        "tensors": tf.function(candidates, input_signature=pixels),
     }
     encoded = {"image": np.array([example.read_bytes()], dtype=object)} if example else None
-    return exporting.save_servable(model, folder, signatures, {name: encoded for name in signatures} if encoded else {})
+    requests = {name: encoded for name in ("serving_default", "all")} if encoded else {}
+    return exporting.save_servable(model, folder, signatures, requests)
 
 
 def prove_detector(version: Path, examples: BoxExamples, expected: Detections, class_names: Sequence[str]) -> dict:

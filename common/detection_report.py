@@ -284,8 +284,8 @@ def write_report(
               for name in weakest}  # fmt: skip
     context = _context(title, metrics, config, class_names, sentences) | {
         "curves": {
-            "Loss": reporting._curve(history, {"loss": ", training", "val_loss": ", validation"}),
-            "Validation AP50": reporting._curve(history, {"val_ap50": ""}),
+            "Loss": reporting.draw_curve(history, {"loss": ", training", "val_loss": ", validation"}),
+            "Validation AP50": reporting.draw_curve(history, {"val_ap50": ""}),
         },
         "threshold": threshold,
         "thresholds": _chosen_rows(thresholds, threshold),
@@ -296,7 +296,7 @@ def write_report(
         "sizes": SIZES,
         "confusion": confusion.tolist() if small else None,
         "shares": shares.tolist() if small else None,
-        "pairs": [] if small else reporting._confused_pairs(confusion[:-1, :-1], shares[:-1, :-1]),
+        "pairs": [] if small else reporting.confused_pairs(confusion[:-1, :-1], shares[:-1, :-1]),
         "keys": [(name, _css(number)) for number, name in enumerate(class_names)] if classes <= 20 else [],
         "pictures": _pictures(stored, detections, matchings, class_names, threshold),
         "some_not_judged": any(crowds.any() for crowds in examples.crowds),
@@ -332,12 +332,12 @@ def write_model_card(
 
 def _write(out: Path, template: str, name: str, context: dict) -> Path:
     """Render under the template's name, by which `reporting` finds it, and rename into place."""
-    return reporting._render(Path(out) / template, context).replace(Path(out) / name)
+    return reporting.render(Path(out) / template, context).replace(Path(out) / name)
 
 
 def _context(title, metrics, config, class_names, sentences) -> dict:
     """Return what both files show: the names of the rows and the words of the proof are those of boxes."""
-    context = reporting._shared_context(title, metrics, config, class_names, sentences)
+    context = reporting.shared_context(title, metrics, config, class_names, sentences)
     keys = [None, *(metrics.get("baselines") or {})]
     headline = [
         row | {"name": BASELINES.get(key, row["name"])} for key, row in zip(keys, context["headline"], strict=True)
@@ -351,7 +351,7 @@ def _judge_proof(proof: dict) -> dict:
 
 
 def _decimal(value: object) -> str:
-    number = reporting._number(value)
+    number = reporting.as_number(value)
     return reporting.NOT_MEASURED if number is None else f"{number:.2f}"
 
 
@@ -394,7 +394,7 @@ def _threshold_plot(rows: Sequence[dict], threshold: float) -> str:
     axes.axvline(threshold, color="#6b7280", linestyle=":", label="recommended")
     axes.set(xlabel="threshold", ylabel="on validation pictures")
     figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8)
-    return reporting._png(figure)
+    return reporting.png_of_figure(figure)
 
 
 def _recall_plot(curves: dict[str, Curve], class_names: list[str], threshold: float) -> str:
@@ -408,7 +408,7 @@ def _recall_plot(curves: dict[str, Curve], class_names: list[str], threshold: fl
         if kept:
             axes.plot(curve.recall[kept - 1], curve.precision[kept - 1], "o", color=colour, clip_on=False)
     axes.set(xlabel="recall", ylabel="precision")  # the page names the lines: it has letters for every language
-    return reporting._png(figure)
+    return reporting.png_of_figure(figure)
 
 
 def _css(label: int) -> str:
@@ -467,8 +467,8 @@ def _picture(
     right = _outlined(pixels, answers, np.where(on_crowd, -2, said), judged | on_crowd)
     answered = draw_boxes(right, answers[alarms], said[alarms], class_names, scores[alarms])
     return {
-        "labelled": reporting._jpeg(labelled),
-        "answered": reporting._jpeg(answered),
+        "labelled": reporting.jpeg_of_picture(labelled),
+        "answered": reporting.jpeg_of_picture(answered),
         "name": Path(path).name,
         "text": _told(matching, labels, said, scores, class_names),
     }

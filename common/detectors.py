@@ -96,6 +96,24 @@ def feature_pyramid(source: Source, widths: Sequence[int] = ()) -> Pyramid:
     return Pyramid(pixels, named, name="pyramid")
 
 
+def boxes_with_padding(labels_name: str, nowhere: float):
+    """Return a function for tf.data that hands boxes to a detector which makes its own targets.
+
+    Args:
+        labels_name: under which the detector wants the labels.
+        nowhere: coordinate of what is no box. Crowds are none: these detectors know no "not asked".
+    """
+
+    def targets(images, boxes, labels):
+        # One row more: these detectors cannot bear a batch without a box.
+        boxes = tf.where(labels[..., None] >= 0, boxes, nowhere)
+        boxes = tf.pad(boxes, [[0, 0], [0, 1], [0, 0]], constant_values=nowhere)
+        labels = tf.pad(tf.maximum(labels, -1), [[0, 0], [0, 1]], constant_values=-1)
+        return images, {"boxes": boxes, labels_name: tf.cast(labels, tf.float32)}
+
+    return targets
+
+
 def keep_surest(boxes: tf.Tensor, scores: tf.Tensor, candidates: int = 300) -> tuple[tf.Tensor, tf.Tensor]:
     """Return the boxes of each picture with the highest scores: comparing all with all would take the time.
 

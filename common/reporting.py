@@ -88,18 +88,18 @@ def write_report(
     confusion = np.bincount(labels * classes + predicted, minlength=classes**2).reshape(classes, classes)
     shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     small = classes <= MAX_CLASSES_IN_MATRIX
-    context = _shared_context(title, metrics, config, class_names, sentences) | {
+    context = shared_context(title, metrics, config, class_names, sentences) | {
         "curves": {
-            "Loss": _curve(history, {"loss": ", training", "val_loss": ", validation"}),
-            "Validation accuracy": _curve(history, {"val_accuracy": ""}),
+            "Loss": draw_curve(history, {"loss": ", training", "val_loss": ", validation"}),
+            "Validation accuracy": draw_curve(history, {"val_accuracy": ""}),
         },
         "confusion": confusion.tolist() if small else None,
         "shares": shares.tolist() if small else None,
         "heat_map": None if small else _heat_map(shares),
-        "pairs": [] if small else _confused_pairs(confusion, shares),
+        "pairs": [] if small else confused_pairs(confusion, shares),
         "numbers": {name: number for number, name in enumerate(class_names)},
         # Weakest first: that is the row a reader looks for among two hundred.
-        "per_class": sorted(per_class, key=lambda row: _number(row.get("f1")) or 0),
+        "per_class": sorted(per_class, key=lambda row: as_number(row.get("f1")) or 0),
         "what": "images" if image_paths is not None else "texts",
         "mistakes": _mistakes(labels, predicted, probabilities.max(axis=1, initial=0), image_paths, texts),
         "mistake_count": int((predicted != labels).sum()),
@@ -108,7 +108,7 @@ def write_report(
         "explained": _explained(explanation) if explanation and image_paths is not None else None,
         "read": _read(explanation) if explanation and image_paths is None else None,
     }
-    return _render(Path(out) / "report.html", context)
+    return render(Path(out) / "report.html", context)
 
 
 def write_model_card(
@@ -125,12 +125,12 @@ def write_model_card(
         The path of the card.
     """
     name, version = newest_export(out, metrics)
-    context = _shared_context(title, metrics, config, class_names, sentences) | {
+    context = shared_context(title, metrics, config, class_names, sentences) | {
         "source_card": source_card,
         "served": Markup(shlex.quote(name)),
         "version_folder": f"serving/{name}/{version}",
     }
-    return _render(Path(out) / "model_card.md", context)
+    return render(Path(out) / "model_card.md", context)
 
 
 def newest_export(out: Path, metrics: dict) -> tuple[str, str]:
@@ -142,9 +142,10 @@ def newest_export(out: Path, metrics: dict) -> tuple[str, str]:
     return newest.parent.name, newest.name
 
 
-def _shared_context(title, metrics, config, class_names, sentences) -> dict:
+def shared_context(title, metrics, config, class_names, sentences) -> dict:
+    """Return what the templates of every kind of report ask for: command, versions, seconds, data, proof."""
     seconds = metrics.get("seconds") or {}
-    parts = [_number(seconds.get(part)) for part in ("features", "head", "finetune")]
+    parts = [as_number(seconds.get(part)) for part in ("features", "head", "finetune")]
     known = [part for part in parts if part is not None]
     training = sum(known) if known else None
     headline = [{**(metrics.get("test") or {}), "name": "Exported model", "seconds": training}]
@@ -169,8 +170,8 @@ def judge_proof(
     Returns:
         {"passed", "measured", "failed", "held"}: the last two are sentences.
     """
-    count, agreement = _number(proof.get("examples")), _number(proof.get("agreement"))
-    difference, allowed = _number(proof.get("max_abs_diff")), proof.get("tolerance", tolerance)
+    count, agreement = as_number(proof.get("examples")), as_number(proof.get("agreement"))
+    difference, allowed = as_number(proof.get("max_abs_diff")), proof.get("tolerance", tolerance)
     foreign = proof.get("ops_outside_tf_serving")
     largest = NOT_MEASURED if difference is None else f"{difference:.2g}"
     lacking = NOT_MEASURED if foreign is None else ", ".join(map(str, foreign)) or "none"
@@ -190,7 +191,7 @@ def judge_proof(
     return {"passed": not failed, "measured": bool(proof), "failed": failed, "held": held}
 
 
-def _curve(history: list[dict], columns: dict[str, str]) -> str | None:
+def draw_curve(history: list[dict], columns: dict[str, str]) -> str | None:
     """Draw columns of the history, stage after stage; None where not one value was measured."""
     figure = Figure(figsize=(5.6, 3.6), layout="constrained")
     axes = figure.subplots()
@@ -202,7 +203,7 @@ def _curve(history: list[dict], columns: dict[str, str]) -> str | None:
         done = start + len(rows) if stage != "scratch" else done
         name, colour = STAGES.get(stage, (stage, None))
         for column, split in columns.items():
-            values = np.array([_number(row.get(column)) for row in rows], dtype=float)  # None becomes NaN
+            values = np.array([as_number(row.get(column)) for row in rows], dtype=float)  # None becomes NaN
             if np.isfinite(values).any():
                 line = {
                     "color": colour,
@@ -217,7 +218,7 @@ def _curve(history: list[dict], columns: dict[str, str]) -> str | None:
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
-    return _png(figure)
+    return png_of_figure(figure)
 
 
 def _heat_map(shares: np.ndarray) -> str:
@@ -228,10 +229,11 @@ def _heat_map(shares: np.ndarray) -> str:
     axes.set(xlabel="predicted class, by number", ylabel="true class, by number")
     bar = figure.colorbar(image, ax=axes, label="share of the true class")
     bar.set_ticks([0, 0.1, 0.5, 1], labels=["0 %", "1 %", "25 %", "100 %"])
-    return _png(figure)
+    return png_of_figure(figure)
 
 
-def _confused_pairs(confusion: np.ndarray, shares: np.ndarray) -> list[tuple[int, int, int, float]]:
+def confused_pairs(confusion: np.ndarray, shares: np.ndarray) -> list[tuple[int, int, int, float]]:
+    """Return (true class, answer, how often, share of that class) of the most frequent confusions."""
     wrong = confusion - np.diag(confusion.diagonal())
     largest = np.argsort(-wrong, axis=None, kind="stable")[:MAX_PAIRS]
     cells = zip(*np.unravel_index(largest, wrong.shape), strict=True)
@@ -283,7 +285,7 @@ def _length_plot(lengths: np.ndarray) -> str:
     axes.set_xlabel("tokens")
     axes.set_ylabel("test texts")
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    return _png(figure)
+    return png_of_figure(figure)
 
 
 def _explained(explanation) -> dict:
@@ -324,7 +326,7 @@ def _reliability_plot(rows: list[dict]) -> str:
     for axes in (upper, lower):
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    return _png(figure)
+    return png_of_figure(figure)
 
 
 def _overlay(pixels: np.ndarray, heat: np.ndarray) -> str:
@@ -332,7 +334,7 @@ def _overlay(pixels: np.ndarray, heat: np.ndarray) -> str:
     strength = heat[..., None]
     glow = np.stack([np.full_like(heat, 255), 200 * (1 - heat), np.zeros_like(heat)], axis=-1)
     mixed = pixels * (0.45 + 0.55 * strength) * (1 - 0.4 * strength) + glow * 0.4 * strength
-    return _jpeg(Image.fromarray(np.clip(mixed, 0, 255).astype("uint8")))
+    return jpeg_of_picture(Image.fromarray(np.clip(mixed, 0, 255).astype("uint8")))
 
 
 def _thumbnail(path: str) -> str | None:
@@ -343,22 +345,25 @@ def _thumbnail(path: str) -> str | None:
             small = image.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None
-    return _jpeg(small)
+    return jpeg_of_picture(small)
 
 
-def _jpeg(image: Image.Image) -> str:
+def jpeg_of_picture(image: Image.Image) -> str:
+    """Return a picture as a data URI."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=80)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
-def _png(figure: Figure) -> str:
+def png_of_figure(figure: Figure) -> str:
+    """Return a figure as a data URI."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
-def _number(value: object) -> float | None:
+def as_number(value: object) -> float | None:
+    """Return a value as a number, or None where it is none that could be printed."""
     try:
         number = float(value)
     except (TypeError, ValueError, jinja2.UndefinedError):
@@ -367,25 +372,25 @@ def _number(value: object) -> float | None:
 
 
 def _percent(value: object) -> str:
-    if (number := _number(value)) is None:
+    if (number := as_number(value)) is None:
         return NOT_MEASURED
     # Rounding must not make a flawless result of one that is not.
     return "> 99.9 %" if 0.9995 <= number < 1 else f"{100 * number:.1f} %"
 
 
 def _interval(pair: object) -> str:
-    ends = [_number(end) for end in pair] if isinstance(pair, (list, tuple, np.ndarray)) else []
+    ends = [as_number(end) for end in pair] if isinstance(pair, (list, tuple, np.ndarray)) else []
     return NOT_MEASURED if len(ends) != 2 or None in ends else f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f} %"
 
 
 def _duration(value: object) -> str:
-    if (number := _number(value)) is None:
+    if (number := as_number(value)) is None:
         return NOT_MEASURED
     return f"{number:.1f} s" if number < 60 else f"{int(number // 60)} min {int(number % 60)} s"
 
 
 def _count(value: object) -> str:
-    number = _number(value)
+    number = as_number(value)
     return NOT_MEASURED if number is None else f"{number:,.0f}"
 
 
@@ -397,7 +402,8 @@ def _escape_markdown(value: object) -> str:
     return re.sub(r"[\\`*\[\]|~#]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", text)
 
 
-def _render(path: Path, context: dict) -> Path:
+def render(path: Path, context: dict) -> Path:
+    """Write the template that has the name of the path, filled in."""
     markdown = path.suffix == ".md"
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import keras
 import keras_hub
 import numpy as np
-import tensorflow as tf
 
 from common.anchors import Anchors
-from common.detectors import Detector, feature_levels, feature_pyramid, keep_surest
+from common.detectors import Detector, boxes_with_padding, feature_levels, feature_pyramid, keep_surest
+from common.presets import preset_error, preset_folder
 from common.sources import Source
+from common.specs import SourceSpec
+
+RetinaNet = keras_hub.models.RetinaNetObjectDetector
 
 _PRIOR = 0.01  # score before training: nearly every anchor holds nothing
 _FORMAT = "xyxy"
@@ -20,7 +25,30 @@ def anchor_strides(source: Source) -> list[int]:
     return [8, 16, 32, 64, 128] if 32 in feature_levels(source)[1] else [8, 16]
 
 
-def build_detector(source: Source, classes: int, anchors: Anchors) -> Detector:
+def load_whole(spec: SourceSpec) -> RetinaNet | None:
+    """Return the whole RetinaNet that a preset holds (of COCO, for example), or None where it holds a backbone only.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    if spec.kind != "preset":
+        return None
+    folder = preset_folder(spec)
+    task = Path(folder) / "task.json"
+    if not task.is_file() or "RetinaNetObjectDetector" not in task.read_text("utf-8"):
+        return None
+    try:
+        return RetinaNet.from_preset(folder)
+    except Exception as error:  # h5py, json and Keras each raise their own types
+        raise preset_error(spec, error) from error
+
+
+def anchors_of(whole: RetinaNet) -> Anchors:
+    """Return the anchors that a detector was trained with."""
+    return Anchors(float(whole.anchor_generator.anchor_size), tuple(whole.anchor_generator.aspect_ratios))
+
+
+def build_detector(source: Source, classes: int, anchors: Anchors, whole: RetinaNet | None = None) -> Detector:
     """Return KerasHub's RetinaNet on a pretrained backbone.
 
     Three things are not as KerasHub 0.32 has them, but as in the paper. KerasHub puts the prior on the boxes instead of
@@ -30,7 +58,8 @@ def build_detector(source: Source, classes: int, anchors: Anchors) -> Detector:
     Args:
         source: pretrained; its preprocessing is inside.
         classes: to tell apart.
-        anchors: as `anchors.fit_anchors` gives them.
+        anchors: as `anchors.fit_anchors` gives them; with a whole detector, its own.
+        whole: a trained RetinaNet whose weights are kept, but for the logits where its classes are not as many.
 
     Returns:
         A detector whose model has two outputs: `cls_logits` [batch, anchors, classes] and `bbox_regression`
@@ -40,17 +69,20 @@ def build_detector(source: Source, classes: int, anchors: Anchors) -> Detector:
         UserError: the source has no feature maps.
     """
     encoder = feature_pyramid(source)
+    of_whole = whole.backbone if whole else None
     backbone = keras_hub.models.RetinaNetBackbone(
-        image_encoder=encoder, min_level=3, max_level=7 if len(encoder.outputs) == 3 else 4, use_p5=False,
-        image_shape=(*source.image_size, 3),
+        image_encoder=encoder, min_level=3, max_level=7 if len(encoder.outputs) == 3 else 4,
+        use_p5=of_whole.use_p5 if of_whole else False,
+        use_fpn_batch_norm=of_whole.use_fpn_batch_norm if of_whole else False, image_shape=(*source.image_size, 3),
     )  # fmt: skip
     generator = keras_hub.layers.AnchorGenerator(
         _FORMAT, min_level=backbone.min_level, max_level=backbone.max_level, num_scales=3,
         aspect_ratios=list(anchors.ratios), anchor_size=anchors.size,
     )  # fmt: skip
-    model = keras_hub.models.RetinaNetObjectDetector(
+    model = RetinaNet(
         backbone, classes, bounding_box_format=_FORMAT, anchor_generator=generator,
-        use_prediction_head_norm=True, prediction_decoder=Everything(), name="detector",
+        use_prediction_head_norm=whole.use_prediction_head_norm if whole else True,
+        prediction_decoder=Everything(), name="detector",
     )  # fmt: skip
     for head in (model.box_head, model.classification_head):
         for layer in [*head.conv_layers, head.prediction_layer]:
@@ -58,6 +90,9 @@ def build_detector(source: Source, classes: int, anchors: Anchors) -> Detector:
         head.prediction_layer.bias.assign(keras.ops.zeros_like(head.prediction_layer.bias))
     prior = model.classification_head.prediction_layer.bias
     prior.assign(keras.ops.full_like(prior, -np.log((1 - _PRIOR) / _PRIOR)))
+
+    if whole:
+        _take_over(model, whole)
 
     def candidates(said, images):
         return keep_surest(**model.decode_predictions(said, images))
@@ -77,28 +112,22 @@ def build_detector(source: Source, classes: int, anchors: Anchors) -> Detector:
     )
 
 
+def _take_over(model: RetinaNet, whole: RetinaNet) -> None:
+    """Give a new detector what a trained one has learned above the backbone."""
+    model.backbone.feature_pyramid.set_weights(whole.backbone.feature_pyramid.get_weights())
+    model.box_head.set_weights(whole.box_head.get_weights())
+    mine, theirs = model.classification_head, whole.classification_head
+    for layer, trained in zip([*mine.conv_layers, *mine.group_norm_layers],
+                              [*theirs.conv_layers, *theirs.group_norm_layers], strict=True):  # fmt: skip
+        layer.set_weights(trained.get_weights())
+    if model.num_classes == whole.num_classes:
+        mine.prediction_layer.set_weights(theirs.prediction_layer.get_weights())
+
+
 def anchor_boxes(detector: Detector) -> np.ndarray:
     """Return all anchors of the input, xmin, ymin, xmax, ymax in its pixels, float32 [n, 4]."""
     images = np.zeros((1, *detector.model.input_shape[1:]), "float32")
     return np.concatenate([np.asarray(one) for one in detector.model.anchor_generator(images).values()])
-
-
-def boxes_with_padding(labels_name: str, nowhere: float):
-    """Return a function for tf.data that hands boxes to a detector which makes its own targets.
-
-    Args:
-        labels_name: under which the detector wants the labels.
-        nowhere: coordinate of what is no box. Crowds are none: these detectors know no "not asked".
-    """
-
-    def targets(images, boxes, labels):
-        # One row more: these detectors cannot bear a batch without a box.
-        boxes = tf.where(labels[..., None] >= 0, boxes, nowhere)
-        boxes = tf.pad(boxes, [[0, 0], [0, 1], [0, 0]], constant_values=nowhere)
-        labels = tf.pad(tf.maximum(labels, -1), [[0, 0], [0, 1]], constant_values=-1)
-        return images, {"boxes": boxes, labels_name: tf.cast(labels, tf.float32)}
-
-    return targets
 
 
 @keras.saving.register_keras_serializable("recipes")

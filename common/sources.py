@@ -413,6 +413,8 @@ def _load_preset(spec: SourceSpec, wanted: tuple[int, int] | None, random_weight
         # The small file first: it tells pictures from text.
         scale, offset, preferred = picture_preprocessing(name)
         backbone = with_its_own_epsilon(load(), name)
+        if isinstance(backbone, keras_hub.models.RetinaNetBackbone):  # of a whole detector, what looks at the picture
+            backbone = backbone.image_encoder
         if not isinstance(backbone, keras.Model):
             raise TypeError(f"The files describe a {type(backbone).__name__}.")
     except Exception as error:  # Kaggle, Hugging Face, h5py and safetensors each raise their own types

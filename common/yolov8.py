@@ -6,9 +6,8 @@ import keras
 import keras_cv
 import numpy as np
 
-from common.detectors import Detector, feature_pyramid, keep_surest
+from common.detectors import Detector, boxes_with_padding, feature_pyramid, keep_surest
 from common.errors import UserError
-from common.retinanet import boxes_with_padding
 from common.sources import Source
 
 _PRIOR = 0.01  # score before training: nearly every cell holds nothing (arXiv:1708.02002)

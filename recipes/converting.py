@@ -20,11 +20,11 @@ PACKAGES = {"litert": ("ai_edge_litert",), "onnx": ("onnx", "tf2onnx", "onnxrunt
 
 
 def convert(arguments: list[str]) -> int:
-    """Convert the export of an image classification run to LiteRT or ONNX, and prove it on the test pictures."""
+    """Convert the export of a run on pictures to LiteRT or ONNX, and prove it on the test pictures."""
     parser = argparse.ArgumentParser(prog="python -m recipes convert", description=convert.__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="the folder that a run wrote (its --out)")
     parser.add_argument("--to", required=True, metavar="FORM", help="litert (TensorFlow Lite, for phones) or onnx")
-    parser.add_argument("--int8", action="store_true", help="litert in 8 bits: about a quarter of the size")
+    parser.add_argument("--int8", action="store_true", help="litert in 8 bits, classifiers only: a quarter of the size")
     parser.add_argument("--name", help="which export, when the run holds several")
     options = parser.parse_args(arguments)
     check_choice("--to", options.to, tuple(PACKAGES))
@@ -38,20 +38,23 @@ def convert(arguments: list[str]) -> int:
         check_installed(f"--to {options.to}", package, "requirements-convert.txt")
 
     with quiet_tensorflow():
-        from common import converting
-        from common.data.images import image_batches
-    loaded = converting.load_classifier(version)
+        from common import converting, detection_converting
+        from common.data import box_images, images
+    loaded = converting.load_to_convert(version)
     size, class_names = converting.size_and_class_names(loaded)
-    resize = config.get("resize", "crop")
+    detector = converting.what_it_gives(loaded) == "candidates"
+    if detector and options.int8:
+        raise UserError("--int8 is offered for classifiers. Received: the run of a detector. Type: --to litert.")
+    resize = "letterbox" if detector else config.get("resize", "crop")
     folder = options.run / "converted" / ("litert_int8" if options.int8 else options.to)
     file = folder / ("model.onnx" if options.to == "onnx" else "model.tflite")
 
     # demo and tfds: write their pictures anew, and the run's own stay as they are.
     with tempfile.TemporaryDirectory() as scratch:
-        data = _pictures_of(options.run, config, metrics["counts"], class_names, Path(scratch))
+        data = _pictures_of(options.run, config, metrics["counts"], class_names, Path(scratch), detector)
 
         def pixels_of(paths: Sequence[str], batch: int) -> Iterable:
-            return image_batches(paths, size, batch, resize=resize).as_numpy_iterator()
+            return images.image_batches(paths, size, batch, resize=resize).as_numpy_iterator()
 
         began = time.monotonic()
         with runs.room_for("the converted model", folder, 2 * converting.saved_model_bytes(version)):
@@ -61,7 +64,7 @@ def convert(arguments: list[str]) -> int:
                 some = converting.choose_to_calibrate(data.train.paths, config.get("seed", 0))
                 print(f"calibrating with {len(some):,} pictures of the training part ...", flush=True)
             with quiet_tensorflow():
-                function = converting.pixels_to_probabilities(loaded)
+                function = converting.with_constant_weights(loaded)
                 if options.to == "onnx":
                     model = converting.to_onnx(function)
                 elif options.int8:
@@ -79,9 +82,14 @@ def convert(arguments: list[str]) -> int:
         with quiet_tensorflow():
             run_by = converting.open_onnx if options.to == "onnx" else converting.open_litert
             ask = run_by(model, threads)
-        proof = converting.prove_conversion(
-            converting.ask_saved_model(loaded), ask, pixels_of(data.test.paths, 32), data.test.labels
-        )
+        saved = converting.ask_saved_model(loaded)
+        if detector:
+            letterboxed = box_images.evaluation_batches(data.test, size, 8).as_numpy_iterator()
+            proof = detection_converting.prove_conversion(saved, ask, (pixels for pixels, _, _ in letterboxed))
+            passed = detection_converting.passes(proof)
+        else:
+            proof = converting.prove_conversion(saved, ask, pixels_of(data.test.paths, 32), data.test.labels)
+            passed = converting.passes(proof, options.int8)
 
     takes = "uint8" if options.int8 else "float32"
     result = {
@@ -89,7 +97,7 @@ def convert(arguments: list[str]) -> int:
         "from": str(version.relative_to(options.run)),
         "takes": f"{takes} [batch, {size[0]}, {size[1]}, 3], RGB, 0 to 255; resize: {resize}",
         **proof,
-        "passed": converting.passes(proof, options.int8),
+        "passed": passed,
         "bytes": len(model),
         "saved_model_bytes": converting.saved_model_bytes(version),
         **beside,
@@ -101,7 +109,10 @@ def convert(arguments: list[str]) -> int:
     with runs.room_for("what belongs to the converted model", folder):
         one_a_line = "".join(" ".join(name.split()) + "\n" for name in class_names)
         (folder / "labels.txt").write_text(one_a_line, encoding="utf-8")
-        usage = converting.how_to_use(file.name, takes, size, resize, len(class_names))
+        if detector:
+            usage = detection_converting.how_to_use(file.name, size, len(class_names))
+        else:
+            usage = converting.how_to_use(file.name, takes, size, resize, len(class_names))
         (folder / "README.md").write_text(usage, encoding="utf-8")
         runs.write_json(folder / "conversion.json", result)
         results = [json.loads(path.read_text("utf-8")) for path in sorted(folder.parent.glob("*/conversion.json"))]
@@ -109,9 +120,9 @@ def convert(arguments: list[str]) -> int:
     for heading, text in converting.table([result])[0].items():
         print(f"  {heading:20}{text}")
     print(f"  {'file':20}{file}" + (f"\n  {'report':20}{options.run / 'report.html'}" if shown else ""))
-    if not result["passed"]:
+    if not passed:
         complain(_what_failed(proof, options.int8, file))
-    return 0 if result["passed"] else 1
+    return 0 if passed else 1
 
 
 def _read_run(run: Path) -> tuple[dict, dict]:
@@ -129,13 +140,16 @@ def _read_run(run: Path) -> tuple[dict, dict]:
     return config, metrics
 
 
-def _pictures_of(run: Path, config: dict, counts: dict, class_names: list[str], scratch: Path):
+def _pictures_of(run: Path, config: dict, counts: dict, class_names: list[str], scratch: Path, detector: bool):
     """Split the data of a run again, and refuse what is not the same any more."""
+    from common.data.box_sets import load_box_set
     from common.data.image_sets import load_image_set
 
     settings = {name: config[name] for name in ("limit", "val_share") if name in config}
+    if detector:
+        settings["class_names"] = config.get("class_names") or None
     try:
-        data = load_image_set(config["data"], scratch, **settings)
+        data = (load_box_set if detector else load_image_set)(config["data"], scratch, **settings)
     except UserError as problem:
         raise UserError(
             f"The pictures of {run} are needed, to calibrate and to prove, and are not where they were "
@@ -167,8 +181,8 @@ def _what_failed(proof: dict, int8: bool, file: Path) -> str:
         found = f"gives {proof['agreement']:.4f} of the test pictures the same label; {INT8_AGREEMENT} are wanted"
     else:
         found = (
-            f"agrees on {proof['agreement']:.4f} of the labels (1 is wanted), with probabilities up to "
-            f"{proof['max_abs_diff']:.1e} away ({FLOAT_TOLERANCE:.0e} is allowed)"
+            f"agrees on {proof['agreement']:.4f} of the answers (1 is wanted), with scores up to "
+            f"{proof['max_abs_diff']:.1e} away (a classifier's may be {FLOAT_TOLERANCE:.0e} away)"
         )
     advice = " The float one is exact: --to litert." if int8 else ""
     return f"the proof failed: {file} {found}. Do not use it.{advice}"

@@ -122,6 +122,14 @@ def test_the_network_has_cells_of_the_stride(stride):
     assert float(keras.ops.min(said["distances"])) > 0
 
 
+def test_boxes_that_hide_in_one_cell_are_counted():
+    boxes = np.array([[0, 0, 6, 6], [1, 1, 7, 7], [0, 0, 6, 6], [0, 0, 6, 6], [9, 0, 15, 6]], "float32")
+    labels, pictures = np.array([0, 0, 1, 0, 0]), np.array([0, 0, 0, 1, 0])
+    assert anchor_free.boxes_that_hide(boxes, labels, pictures, stride=8) == 1  # the second, behind the first
+    assert anchor_free.boxes_that_hide(boxes, labels, pictures, stride=16) == 2
+    assert anchor_free.boxes_that_hide(boxes[:0], labels[:0], pictures[:0], stride=8) == 0
+
+
 def test_a_source_without_feature_maps_is_refused():
     pixels = keras.Input((64, 96, 3))
     vector = keras.layers.Dense(2)(keras.layers.Flatten()(pixels))

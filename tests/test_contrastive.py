@@ -40,8 +40,8 @@ def test_the_loss_by_hand():
     expected = []
     for i in range(6):
         others = [j for j in range(6) if j != i]
-        total = sum(np.exp(directions[i] @ directions[j] / 0.1) for j in others)
-        alike = [np.log(np.exp(directions[i] @ directions[j] / 0.1) / total) for j in others if labels[i] == labels[j]]
+        total = sum(np.exp(directions[i] @ directions[j] / 0.3) for j in others)
+        alike = [np.log(np.exp(directions[i] @ directions[j] / 0.3) / total) for j in others if labels[i] == labels[j]]
         expected.append(-np.mean(alike) if alike else 0.0)  # the only one of its class has nobody to be like
     found = contrastive.contrastive_loss(np.eye(3, dtype="float32")[labels], embeddings)
     np.testing.assert_allclose(found, np.mean(expected), rtol=1e-5)

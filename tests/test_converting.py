@@ -57,7 +57,7 @@ def some_pixels(count: int, seed: int = 0) -> np.ndarray:
 
 def exported(model: keras.Model, folder: Path):
     names = [f"class {number}" for number in range(model.output.shape[-1])]
-    return converting.load_classifier(exporting.export_image_classifier(model, folder / "servable", names))
+    return converting.load_to_convert(exporting.export_image_classifier(model, folder / "servable", names))
 
 
 def one_by_one(pixels: np.ndarray) -> Callable[[], list[np.ndarray]]:
@@ -70,7 +70,7 @@ def one_by_one(pixels: np.ndarray) -> Callable[[], list[np.ndarray]]:
 @pytest.mark.parametrize("form", [pytest.param(form, marks=needs(form)) for form in PACKAGES])
 def test_float_conversions_answer_as_the_saved_model(tmp_path: Path, form: str):
     loaded, pixels = exported(network(5), tmp_path), some_pixels(40)
-    function = converting.pixels_to_probabilities(loaded)
+    function = converting.with_constant_weights(loaded)
     model = {"litert": converting.to_litert, "onnx": converting.to_onnx}[form](function)
     ask = {"litert": converting.open_litert, "onnx": converting.open_onnx}[form](model, 2)
     saved = converting.ask_saved_model(loaded)
@@ -86,7 +86,7 @@ def test_onnx_takes_pixels_and_nothing_else(tmp_path: Path):
     """tf2onnx alone makes an input of the class names, a constant of the SavedModel that nobody could feed."""
     import onnx
 
-    model = converting.to_onnx(converting.pixels_to_probabilities(exported(network(), tmp_path)))
+    model = converting.to_onnx(converting.with_constant_weights(exported(network(), tmp_path)))
     onnx.checker.check_model(onnx.load_model_from_string(model))
     graph = onnx.load_model_from_string(model).graph
     told = [(one.name, [d.dim_param or d.dim_value for d in one.type.tensor_type.shape.dim])
@@ -96,7 +96,7 @@ def test_onnx_takes_pixels_and_nothing_else(tmp_path: Path):
 
 def int8_proof(tmp_path: Path, model: keras.Model) -> dict:
     loaded, pixels = exported(model, tmp_path), some_pixels(300, seed=1)
-    function = converting.pixels_to_probabilities(loaded)
+    function = converting.with_constant_weights(loaded)
     ask = converting.open_litert(converting.to_litert_int8(function, one_by_one(some_pixels(100))), 2)
     saved = converting.ask_saved_model(loaded)
     return converting.prove_conversion(saved, ask, [pixels], saved(pixels).argmax(axis=1))
@@ -132,7 +132,7 @@ def test_int8_bears_a_head_whose_weights_differ_a_hundredfold(tmp_path: Path, mo
 def test_int8_is_smaller_takes_camera_bytes_and_keeps_the_head_in_float(tmp_path: Path):
     from ai_edge_litert.interpreter import Interpreter
 
-    function = converting.pixels_to_probabilities(exported(network(), tmp_path))
+    function = converting.with_constant_weights(exported(network(), tmp_path))
     model = converting.to_litert_int8(function, one_by_one(some_pixels(20)))
     interpreter = Interpreter(model_content=model)
     takes, gives = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
@@ -151,7 +151,7 @@ def test_int8_is_smaller_takes_camera_bytes_and_keeps_the_head_in_float(tmp_path
 def test_zero_points_are_stored_once_and_nothing_else_changes(tmp_path: Path):
     from ai_edge_litert import schema_py_generated as schema
 
-    function = converting.pixels_to_probabilities(exported(network(), tmp_path))
+    function = converting.with_constant_weights(exported(network(), tmp_path))
     converter = converting._converter(function)
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     converter.representative_dataset = lambda: ([one] for one in one_by_one(some_pixels(20))())
@@ -302,7 +302,7 @@ def test_the_program_in_the_readme_runs(run: Path, flags: list[str], monkeypatch
 @needs("litert")
 @pytest.mark.parametrize("flags", [[], ["--int8"]])
 def test_a_conversion_that_answers_otherwise_is_told_and_fails(run: Path, tmp_path, flags, monkeypatch, capsys):
-    other = converting.to_litert(converting.pixels_to_probabilities(exported(network(), tmp_path)))
+    other = converting.to_litert(converting.with_constant_weights(exported(network(), tmp_path)))
     monkeypatch.setattr(converting, "to_litert_int8" if flags else "to_litert", lambda *arguments: other)
     assert main(["convert", str(run), "--to", "litert", *flags]) == 1
     said = capsys.readouterr()

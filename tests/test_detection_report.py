@@ -221,7 +221,7 @@ def coloured(pixels: np.ndarray, x: float, y: float, colour: tuple[int, int, int
 
 
 def test_boxes_stand_where_they_belong_and_only_mistakes_have_names(tmp_path, monkeypatch):
-    monkeypatch.setattr(reporting, "_jpeg", lambda image: np.asarray(image).astype(int))
+    monkeypatch.setattr(reporting, "jpeg_of_picture", lambda image: np.asarray(image).astype(int))
     there = examples(tmp_path, {"a.png": [(HERE, CAT), (FAR, DOG)]})
     found = said([(HERE, CAT, 0.9), (THERE, DOG, 0.8)])
     [matching] = dm.match(there, found, 0.5)
@@ -245,7 +245,7 @@ def test_photos_that_lie_on_their_side_are_drawn_as_they_are_stored(tmp_path, mo
         (np.array([DOG]),), (np.array([False]),), np.array([[60, 120]]), np.array([6]),
     )  # fmt: skip
     found = []
-    monkeypatch.setattr(reporting, "_jpeg", lambda image: found.append(np.asarray(image).astype(int)))
+    monkeypatch.setattr(reporting, "jpeg_of_picture", lambda image: found.append(np.asarray(image).astype(int)))
     conclude(tmp_path, data=data_of(tmp_path, test=shown), detections=said([]), baselines={})
     pixels = found[0]
     left, top, right, bottom = shown.as_stored().boxes[0][0] * 4
@@ -297,7 +297,7 @@ def test_a_proof_with_a_hole_is_red(tmp_path, change, text):
 
 @pytest.mark.parametrize("how", ["absent", "null"])
 def test_missing_measurements_are_said_and_never_crash(tmp_path, how, monkeypatch):
-    monkeypatch.setattr(reporting, "_png", lambda figure: "data:image/png;base64,")  # the words are looked at here
+    monkeypatch.setattr(reporting, "png_of_figure", lambda figure: "data:image/png;base64,")  # the words are looked at here
     monkeypatch.setattr(detection_report, "_pictures", lambda *_: {})
     metrics = conclude(tmp_path)
     data, found = data_of(tmp_path), said(*ANSWERS)

@@ -15,6 +15,8 @@ from common.detecting import build_finder
 from common.detection_proof import overlaps
 from common.detectors import feature_pyramid
 from common.errors import UserError
+from common.sources import load_source
+from common.specs import parse_source
 
 SIZE, STRIDES = (64, 64), [8, 16, 32, 64, 128]
 
@@ -97,6 +99,32 @@ def test_kerashub_still_puts_the_prior_on_the_boxes():
     stock = keras_hub.models.RetinaNetObjectDetector(backbone, 2)
     assert float(keras.ops.max(stock.box_head.prediction_layer.bias)) < -4
     assert float(keras.ops.max(stock.classification_head.prediction_layer.bias)) == 0
+
+
+def test_a_whole_detector_is_taken_over(tmp_path):
+    """A preset as `save_to_preset` writes it: the same answers with as many classes, new logits with others."""
+    encoder = keras_hub.models.ResNetBackbone(
+        input_conv_filters=[64], input_conv_kernel_sizes=[7], stackwise_num_filters=[64, 64, 64, 64],
+        stackwise_num_blocks=[1, 1, 1, 1], stackwise_num_strides=[1, 2, 2, 2], block_type="basic_block",
+        image_shape=(None, None, 3),
+    )  # fmt: skip
+    backbone = keras_hub.models.RetinaNetBackbone(encoder, min_level=3, max_level=7, use_p5=False)
+    converter = keras_hub.layers.RetinaNetImageConverter(image_size=SIZE, scale=1 / 50, offset=-2.0)
+    preprocessor = keras_hub.models.RetinaNetObjectDetectorPreprocessor(image_converter=converter)
+    whole = keras_hub.models.RetinaNetObjectDetector(backbone, 3, bounding_box_format="xyxy", preprocessor=preprocessor)
+    whole.save_to_preset(tmp_path / "preset")
+
+    text = f"preset:{tmp_path / 'preset'}"
+    images = squares(2)[0]
+    expected = whole(images / 50 - 2.0, training=False)
+    for classes in (3, 2):
+        source, loaded = load_source(text, SIZE), retinanet.load_whole(parse_source(text))
+        found = retinanet.build_detector(source, classes, retinanet.anchors_of(loaded), loaded).model(images)
+        np.testing.assert_allclose(found["bbox_regression"], expected["bbox_regression"], atol=1e-4)
+        if classes == 3:
+            np.testing.assert_allclose(found["cls_logits"], expected["cls_logits"], atol=1e-4)
+        else:
+            assert float(keras.ops.median(keras.ops.sigmoid(found["cls_logits"]))) < 0.05
 
 
 def test_yolov8_refuses_a_source_that_ends_too_early():

@@ -113,6 +113,18 @@ def test_a_calibrated_export_says_what_the_report_says(finished):
     assert found["test"]["ece"] == pytest.approx(found["calibration"]["ece_with"], abs=0.02)
 
 
+def test_a_detector_converts_to_litert(finished):
+    name, out, _ = finished
+    if name != "object_detection":
+        pytest.skip("a classifier is converted in tests/test_converting.py, other exports cannot be")
+    pytest.importorskip("ai_edge_litert", reason="no ai_edge_litert: pip install -r requirements-convert.txt")
+    assert main(["convert", str(out), "--to", "litert"]) == 0
+    found = json.loads((out / "converted" / "litert" / "conversion.json").read_text("utf-8"))
+    assert found["passed"] and found["examples"] == 12
+    assert "litert" in (out / "report.html").read_text("utf-8").partition("<!-- conversions -->")[2]
+    assert main(["convert", str(out), "--to", "litert", "--int8"]) == 2  # for classifiers only
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_check_trains_nothing_and_draws_samples(name: str, tmp_path: Path, capsys):
     out = tmp_path / "check"

@@ -258,7 +258,7 @@ def test_size_stays_bounded_for_ten_thousand_images(tmp_path, classes):
 
 def test_confused_pairs_are_the_largest_first():
     confusion = np.array([[9, 1, 0], [5, 9, 0], [0, 3, 1]])
-    pairs = reporting._confused_pairs(confusion, confusion / confusion.sum(1, keepdims=True))
+    pairs = reporting.confused_pairs(confusion, confusion / confusion.sum(1, keepdims=True))
     assert [pair[:3] for pair in pairs] == [(1, 0, 5), (2, 1, 3), (0, 1, 1)]
     assert pairs[1][3] == pytest.approx(0.75)
 

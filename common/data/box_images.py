@@ -112,19 +112,23 @@ def picture_size(sizes: np.ndarray, side: int, multiple: int = 32) -> tuple[int,
     return height, width
 
 
-def input_boxes(examples: BoxExamples, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Return all boxes that are learned from: float32 [n, 4] in input pixels, and their classes, int64 [n].
+def input_boxes(examples: BoxExamples, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return all boxes that are learned from.
 
     Args:
         examples: the pictures and their boxes.
         size: (height, width) of the input, in pixels.
+
+    Returns:
+        (boxes in input pixels, float32 [n, 4]; their classes, int64 [n]; the number of the picture of each, int64 [n]).
     """
     examples = examples.as_stored()
     _, scales = _fitted(tf.constant(examples.sizes.reshape(-1, 2)), size)
     scaled = [boxes * np.tile(scale, 2) for boxes, scale in zip(examples.boxes, scales.numpy(), strict=True)]
     learned = ~np.concatenate([np.zeros(0, bool), *examples.crowds])
     boxes, labels = np.concatenate([np.zeros((0, 4), np.float32), *scaled]), np.concatenate([[], *examples.labels])
-    return boxes[learned], labels[learned].astype(np.int64)
+    pictures = np.repeat(np.arange(len(examples)), [len(one) for one in examples.boxes])
+    return boxes[learned], labels[learned].astype(np.int64), pictures[learned]
 
 
 # --- streams ----------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
 from common.data.digit_scenes import write_scenes
-from common.data.image_rows import PICTURE_SUFFIXES, _write_picture
+from common.data.image_rows import PICTURE_SUFFIXES, write_picture
 from common.data.labelled import PART_OF_NAME, some
 from common.data.tfds_sets import prepared_builder
 from common.errors import UserError, first_line
@@ -595,7 +595,7 @@ def tfds_rows(name: str, folder: Path) -> list[BoxRow]:
             continue
         for index, example in enumerate(builder.as_dataset(split=split, decoders=decoders).as_numpy_iterator()):
             path = folder / split / f"{index:07d}.img"
-            _write_picture(path, example["image"])
+            write_picture(path, example["image"])
             found = example[objects]
             labels = [inner["label"].int2str(int(label)) if label >= 0 else "" for label in found["label"]]
             crowds = found.get("is_crowd", found.get("is_difficult", np.zeros(len(labels), bool)))

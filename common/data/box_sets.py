@@ -38,9 +38,9 @@ from common.data.box_rows import (
     yolo_rows,
 )
 from common.data.image_rows import Row
-from common.data.image_sets import _printable, _read_bytes
+from common.data.image_sets import printable, read_bytes
 from common.data.images import camera_turns
-from common.data.labelled import PARTS, _assign_parts, some, untested_classes
+from common.data.labelled import PARTS, assign_parts, some, untested_classes
 from common.errors import UserError, did_you_mean, first_line
 from common.progress import ProgressLine
 from common.specs import parse_data
@@ -233,7 +233,7 @@ def load_box_set(
     rows = _with_wanted_classes(data, _with_one_spelling(rows, noticed), class_names, noticed)
     headers = _look_at_all(rows)
     problems = _problems(rows, headers, noticed)
-    skipped = [(_printable(row.path), why) for row, why in zip(rows, problems, strict=True) if why]
+    skipped = [(printable(row.path), why) for row, why in zip(rows, problems, strict=True) if why]
     left_out = f"{len(skipped)} picture(s) left out"
     left_out += f", the first is {skipped[0][0]}: {skipped[0][1]}." if skipped else "."
     headers = [header for header, why in zip(headers, problems, strict=True) if not why]
@@ -248,7 +248,7 @@ def load_box_set(
     if not names:
         raise UserError(f"--data {data!r} has no box that can be used. {' '.join([left_out, *map(str, notes)])}")
     indices, copies = _split(data, everything, len(names), rows, headers, limit, val_share)
-    skipped += [(_printable(rows[place].path), why) for place, why in copies.items()]
+    skipped += [(printable(rows[place].path), why) for place, why in copies.items()]
     parts = {part: everything.take(places) for part, places in indices.items()}
     loaded = BoxSet(data, names, **parts, skipped=tuple(skipped), notes=notes, mirrors=kind != "demo")
     _refuse_what_cannot_work(loaded, limit, left_out)
@@ -402,7 +402,7 @@ def _look_at(row: BoxRow) -> _Header:
     """Hash a file and read its size. It is decoded only where its end or its kind gives reason to doubt."""
     if row.problem:
         return _Header(problem=row.problem)
-    encoded, problem = _read_bytes(Row(row.path, "boxes", None))
+    encoded, problem = read_bytes(Row(row.path, "boxes", None))
     if problem:
         return _Header(problem=problem)
     try:
@@ -547,7 +547,7 @@ def _split(
 ) -> tuple[dict[str, np.ndarray], dict[int, str]]:
     """Return the pictures of each part, and why a copy is in none."""
     strata, contents = _rarest_classes(examples, classes), [header.content for header in headers]
-    parts = _assign_parts(data, [row.part for row in rows], contents, strata, val_share)
+    parts = assign_parts(data, [row.part for row in rows], contents, strata, val_share)
     leaves = splits.drop_copies_across_parts(parts, contents)
     copies = {
         int(place): f"exact copy of a picture in another part; left {parts[place]}" for place in np.flatnonzero(leaves)

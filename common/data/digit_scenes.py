@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from common.data import splits
-from common.data.image_rows import _write_picture
+from common.data.image_rows import write_picture
 
 SIDE = 128
 SCENES = {"train": 300, "val": 60, "test": 80}
@@ -61,7 +61,7 @@ def write_scenes(folder: Path) -> list[Scene]:
             encoded = io.BytesIO()
             Image.fromarray(pixels).save(encoded, "JPEG", quality=92)
             path = folder / part / f"{index:04d}.jpg"
-            _write_picture(path, encoded.getvalue())
+            write_picture(path, encoded.getvalue())
             labels = tuple(str(digits.target[chosen[place]]) for place in placed)
             scenes.append(Scene(str(path), part, boxes, labels))
     return scenes

@@ -164,7 +164,7 @@ def tfds_rows(name: str, folder: Path) -> list[Row]:
         for index, example in enumerate(builder.as_dataset(split=split, decoders=decoders).as_numpy_iterator()):
             label = features["label"].int2str(int(example["label"]))
             path = folder / split / label.replace(os.sep, "_") / f"{index:07d}.img"
-            _write_picture(path, example["image"])
+            write_picture(path, example["image"])
             rows.append(Row(str(path), label, part))
     return rows
 
@@ -188,12 +188,13 @@ def demo_rows(folder: Path) -> list[Row]:
         encoded = io.BytesIO()
         Image.fromarray(pictures[index]).save(encoded, "PNG")
         path = folder / part / str(label) / f"{index:04d}.png"
-        _write_picture(path, encoded.getvalue())
+        write_picture(path, encoded.getvalue())
         rows.append(Row(str(path), str(label), part))
     return rows
 
 
-def _write_picture(path: Path, encoded: bytes) -> None:
+def write_picture(path: Path, encoded: bytes) -> None:
+    """Write the bytes of a picture, aside and renamed into place; one that is there stays."""
     if path.exists():  # a second run into the same folder
         return
     path.parent.mkdir(parents=True, exist_ok=True)

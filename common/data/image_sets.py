@@ -137,7 +137,7 @@ def _checked(data: str, rows: list[Row], limit: int | None, strict: bool, val_sh
     """Leave out unreadable files and copies, split, and refuse a set that cannot work."""
     asked_for = {row.label for row in rows if row.label}
     hashes, thumbnails, turned, reasons = _read_all(rows)
-    skipped = [(_printable(row.path), reason) for row, reason in zip(rows, reasons, strict=True) if reason]
+    skipped = [(printable(row.path), reason) for row, reason in zip(rows, reasons, strict=True) if reason]
     first = f"{skipped[0][0]}: {skipped[0][1]}" if skipped else ""
     if strict and skipped:
         raise UserError(f"--strict: {len(skipped)} file(s) cannot be used; the first is {first}")
@@ -163,7 +163,7 @@ def _checked(data: str, rows: list[Row], limit: int | None, strict: bool, val_sh
     return ImageSet(data, split.class_names, **parts, skipped=tuple(skipped), turned=chosen_turned)
 
 
-def _printable(path: str) -> str:
+def printable(path: str) -> str:
     """Return a path that every file and terminal takes: names on disk need not be UTF-8."""
     return os.fsencode(path).decode(errors="replace")
 
@@ -196,7 +196,7 @@ def _read_all(rows: Sequence[Row]) -> tuple[list[str], np.ndarray, np.ndarray, l
 
 def _read_one(row: Row) -> tuple[str, np.ndarray | int, bool, str]:
     """Return one row of what `_read_all` returns."""
-    encoded, reason = _read_bytes(row)
+    encoded, reason = read_bytes(row)
     if reason:
         return "", 0, False, reason
     try:
@@ -207,7 +207,8 @@ def _read_one(row: Row) -> tuple[str, np.ndarray | int, bool, str]:
     return hashlib.sha256(encoded).hexdigest(), thumbnail(image), camera_turns(encoded), ""
 
 
-def _read_bytes(row: Row) -> tuple[bytes, str]:
+def read_bytes(row: Row) -> tuple[bytes, str]:
+    """Return (the bytes of a file, ""), or (nothing, why it cannot be read)."""
     if not row.label:
         return b"", "has no label (it stands in no class folder, or its cell in the table is empty)"
     if os.path.isdir(row.path):

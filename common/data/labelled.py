@@ -73,7 +73,7 @@ def split_labelled(
         )
     numbers = {name: number for number, name in enumerate(class_names)}
     labels = np.array([numbers[name] for name in names], dtype=np.int64)
-    parts = _assign_parts(data, given, hashes, labels, val_share)
+    parts = assign_parts(data, given, hashes, labels, val_share)
     reasons = _reasons_to_leave(what, names, given, hashes, parts)
     stays = np.array([not reason for reason in reasons])
 
@@ -133,7 +133,7 @@ def _count_text(names: Sequence[str], parts: np.ndarray, stays: np.ndarray) -> s
     return ", ".join(f"{part}/{label} {count}" for (part, label), count in sorted(per_part.items())[:20]) or "none"
 
 
-def _assign_parts(data: str, was: Sequence[str | None], hashes, labels: np.ndarray, val_share: float) -> np.ndarray:
+def assign_parts(data: str, was: Sequence[str | None], hashes, labels: np.ndarray, val_share: float) -> np.ndarray:
     """Keep the parts that were given; carve the others out of the training part by content hash."""
     parts = np.array(was, dtype=object)
     given = {part for part in parts if part}

@@ -93,7 +93,7 @@ class Config:
     gradient_norm: float = 1.0
     """Longer gradients are shortened to this: no single odd batch throws the encoder off."""
     pair_steps: int | None = None
-    """Steps of --method fewshot; the default is 30, and more for more texts."""
+    """Steps of --method fewshot; the default is 20, and more for more texts."""
     pair_rate: float = 1e-4
     """Peak learning rate of --method fewshot."""
     rank: int = 8
@@ -216,7 +216,7 @@ def learn(source: TextSource, data: TextSet, tokens, said, config: Config, clock
             untouched = encoder.get_weights(), head.get_weights()
             counts = unfreeze(model, source.backbone, tables=False)
             rows = tune_on_pairs(
-                encoder, tokens["train"], data.train.labels, steps=pair_steps(data, config),
+                encoder, tokens["train"], data.train.labels, steps=pair_steps(len(data.train), config),
                 learning_rate=config.pair_rate, batch_size=config.batch_size, weight_decay=config.weight_decay,
                 gradient_norm=config.gradient_norm, seed=config.seed, **saved(config, f"pairs{fold}"),
             )  # fmt: skip
@@ -394,7 +394,7 @@ def check(config: Config) -> None:
     look = checking.median_seconds(lambda: encoder.predict_on_batch(inputs)) / len(some)
     epochs = 0 if config.method == "frozen" else fine_tuning_epochs(tokens, config)
     steps = epochs * ceil(len(tokens["train"]) / config.batch_size)
-    steps = pair_steps(data, config) if config.method == "fewshot" else steps
+    steps = pair_steps(len(data.train), config) if config.method == "fewshot" else steps
     if "scratch" in parse_baselines(config.baselines, BASELINES):
         steps += epochs * ceil(len(tokens["train"]) / config.batch_size)
     learning = (1 + (config.folds or 0)) * (steps * step + len(tokens["val"]) * epochs * look)
@@ -487,9 +487,9 @@ def fine_tuning_epochs(tokens, config: Config) -> int:
     return max(3, ceil(60 / steps)) if config.epochs is None else config.epochs
 
 
-def pair_steps(data: TextSet, config: Config) -> int:
-    """Return the number of few-shot steps."""
-    return max(30, len(data.train) // 2) if config.pair_steps is None else config.pair_steps
+def pair_steps(texts: int, config: Config) -> int:
+    """Return the number of few-shot steps for so many training texts."""
+    return max(20, texts // 2) if config.pair_steps is None else config.pair_steps
 
 
 def sample_weights(data: TextSet, config: Config) -> np.ndarray:

@@ -49,7 +49,8 @@ class Config:
     class_names: tuple[str, ...] = ()
     """Learn only these classes; everything else is background."""
     source: str = "bundled:resnet_mini"
-    """Pretrained backbone: bundled:resnet_mini, mobilenet_v2 (better, fetched), keras:NAME, preset:..."""
+    """Pretrained backbone: bundled:resnet_mini, mobilenet_v2 (better, fetched), keras:NAME, preset:...; with --detector
+    retinanet also a whole detector, for example preset:retinanet_resnet50_fpn_coco."""
     out: str = "runs/object_detection"
     """Folder for everything this run writes."""
     resume: str | None = None
@@ -123,15 +124,22 @@ def build(data: BoxSet, config: Config, *, random_weights: bool = False) -> tupl
     """Load the pretrained backbone and put a detector on it."""
     source = load_source(config.source, input_size(data, config), random_weights=random_weights)
     classes = len(data.class_names)
+    boxes, labels, pictures = box_images.input_boxes(data.train, source.image_size)
     if config.detector == "fcos":
+        hidden = anchor_free.boxes_that_hide(boxes, labels, pictures, config.stride)
+        if hidden > 0.01 * len(boxes):
+            print(
+                f"{hidden} of {len(boxes)} training boxes lie in one cell with another of their class, and only one of "
+                "them can be found: a larger --image-size or --stride 4 parts them"
+            )
         return source, anchor_free.build_detector(source, classes, stride=config.stride, width=config.width)
     if config.detector == "yolov8":
         return source, yolov8.build_detector(source, classes)
-    boxes, labels = box_images.input_boxes(data.train, source.image_size)
-    fitted = anchors.fit_anchors(boxes, retinanet.anchor_strides(source))
-    detector = retinanet.build_detector(source, classes, fitted)
+    whole = None if random_weights else retinanet.load_whole(parse_source(config.source))
+    chosen = retinanet.anchors_of(whole) if whole else anchors.fit_anchors(boxes, retinanet.anchor_strides(source))
+    detector = retinanet.build_detector(source, classes, chosen, whole)
     covered = anchors.check_anchors(retinanet.anchor_boxes(detector), boxes, labels, data.class_names)
-    print(f"{fitted}; {covered}")
+    print(f"{chosen}; {covered}")
     return source, detector
 
 
@@ -231,7 +239,9 @@ def check(config: Config) -> None:
     compile_detector(detector, source, config, steps=1, scratch=False)
     batch = next(stream.map(detector.targets).as_numpy_iterator())
     step = median_seconds(lambda: model.train_on_batch(*batch))  # the weights are thrown away
-    look = median_seconds(lambda: model.predict_on_batch(images)) / len(images)
+    find, count = build_finder(detector), len(images)
+    asked = images, np.ones((count, 2), "float32"), np.tile(np.int32(source.image_size), (count, 1))
+    look = median_seconds(lambda: find(*asked)) / count
     fits = 1 + len(parse_baselines(config.baselines, BASELINES))
     steps = (config.head_epochs + passes(data, config)) * ceil(len(data.train) / config.batch_size)
     seconds = fits * (steps * step + (config.head_epochs + passes(data, config)) * len(data.val) * look)
