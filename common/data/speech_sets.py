@@ -1,0 +1,451 @@
+"""Speech with transcripts or labels: read, checked, and split so that no voice is in two parts."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+
+import numpy as np
+
+from common.data import splits
+from common.data.audio import SAMPLE_RATE, Clip, UnreadableSound, read_sound
+from common.data.labelled import PARTS, assign_parts, some, split_labelled, untested_classes
+from common.data.speech_rows import TASKS, SpeechColumns, SpeechRow, no_sounds_advice, speech_rows
+from common.errors import UserError
+from common.progress import ProgressLine
+from common.specs import check_choice, parse_data
+
+DATA_KINDS = ("folder", "csv", "tsv", "manifest")
+_LOOKED_AT_FOR_LIMIT = 10  # times --limit: enough to split, and few enough for a quick look
+_OFFSET_WORTH_A_NOTE = 0.01  # of full scale
+_OTHER_LENGTH = 0.5  # seconds by which a file may differ from what its manifest states
+
+
+@dataclass(frozen=True)
+class SpeechExamples:
+    """The clips of one part.
+
+    Attributes:
+        paths: file of each clip, str [n].
+        texts: transcript of each, or the name of its class, str, object [n].
+        labels: class number of each, int64 [n]; all 0 where there are transcripts.
+        speakers: of each, str, object [n]; "" where nobody says.
+        seconds: length of each, float64 [n].
+    """
+
+    paths: np.ndarray
+    texts: np.ndarray
+    labels: np.ndarray
+    speakers: np.ndarray
+    seconds: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def take(self, places: np.ndarray) -> SpeechExamples:
+        """Return some of the clips."""
+        return SpeechExamples(
+            self.paths[places], self.texts[places], self.labels[places], self.speakers[places], self.seconds[places]
+        )
+
+
+@dataclass(frozen=True)
+class SpeechSet:
+    """A set of speech, split and checked.
+
+    Attributes:
+        name: what the user asked for.
+        train: what is trained on.
+        val: what every choice is made on.
+        test: what is read once, at the end.
+        skipped: (file, reason) of everything left out.
+        notes: what somebody who reads the result should know of these clips, in sentences.
+        class_names: name of each class number, sorted; () where there are transcripts.
+    """
+
+    name: str
+    train: SpeechExamples
+    val: SpeechExamples
+    test: SpeechExamples
+    skipped: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
+    class_names: tuple[str, ...] = ()
+
+    def counts(self) -> dict[str, int]:
+        """Return the number of clips in each part and of what was left out."""
+        return {part: len(getattr(self, part)) for part in PARTS} | {"skipped": len(self.skipped)}
+
+    def advice(self) -> tuple[str, ...]:
+        """Return the notes, and which classes the test part does not show."""
+        return (*self.notes, *untested_classes(self.class_names, self.test.labels, "clip"))
+
+    def fingerprint(self) -> str:
+        """Return a hash of paths, sizes, times and texts: the same set of files gives the same text."""
+        digest = hashlib.sha256()
+        for part in PARTS:
+            examples = getattr(self, part)
+            for path, text in zip(examples.paths, examples.texts, strict=True):
+                status = os.stat(path)
+                line = f"{part}\0{path}\0{status.st_size}\0{status.st_mtime_ns}\0{text}\n"
+                digest.update(line.encode("utf-8", "surrogatepass"))
+        return digest.hexdigest()[:16]
+
+
+def load_speech_set(
+    data: str,
+    *,
+    task: str = "transcripts",
+    columns: SpeechColumns = SpeechColumns(),  # noqa: B008 - frozen
+    rate: int = SAMPLE_RATE,
+    limit: int | None = None,
+    strict: bool = False,
+    share_speakers: bool = False,
+    keep_silence: bool | None = None,
+    min_seconds: float = 0.1,
+    max_seconds: float = 30.0,
+    val_share: float = splits.VALIDATION_SHARE,
+) -> SpeechSet:
+    """Read a data set, decode every clip once to check it, and split it.
+
+    Parts that were given stay. What is carved shares no speaker with the rest where speakers are known. Clips are
+    compared by what is heard: copies across parts leave the lower part, and a clip with two texts leaves every part
+    but a given val or test.
+
+    Args:
+        data: `folder:PATH` (for commands class folders, or train/val/test with class folders inside, or Speech
+            Commands as it is; for transcripts LibriSpeech, LJSpeech or Common Voice as they are), `csv:PATH`,
+            `tsv:PATH` or `manifest:PATH` (a file, or a folder with a file for each part).
+        task: `transcripts` or `commands`.
+        columns: which columns of a table hold what.
+        rate: of the samples that lengths are counted in, Hz.
+        limit: keep at most this many clips of each part, for a quick look; not many more are read.
+        strict: make a clip that cannot be used an error and not a counted skip.
+        share_speakers: split clip by clip, so that voices of training are in the test as well.
+        keep_silence: whether clips in which nothing is heard stay; None is yes for commands only.
+        min_seconds: a shorter clip is left out.
+        max_seconds: a longer clip is left out.
+        val_share: the share of the training part that becomes validation where none is given.
+
+    Returns:
+        The SpeechSet.
+
+    Raises:
+        UserError: nothing usable, a part or a class without clips, or a broken table.
+    """
+    check_choice("--task", task, TASKS)
+    kind, value = parse_data(data, DATA_KINDS)
+    rows = speech_rows(kind, Path(value).expanduser(), task, columns)
+    if not rows:
+        raise UserError(no_sounds_advice(data))
+    _refuse_files_nowhere(data, rows)
+    rows, notes = _few(rows, limit)
+    silence = task == "commands" if keep_silence is None else keep_silence
+    wanted = _Wanted("label" if task == "commands" else "transcript", rate, silence, min_seconds, max_seconds)
+    kept, skipped = _left_out(_check_all(rows, wanted), lambda clips: [clip.reason for clip in clips])
+    if strict and skipped:
+        raise UserError(f"--strict: {len(skipped)} clip(s) cannot be used; the first is {': '.join(skipped[0])}")
+    left_out = f"{len(skipped)} clip(s) left out{', the first is ' + ': '.join(skipped[0]) if skipped else ''}"
+    if not kept:
+        raise UserError(f"--data {data!r} holds no clip that can be used: {left_out}.")
+    kept, contradicting = _left_out(kept, _contradictions)
+
+    parts, more_notes = _assign_parts(data, task, kept, share_speakers, val_share)
+    split = _split_commands if task == "commands" else _split_transcripts
+    class_names, labels, indices, reasons = split(data, kept, parts, limit, left_out)
+    copies = [(printable(clip.row.path), reason) for clip, reason in zip(kept, reasons, strict=True) if reason]
+    examples = {part: _examples([kept[i] for i in chosen], labels[chosen]) for part, chosen in indices.items()}
+    chosen = [kept[i] for part in PARTS for i in indices[part]]
+    notes += more_notes + _notes_on_speakers(kept, examples) + _notes_on_sound(chosen, rate)
+    return SpeechSet(
+        data, **examples, skipped=(*skipped, *contradicting, *copies), notes=tuple(notes), class_names=class_names
+    )
+
+
+def printable(path: str) -> str:
+    """Return a path that every file and terminal takes: names on disk need not be UTF-8."""
+    return os.fsencode(path).decode(errors="replace")
+
+
+def _refuse_files_nowhere(data: str, rows: Sequence[SpeechRow]) -> None:
+    if any(os.path.lexists(row.path) for row in rows):
+        return
+    raise UserError(
+        f"--data {data!r}: none of the {len(rows):,} sounds that it names is there; the first is "
+        f"{printable(rows[0].path)!r}. Allowed: absolute paths, and paths from the folder of the table, or from clips/ "
+        "or wavs/ in it. Put the table beside the sounds, or correct its column of paths (--path-column NAME)."
+    )
+
+
+def _few(rows: list[SpeechRow], limit: int | None) -> tuple[list[SpeechRow], list[str]]:
+    """Return rows enough for a quick look, of all classes or speakers in turn, in their order."""
+    if not limit:
+        return rows, []
+    by_part: dict[str | None, list[int]] = defaultdict(list)
+    for place in sorted(range(len(rows)), key=lambda i: _hash(rows[i].path)):
+        by_part[rows[place].part].append(place)
+    chosen = []
+    for places in by_part.values():
+        groups = np.unique([rows[i].speaker or rows[i].text for i in places], return_inverse=True)[1]
+        chosen += [places[i] for i in splits.limit_per_class(groups, _LOOKED_AT_FOR_LIMIT * limit)]
+    if len(chosen) == len(rows):
+        return rows, []
+    note = f"--limit {limit}: {len(chosen):,} of {len(rows):,} clips were looked at."
+    return [rows[i] for i in sorted(chosen)], [note]
+
+
+# --- reading ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What a clip must be; `text` is what it needs to have, transcript or label."""
+
+    text: str
+    rate: int
+    silence: bool
+    min_seconds: float
+    max_seconds: float
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """A row whose file was decoded; `reason` says why it cannot be used, or is ""."""
+
+    row: SpeechRow
+    reason: str
+    content: str = ""
+    seconds: float = 0.0
+    file_rate: int = 0
+    channels: int = 0
+    offset: float = 0.0
+    clipped: bool = False
+    silent: bool = False
+
+
+def _check_all(rows: Sequence[SpeechRow], wanted: _Wanted) -> list[_Checked]:
+    """Decode every file once, so that a bad one is known before training; the samples are not kept."""
+    checked, progress = [], ProgressLine("checking clips", len(rows))
+    with ThreadPool(max(2, os.cpu_count() or 2)) as pool:  # threads: decoding and resampling let go of the GIL
+        for clip in pool.imap(lambda row: _check(row, wanted), rows, chunksize=8):
+            checked.append(clip)
+            progress.update(len(checked))
+    progress.close()
+    return checked
+
+
+def _check(row: SpeechRow, wanted: _Wanted) -> _Checked:
+    if reason := _why_not_read(row, wanted):
+        return _Checked(row, reason)
+    try:
+        clip = read_sound(row.path, wanted.rate, wanted.max_seconds)
+    except UnreadableSound as error:
+        return _Checked(row, str(error))
+    return _Checked(
+        row, _why_unusable(row, clip, wanted), clip.content_hash(), clip.seconds, clip.file_rate, clip.channels,
+        clip.offset, clip.clipped, clip.silent,
+    )  # fmt: skip
+
+
+def _why_not_read(row: SpeechRow, wanted: _Wanted) -> str:
+    if not row.path:
+        return "names no file"
+    if not any(character.isprintable() and not character.isspace() for character in row.text):
+        where = " (it stands in no class folder, or its cell in the table is empty)" if wanted.text == "label" else ""
+        return f"has no {wanted.text}{where}"
+    if row.begin:
+        return f"is a piece of a longer recording (offset {row.begin:g} s), which is not read: cut it into files first"
+    return ""
+
+
+def _why_unusable(row: SpeechRow, clip: Clip, wanted: _Wanted) -> str:
+    if clip.seconds < wanted.min_seconds:
+        return f"is too short: {clip.seconds:.3f} s; at least {wanted.min_seconds:g} s are needed"
+    if clip.silent and not wanted.silence:
+        return "is silent: nothing above -60 dB of full scale"
+    if row.seconds is not None and abs(row.seconds - clip.seconds) > max(_OTHER_LENGTH, 0.1 * clip.seconds):
+        return (
+            f"lasts {clip.seconds:.1f} s, and its manifest says {row.seconds:.1f} s: cut off, or a piece of it is meant"
+        )
+    return ""
+
+
+def _left_out(
+    clips: list[_Checked], why: Callable[[list[_Checked]], list[str]]
+) -> tuple[list[_Checked], list[tuple[str, str]]]:
+    """Return the clips that stay, and (file, reason) of the others."""
+    reasons = why(clips)
+    kept = [clip for clip, reason in zip(clips, reasons, strict=True) if not reason]
+    return kept, [(printable(clip.row.path), reason) for clip, reason in zip(clips, reasons, strict=True) if reason]
+
+
+def _contradictions(clips: list[_Checked]) -> list[str]:
+    """Return why a clip teaches nothing: the same sound with another text. A given val or test stays as it is."""
+    texts: dict[str, set[str]] = defaultdict(set)
+    for clip in clips:
+        texts[clip.content].add(" ".join(clip.row.text.casefold().split()))
+    return [
+        f"the same sound has the texts {some(sorted(texts[clip.content]))}"
+        if len(texts[clip.content]) > 1 and clip.row.part in (None, "train")
+        else ""
+        for clip in clips
+    ]
+
+
+# --- splitting --------------------------------------------------------------------------------------------
+
+
+def split_by_speaker(speakers: Sequence[str], shares: dict[str, float]) -> np.ndarray:
+    """Assign each speaker with all clips to one part, by the hash of the name.
+
+    A speaker with more than twice the clips that a part should have is not taken for it while there are others: one
+    who speaks half of all clips stays in training.
+
+    Args:
+        speakers: of each clip, n names; at least as many different ones as there are parts.
+        shares: the share of all clips of each held-out part, for example {"test": 0.15, "val": 0.15}.
+
+    Returns:
+        An array of part names, object [n]; `train` for those that are in none of `shares`.
+    """
+    clips, part_of = Counter(speakers), {}
+    for number, (part, share) in enumerate(shares.items()):
+        wanted, held = share * len(speakers), 0
+        free = sorted((name for name in clips if name not in part_of), key=_hash)
+        most = len(free) - (len(shares) - number)  # the parts to come and training need one each
+        fitting = [name for name in free if clips[name] <= 2 * wanted] or [min(free, key=lambda name: clips[name])]
+        for taken, name in enumerate(fitting[:most]):
+            if taken and abs(held + clips[name] - wanted) >= abs(held - wanted):
+                break
+            part_of[name] = part
+            held += clips[name]
+    return np.array([part_of.get(name, "train") for name in speakers], dtype=object)
+
+
+def _assign_parts(
+    data: str, task: str, clips: Sequence[_Checked], share_speakers: bool, val_share: float
+) -> tuple[np.ndarray, list[str]]:
+    """Keep the parts that were given; carve the others out of training, by speaker if that can be, else by content.
+
+    Returns:
+        (part of each clip, object [n]; notes).
+    """
+    given = [clip.row.part for clip in clips]
+    hashes = [clip.content for clip in clips]
+    classes = np.unique([clip.row.text for clip in clips], return_inverse=True)[1]
+    if task == "transcripts":  # they hardly repeat: nothing to take from each in turn
+        classes = np.zeros(len(clips), np.int64)
+    parts = assign_parts(data, given, hashes, classes, val_share)
+    pool = np.array([i for i, part in enumerate(given) if part in (None, "train")])
+    shares = {"test": splits.TEST_SHARE, "val": val_share}
+    shares = {part: share for part, share in shares.items() if part in parts[pool]}
+    if not shares:
+        return parts, []
+    # A clip of nobody known counts as a speaker of its own.
+    speakers = [clips[i].row.speaker or f"?{clips[i].content}" for i in pool]
+    if note := _why_by_content([clips[i] for i in pool], clips, set(speakers), len(shares), share_speakers):
+        return parts, [note]
+    parts[pool] = split_by_speaker(speakers, shares)
+    unknown = sum(not clips[i].row.speaker for i in pool)
+    return parts, [f"{unknown:,} clips have no speaker: who speaks there may be in two parts."] if unknown else []
+
+
+def _why_by_content(
+    pool: Sequence[_Checked], clips: Sequence[_Checked], speakers: set[str], carved: int, share_speakers: bool
+) -> str:
+    """Return a note on why parts are carved clip by clip and not speaker by speaker, or ""."""
+    known = {clip.row.speaker for clip in pool} - {""}
+    if not known:
+        return (
+            "Nobody says who speaks: parts were split by content, and voices of the test may be in training. A table "
+            "with the speakers settles it: --speaker-column NAME"
+        )
+    if share_speakers:
+        return "--share-speakers: parts were split by content; voices of the test are in training."
+    held_out = {clip.row.speaker for clip in clips if clip.row.part in ("val", "test")} - {""}
+    if known & held_out:  # validation should ask what the test asks
+        return "The given parts share speakers, so validation was carved out of training by content, voices shared too."
+    if len(speakers) <= carved:
+        return (
+            f"There are only {len(known)} speaker(s) ({some(sorted(known))}) to split: parts were split by content, "
+            "and the result says nothing about other voices."
+        )
+    return ""
+
+
+def _split_commands(data: str, clips, parts: np.ndarray, limit: int | None, left_out: str):
+    """Return (class names, class numbers [n], clips of each part, why a clip leaves its part)."""
+    split = split_labelled(
+        data, "clip", [clip.row.text for clip in clips], list(parts), [clip.content for clip in clips],
+        limit=limit, left_out=left_out,
+    )  # fmt: skip
+    return split.class_names, split.labels, split.indices, split.reasons
+
+
+def _split_transcripts(data: str, clips, parts: np.ndarray, limit: int | None, left_out: str):
+    """Return what `_split_commands` returns, without classes; a limit takes speakers in turn."""
+    copied = splits.drop_copies_across_parts(parts, [clip.content for clip in clips])
+    speakers = np.unique([clip.row.speaker for clip in clips], return_inverse=True)[1]
+    indices = {}
+    for part in PARTS:
+        chosen = np.flatnonzero((parts == part) & ~copied)
+        if not len(chosen):
+            counts = ", ".join(f"{one} {int(((parts == one) & ~copied).sum())}" for one in PARTS)
+            raise UserError(
+                f"--data {data!r} leaves no clips in the {part} part. At least 3 different clips are needed, 1 in each "
+                f"part. Counts: {counts}; {left_out}."
+            )
+        indices[part] = chosen[splits.limit_per_class(speakers[chosen], limit)] if limit else chosen
+    reasons = [
+        f"exact copy of a clip in another part; left {part}" if gone else ""
+        for part, gone in zip(parts, copied, strict=True)
+    ]
+    return (), np.zeros(len(clips), np.int64), indices, reasons
+
+
+def _examples(clips: Sequence[_Checked], labels: np.ndarray) -> SpeechExamples:
+    return SpeechExamples(
+        np.array([clip.row.path for clip in clips], dtype=str),
+        np.array([clip.row.text for clip in clips], dtype=object),
+        labels,
+        np.array([clip.row.speaker for clip in clips], dtype=object),
+        np.array([clip.seconds for clip in clips], dtype=np.float64),
+    )
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+# --- notes ------------------------------------------------------------------------------------------------
+
+
+def _notes_on_speakers(clips: Sequence[_Checked], examples: dict[str, SpeechExamples]) -> list[str]:
+    """Say where the given parts share voices."""
+    given, notes = {clip.row.part for clip in clips} & {"val", "test"}, []
+    for part in ("val", "test")[2 - len(given) :]:  # of one that was given, the test was made
+        speakers = set(examples[part].speakers) - {""}
+        if shared := sorted(speakers & set(examples["train"].speakers)):
+            notes.append(
+                f"{len(shared)} of {len(speakers)} speakers of the {part} part are in training too ({some(shared)}): "
+                "the result is for voices that were heard before."
+            )
+    return notes
+
+
+def _notes_on_sound(clips: Sequence[_Checked], rate: int) -> list[str]:
+    """Say how many clips came out of the recording other than they should."""
+    noted = (
+        ([clip.file_rate < rate for clip in clips], f"have fewer than {rate:,} samples a second (the fewest: "
+         f"{min(clip.file_rate for clip in clips):,}): resampled, their highest tones were never recorded"),
+        ([clip.channels > 1 for clip in clips], "have several channels, which were mixed to one"),
+        ([abs(clip.offset) > _OFFSET_WORTH_A_NOTE for clip in clips], "stood off zero (DC offset), which was taken "
+         "away before resampling"),
+        ([clip.clipped for clip in clips], "are clipped: recorded too loud, the waves are cut off"),
+        ([clip.silent for clip in clips], "are silent and stay"),
+    )  # fmt: skip
+    return [f"{sum(found):,} of {len(clips):,} clips {what}." for found, what in noted if any(found)]

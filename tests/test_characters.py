@@ -1,0 +1,163 @@
+# ruff: noqa: RUF001 - letters of other scripts are what is tested
+"""From transcripts of any script to numbers and back, and what CTC cannot learn."""
+
+from __future__ import annotations
+
+import json
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common.characters import (
+    Characters,
+    build_characters,
+    encode_texts,
+    frames_needed,
+    read_characters,
+    samples_needed,
+    why_impossible,
+)
+from common.errors import UserError
+
+WAV2VEC2 = {"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3, "|": 4,
+            **{letter: number for number, letter in enumerate("ETAONIHSRDLUMWCFGYPBVK'XJQZ", start=5)}}  # fmt: skip
+
+
+def frames_of(samples: int) -> int:
+    """The frames of wav2vec 2.0: one for about 20 ms."""
+    for kernel, stride in ((10, 5), (3, 2), (3, 2), (3, 2), (3, 2), (2, 2), (2, 2)):
+        samples = (samples - kernel) // stride + 1
+    return max(0, samples)
+
+
+def vocabulary(folder: Path, tokens: object) -> Path:
+    (folder / "vocab.json").write_text(json.dumps(tokens), "utf-8")
+    return folder / "vocab.json"
+
+
+def test_the_vocabulary_is_what_the_training_texts_are_written_with():
+    characters = build_characters(["Don't PANIC, it’s 42!"])
+    assert characters.symbols == ("", " ", "'", *"24", *"acdinopst")
+    assert characters.blank == 0
+    assert build_characters(["b a"]) == build_characters(["a", "B", "a b"])
+
+
+@pytest.mark.parametrize(
+    ("text", "normal"),
+    [("  Well-known:  “Quotes”… \n", "well known quotes"), ("don’t don`t DON'T", "don't don't don't"),
+     ("'tis the boys' '", "'tis the boys'"), ("ﬁne Ｆｕｌｌ", "fine full"), ("e\u0301té", "été"),
+     ("co\u00adop", "coop"),
+     ("می\u200cخواهم", "میخواهم"), ("नमस्ते दुनिया!", "नमस्ते दुनिया"), ("今日は、世界。", "今日は 世界"), ("¿Qué?", "qué"),
+     ("50 % & $3", "50 % & $3"), ("", ""), ("?!", "")],
+)  # fmt: skip
+def test_one_spelling_of_every_text(text: str, normal: str):
+    characters = build_characters(["a", text or "a", "'"])
+    assert characters.normalise(text) == normal
+    assert characters.normalise(normal) == normal
+
+
+@pytest.mark.parametrize("text", ["straße", "don't", "привет мир", "안녕 하세요", "नमस्ते", "١٢٣ ابجد", "it is 4 pm"])
+@pytest.mark.parametrize("case", ["lower", "upper", "keep"])
+def test_what_is_encoded_can_be_read_again(text: str, case: str):
+    characters = build_characters([text], case)
+    numbers = characters.encode(characters.normalise(text))
+    assert numbers.dtype == np.int32 and characters.blank not in numbers
+    assert characters.decode(numbers) == characters.normalise(text)
+    assert characters.decode([*numbers, 0, 0, -1]) == characters.normalise(text)  # padding says nothing
+
+
+def test_frames_collapse_as_ctc_does():
+    characters = Characters(("", " ", *"elho"))
+    best = [0, 4, 4, 0, 2, 2, 3, 3, 0, 3, 5, 5, 1, 1, 1, 4, 0, 0]
+    assert characters.collapse(np.array(best)) == "hello h"
+    assert characters.collapse(np.array([], int)) == "" == characters.collapse(np.zeros(9, int))
+    last = Characters((*"ab", ""), blank=2)
+    assert last.collapse(np.array([0, 2, 0, 1, 2])) == "aab"
+
+
+def test_a_vocabulary_of_hugging_face_is_read(tmp_path: Path):
+    characters = read_characters(vocabulary(tmp_path, WAV2VEC2))
+    assert (len(characters), characters.blank, characters.case) == (32, 0, "upper")
+    assert characters.encode(characters.normalise("Go, on")).tolist() == [21, 8, 4, 8, 9]
+    assert characters.decode([21, 8, 4, 1, 2, 3, 0]) == "GO"
+    last = read_characters(vocabulary(tmp_path, {"a": 0, "b": 1, "-": 2, "|": 3, "[UNK]": 4, "[PAD]": 5}))
+    assert (last.blank, last.case) == (5, "lower")
+    assert last.normalise("A-b. B") == "a-b b"  # the hyphen is one of its characters
+
+
+def test_a_vocabulary_that_is_written_is_read_again(tmp_path: Path):
+    (tmp_path / "v.json").write_text(build_characters(["Grüße, it's 5!"], "upper").to_json(), "utf-8")
+    assert read_characters(tmp_path / "v.json") == build_characters(["Grüße, it's 5!"], "upper")
+    hugging_face = read_characters(vocabulary(tmp_path, WAV2VEC2))
+    (tmp_path / "w.json").write_text(hugging_face.to_json(), "utf-8")
+    assert read_characters(tmp_path / "w.json") == hugging_face
+
+
+@pytest.mark.parametrize(
+    ("tokens", "says"),
+    [({"a": 0, "b": 1}, "no blank"), ({"<pad>": 0, "a": 2}, "without gaps"), ([], "no numbers"), ({}, "no numbers"),
+     ({"eng": {"a": 0}, "deu": {"a": 0}}, "one for each of eng, deu"),
+     ({"<pad>": 0, "aɪ": 1}, "several characters: 'aɪ'"),
+     ({"<pad>": 0, "a": 1, "b": 1}, "without gaps"), ({"<pad>": 0.0, "a": 1}, "no numbers")],
+)  # fmt: skip
+def test_what_is_no_vocabulary_says_why(tmp_path: Path, tokens: object, says: str):
+    with pytest.raises(UserError, match=says):
+        read_characters(vocabulary(tmp_path, tokens))
+    (tmp_path / "vocab.json").write_text("{")
+    with pytest.raises(UserError, match="cannot be read"):
+        read_characters(tmp_path / "vocab.json")
+
+
+def test_characters_that_the_vocabulary_lacks():
+    characters = build_characters(["abc"])
+    texts = ["a b", "Café 7", "77", "c"]
+    dropped = encode_texts(characters, texts, "drop")
+    assert dropped.texts == ("a b", "ca", "", "c")
+    assert [bool(reason) for reason in dropped.reasons] == [False, False, True, False]
+    assert dropped.strangers == {"7": 3, "f": 1, "é": 1}
+    assert "lacks 3 character(s) of the transcripts: '7' 3, 'f' 1, 'é' 1." in dropped.note()
+    skipped = encode_texts(characters, texts, "skip")
+    assert [bool(reason) for reason in skipped.reasons] == [False, True, True, False]
+    assert "'7', 'f', 'é'" in skipped.reasons[1]
+    with pytest.raises(UserError, match="'7' 3"):
+        encode_texts(characters, texts, "error")
+    assert encode_texts(characters, ["a"], "error").note() == ""
+    with pytest.raises(UserError, match="Did you mean 'drop'"):
+        encode_texts(characters, texts, "drpo")
+
+
+def test_punctuation_is_no_stranger_and_signs_that_are_spoken_are():
+    assert encode_texts(build_characters(["ab"]), ["a, b! (a) — “b”"], "error").texts == ("a b a b",)
+    assert encode_texts(build_characters(["ab"]), ["a & b"]).strangers == {"&": 1}
+
+
+def test_nothing_to_write():
+    with pytest.raises(UserError, match="no letters and no digits"):
+        build_characters(["...", "", "' '"])
+
+
+def test_clips_that_ctc_cannot_learn():
+    hello = np.array([4, 2, 3, 3, 5])
+    assert frames_needed(hello) == 6 and frames_needed(hello[:0]) == 0
+    least = samples_needed(hello, frames_of)
+    assert frames_of(least) == 6 and frames_of(least - 1) == 5
+    reasons = why_impossible([hello, hello, hello[:4]], [least, least - 1, least - 1], frames_of)
+    assert reasons == ["", "is too short for its transcript: 5 frames, and 5 characters need 6", ""]
+
+
+@pytest.mark.parametrize("labels", [[1], [1, 1], [1, 2, 1], [1, 1, 2], [2, 2, 2]])
+def test_the_frames_needed_are_the_fewest_of_all_that_collapse_to_the_labels(labels: list[int]):
+    characters = Characters(("", *"ab"))
+    wanted, needed = characters.decode(labels), frames_needed(np.array(labels))
+    for frames in (needed - 1, needed):
+        written = {characters.collapse(np.array(path, int)) for path in product(range(3), repeat=frames)}
+        assert (wanted in written) == (frames == needed)
+
+
+def test_real_transcripts(shared_data: Path):
+    lines = (shared_data / "librispeech_84_121123" / "84-121123.trans.txt").read_text().splitlines()
+    texts = [line.partition(" ")[2] for line in lines]
+    characters = build_characters(texts, "upper")
+    assert encode_texts(characters, texts, "error").texts == tuple(texts)  # LibriSpeech is normalised already
