@@ -117,8 +117,8 @@ MEASUREMENTS = (
     ),
     Measurement(
         "sst2_lora",
-        "The same, adapters beside the attention (lora)",
-        (*SST2, "--method", "lora", "--learning-rate", "1e-3", "--baselines", "none", "--no-explain"),
+        "The same, adapters of rank 4 (lora)",
+        (*SST2, "--method", "lora", "--baselines", "none", "--no-explain"),
         recipe="bert_sentiment",
     ),
     Measurement("scenes", "Demo scenes, 10 digits, bundled ResNet", ("--baselines", "none"), recipe="object_detection"),

@@ -260,7 +260,7 @@ def fit_with_checkpoints(
                 shuffle=False,  # the batches come shuffled, by seed and epoch
                 callbacks=[*callbacks, lines, *([keep] if keep else []), save],
             )
-    if keep:
+    if keep and keep.weights is not None:  # none where there was no epoch
         model.set_weights(keep.weights)
     save.set_model(model)
     save.save(done=True)

@@ -217,7 +217,8 @@ def draw_curve(history: list[dict], columns: dict[str, str]) -> str | None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    longest = max(len(line.get_label()) for line in axes.lines)
+    figure.legend(loc="outside lower center", ncols=3 if longest <= 22 else 2, frameon=False, fontsize=8)
     return png_of_figure(figure)
 
 

@@ -78,8 +78,8 @@ class Config:
     """Fine-tuning passes; the default is 3, and more for few texts."""
     batch_size: int = 32
     """Texts in a fine-tuning step."""
-    learning_rate: float = 1e-4
-    """Peak learning rate of the encoder's last layer; it warms up, then falls along a cosine."""
+    learning_rate: float | None = None
+    """Peak learning rate of the encoder's last layer, default 1e-4, of lora 1e-3; it warms up, falls along a cosine."""
     layer_decay: float = 0.9
     """Each layer learns at this share of the rate of the one above: less of it keeps more of what they know."""
     head_rate: float = 1e-3
@@ -96,7 +96,7 @@ class Config:
     """Steps of --method fewshot; the default is 20, and more for more texts."""
     pair_rate: float = 1e-4
     """Peak learning rate of --method fewshot."""
-    rank: int = 8
+    rank: int = 4
     """Width of the adapters of --method lora."""
     class_weights: str = "none"
     """none, or balanced: rare classes count as much as common ones."""
@@ -274,7 +274,10 @@ def fine_tune(source: TextSource, model, encoder, tokens, data: TextSet, config:
 
     # The head has seen these texts only, the first layers much of the language: each learns faster than the one below.
     depths = [] if scratch else layers_by_depth(source.backbone)
-    rate = config.learning_rate / config.head_rate
+    peak = config.learning_rate
+    if peak is None:  # small matrices that begin at nothing have a longer way to go
+        peak = 1e-3 if config.method == "lora" else 1e-4
+    rate = peak / config.head_rate
     optimizer = training.DiscriminativeAdamW(
         learning_rate=training.warmup_cosine(config.head_rate if not scratch else 5e-4, epochs * steps),
         weight_decay=config.weight_decay,

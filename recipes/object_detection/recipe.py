@@ -61,8 +61,8 @@ class Config:
     """What learns: fcos (small, without anchors), retinanet (of KerasHub) or yolov8 (of keras-cv); see the README."""
     image_size: int | None = None
     """Longer side of the input in pixels; the other follows the pictures. The default is 128 for demo, else 320."""
-    stride: int = 8
-    """Of fcos: pixels of a cell, 4 or 8: 4 finds smaller objects and takes longer."""
+    stride: int | None = None
+    """Of fcos: pixels of a cell. 4 finds smaller objects and takes longer; the default is 4 for demo, else 8."""
     width: int = 96
     """Of fcos: channels of neck and head; more is slower and stronger."""
     head_epochs: int = 1
@@ -98,7 +98,7 @@ class Config:
         check_choice("--batch-norm", self.batch_norm, ("frozen", "train"))
         parse_list("--augment", self.augment, ("flip", "scale", "crop", "color"), alone=("none",))
         parse_baselines(self.baselines, BASELINES)
-        if self.stride not in (4, 8):
+        if self.stride not in (None, 4, 8):
             raise ValueError(f"--stride must be 4 or 8. Received: {self.stride}.")
         check_range(self, 1, inf, "batch_size", "limit")
         check_range(self, 8, 1024, "width")
@@ -126,13 +126,14 @@ def build(data: BoxSet, config: Config, *, random_weights: bool = False) -> tupl
     classes = len(data.class_names)
     boxes, labels, pictures = box_images.input_boxes(data.train, source.image_size)
     if config.detector == "fcos":
-        hidden = anchor_free.boxes_that_hide(boxes, labels, pictures, config.stride)
+        stride = config.stride or (4 if config.data == "demo" else 8)
+        hidden = anchor_free.boxes_that_hide(boxes, labels, pictures, stride)
         if hidden > 0.01 * len(boxes):
             print(
                 f"{hidden} of {len(boxes)} training boxes lie in one cell with another of their class, and only one of "
                 "them can be found: a larger --image-size or --stride 4 parts them"
             )
-        return source, anchor_free.build_detector(source, classes, stride=config.stride, width=config.width)
+        return source, anchor_free.build_detector(source, classes, stride=stride, width=config.width)
     if config.detector == "yolov8":
         return source, yolov8.build_detector(source, classes)
     whole = None if random_weights else retinanet.load_whole(parse_source(config.source))
