@@ -86,6 +86,19 @@ def test_a_killed_stage_ends_at_the_same_weights_and_history(tmp_path, whole, st
     assert resumed[2] <= EPOCHS * STEPS - step + 2  # the rest, and the step that makes the variables
 
 
+def test_a_stage_of_no_passes_changes_nothing(tmp_path):
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(3)])
+    model.compile("adam", "mse")
+    before = model.get_weights()
+    for _ in range(2):  # and once more, from its checkpoint
+        rows = checkpoints.fit_with_checkpoints(
+            model, batches_from, epochs=0, lines=training.EpochLines("none", 0, STEPS), keep=training.KeepBest(None),
+            checkpoint=tmp_path / "none.npz",
+        )  # fmt: skip
+        assert rows == []
+        np.testing.assert_array_equal(model.get_weights()[0], before[0])
+
+
 def test_a_stage_killed_again_and_again_ends_at_the_same_weights(tmp_path, whole):
     for _ in range(2):
         with pytest.raises(Killed):

@@ -79,7 +79,7 @@ class Config:
     batch_size: int = 32
     """Texts in a fine-tuning step."""
     learning_rate: float | None = None
-    """Peak learning rate of the encoder's last layer, default 1e-4, of lora 1e-3; it warms up, falls along a cosine."""
+    """Peak learning rate of the encoder's last layer, default 1e-4, of lora 3e-3; it warms up, falls along a cosine."""
     layer_decay: float = 0.9
     """Each layer learns at this share of the rate of the one above: less of it keeps more of what they know."""
     head_rate: float = 1e-3
@@ -276,7 +276,7 @@ def fine_tune(source: TextSource, model, encoder, tokens, data: TextSet, config:
     depths = [] if scratch else layers_by_depth(source.backbone)
     peak = config.learning_rate
     if peak is None:  # small matrices that begin at nothing have a longer way to go
-        peak = 1e-3 if config.method == "lora" else 1e-4
+        peak = 3e-3 if config.method == "lora" else 1e-4
     rate = peak / config.head_rate
     optimizer = training.DiscriminativeAdamW(
         learning_rate=training.warmup_cosine(config.head_rate if not scratch else 5e-4, epochs * steps),
