@@ -297,7 +297,8 @@ def test_a_proof_with_a_hole_is_red(tmp_path, change, text):
 
 @pytest.mark.parametrize("how", ["absent", "null"])
 def test_missing_measurements_are_said_and_never_crash(tmp_path, how, monkeypatch):
-    monkeypatch.setattr(reporting, "png_of_figure", lambda figure: "data:image/png;base64,")  # the words are looked at here
+    # The words are looked at here, so the figures need not be drawn.
+    monkeypatch.setattr(reporting, "png_of_figure", lambda figure: "data:image/png;base64,")
     monkeypatch.setattr(detection_report, "_pictures", lambda *_: {})
     metrics = conclude(tmp_path)
     data, found = data_of(tmp_path), said(*ANSWERS)
