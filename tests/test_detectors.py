@@ -56,7 +56,8 @@ def build(name: str):
     return retinanet.build_detector(source, 2, anchors.fit_anchors(squares()[1][:, 0], STRIDES))
 
 
-@pytest.mark.parametrize(("name", "steps"), [("retinanet", 80), pytest.param("yolov8", 160, marks=pytest.mark.slow)])
+@pytest.mark.slow  # a minute each; the quick tests below see the start without which nothing is learned
+@pytest.mark.parametrize(("name", "steps"), [("retinanet", 80), ("yolov8", 160)])
 def test_it_finds_what_it_has_learned(name, steps):
     keras.utils.set_random_seed(0)
     detector, (images, boxes, labels) = build(name), squares()

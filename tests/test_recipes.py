@@ -23,7 +23,18 @@ NAMES = [recipe.name for recipe in discovery.find_recipes(RECIPES) if recipe.nam
 QUICK = {
     "image_classification": ["--limit", "40", "--epochs", "1", "--baselines", "frozen,scratch", "--calibrate"],
     "bert_sentiment": ["--limit", "40", "--epochs", "1", "--baselines", "frozen,words,scratch", "--calibrate"],
-    "object_detection": ["--limit", "12", "--epochs", "1", "--baselines", "frozen"],
+    "object_detection": [
+        "--limit",
+        "12",
+        "--epochs",
+        "1",
+        "--baselines",
+        "frozen",
+        "--image-size",
+        "64",
+        "--stride",
+        "8",
+    ],
     "pretraining": ["--limit", "40", "--epochs", "1", "--filters", "64", "64", "--image-size", "32"],
 }
 
