@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
 from collections import defaultdict
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
 from common.data.digit_scenes import write_scenes
+from common.data.folders import files_under
 from common.data.image_rows import PICTURE_SUFFIXES, write_picture
 from common.data.labelled import PART_OF_NAME, some
 from common.data.tfds_sets import prepared_builder
@@ -95,7 +95,7 @@ def voc_rows(root: Path, noticed: Noticed) -> list[BoxRow]:
         UserError: no xml there, or the lists of parts contradict each other.
     """
     _need_folder("voc", root)
-    files = [file for file in _files(root) if file.parent.name not in _MASKS]
+    files = [file for file in files_under(root) if file.parent.name not in _MASKS]
     annotations = [file for file in files if file.suffix.lower() == ".xml"]
     if not annotations:
         raise UserError(
@@ -222,7 +222,7 @@ def coco_rows(path: Path, noticed: Noticed) -> list[BoxRow]:
     if path.is_file():
         root = path.parent.parent if path.parent.name.lower() == "annotations" else path.parent
         return _coco_file_rows(path, root, None, noticed)
-    jsons = [file for file in _files(path) if file.suffix.lower() == ".json"]
+    jsons = [file for file in files_under(path) if file.suffix.lower() == ".json"]
     parts: dict[str | None, list[Path]] = defaultdict(list)
     for file in jsons:
         if re.match("captions_|panoptic_|stuff_|image_info_", file.name):  # other files of COCO, without boxes
@@ -437,7 +437,7 @@ def yolo_rows(root: Path, noticed: Noticed) -> list[BoxRow]:
     """
     _need_folder("yolo", root)
     names, settings = _yolo_names(root)
-    files = _files(root)
+    files = files_under(root)
     pictures = [file for file in files if file.suffix.lower() in PICTURE_SUFFIXES]
     parts = _yolo_parts(root, settings, pictures)
     texts = {file for file in files if file.suffix.lower() == ".txt"}
@@ -624,23 +624,6 @@ def demo_rows(folder: Path) -> list[BoxRow]:
 # --- shared -----------------------------------------------------------------------------------------------
 
 
-def _files(root: Path) -> list[Path]:
-    """Return the files anywhere under a folder but hidden ones. Links are followed, but never round in a circle."""
-    found, seen = [], {os.path.realpath(parent) for parent in root.absolute().parents}
-
-    def refuse(error: OSError) -> None:
-        raise UserError(f"--data names a folder that cannot be read: {error.filename} ({error.strerror}).") from error
-
-    for base, folders, files in os.walk(root, followlinks=True, onerror=refuse):
-        if os.path.realpath(base) in seen:
-            folders.clear()
-            continue
-        seen.add(os.path.realpath(base))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [Path(base, name) for name in sorted(files) if not name.startswith(".")]
-    return found
-
-
 def _under(root: Path, file: Path) -> str:
     return file.relative_to(root).as_posix()
 
@@ -691,6 +674,6 @@ def guess_kind(path: Path) -> str | None:
     """Return how the boxes in a folder or file seem to be written: voc, coco, csv, yolo; None where nothing tells."""
     if path.is_file():
         return {".json": "coco", ".csv": "csv"}.get(path.suffix.lower())
-    suffixes = {file.suffix.lower() for file in _files(path)}
+    suffixes = {file.suffix.lower() for file in files_under(path)}
     of_suffix = {".xml": "voc", ".yaml": "yolo", ".yml": "yolo", ".json": "coco"}
     return next((kind for suffix, kind in of_suffix.items() if suffix in suffixes), None)

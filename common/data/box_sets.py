@@ -37,8 +37,9 @@ from common.data.box_rows import (
     voc_rows,
     yolo_rows,
 )
+from common.data.folders import printable
 from common.data.image_rows import Row
-from common.data.image_sets import printable, read_bytes
+from common.data.image_sets import read_bytes
 from common.data.images import camera_turns
 from common.data.labelled import PARTS, assign_parts, some, untested_classes
 from common.errors import UserError, did_you_mean, first_line

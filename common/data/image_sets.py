@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from common.data import splits
+from common.data.folders import printable
 from common.data.image_rows import Row, csv_rows, demo_rows, folder_rows, tfds_rows
 from common.data.images import THUMBNAIL_SIDE, camera_turns, thumbnail, why_unusable
 from common.data.labelled import PARTS, some, split_labelled, untested_classes
@@ -161,11 +162,6 @@ def _checked(data: str, rows: list[Row], limit: int | None, strict: bool, val_sh
     }
     chosen_turned = sum(int(turned[indices].sum()) for indices in split.indices.values())
     return ImageSet(data, split.class_names, **parts, skipped=tuple(skipped), turned=chosen_turned)
-
-
-def printable(path: str) -> str:
-    """Return a path that every file and terminal takes: names on disk need not be UTF-8."""
-    return os.fsencode(path).decode(errors="replace")
 
 
 # --- reading -------------------------------------------------------------------------------------------

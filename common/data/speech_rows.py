@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from common.data.audio import READABLE, SOUND_SUFFIXES
+from common.data.folders import files_under
 from common.data.labelled import PART_OF_NAME
 from common.data.text_rows import read_text_file
 from common.errors import UserError, did_you_mean
@@ -100,7 +101,7 @@ def folder_rows(root: Path, task: str, columns: SpeechColumns) -> list[SpeechRow
     """
     if task == "commands":
         return _class_folder_rows(root)
-    if transcripts := [file for file in _files(root) if file.name.endswith(".trans.txt")]:
+    if transcripts := [file for file in sorted(files_under(root)) if file.name.endswith(".trans.txt")]:
         return [row for file in transcripts for row in _librispeech_rows(root, file, columns.encoding)]
     if (root / "metadata.csv").is_file():
         return table_rows("csv", root / "metadata.csv", task, columns)
@@ -167,7 +168,7 @@ def _class_rows(root: Path, part: str | None, listed: dict[str, str]) -> list[Sp
     for folder in _subfolders(root):
         if folder.name == _NOISE:
             continue
-        for path in [path for path in _files(folder) if _is_sound(path)] or [folder]:
+        for path in [path for path in sorted(files_under(folder)) if _is_sound(path)] or [folder]:
             name = path.relative_to(root).as_posix()
             rows.append(SpeechRow(str(path), folder.name, _speaker_of_name(path.name), listed.get(name, part)))
     return rows
@@ -185,23 +186,6 @@ def _subfolders(root: Path) -> list[Path]:
 
 def _is_sound(path: Path) -> bool:
     return path.suffix.lower() in SOUND_SUFFIXES
-
-
-def _files(root: Path) -> list[Path]:
-    """Return the files anywhere under a folder but hidden ones. Links are followed, but never round in a circle."""
-    found, seen = [], {os.path.realpath(parent) for parent in root.absolute().parents}
-
-    def refuse(error: OSError) -> None:
-        raise UserError(f"--data names a folder that cannot be read: {error.filename} ({error.strerror}).") from error
-
-    for base, folders, files in os.walk(root, followlinks=True, onerror=refuse):
-        if os.path.realpath(base) in seen:
-            folders.clear()
-            continue
-        seen.add(os.path.realpath(base))
-        folders[:] = (name for name in folders if not name.startswith("."))
-        found += [Path(base, name) for name in files if not name.startswith(".")]
-    return sorted(found)
 
 
 # --- tables and manifests ---------------------------------------------------------------------------------

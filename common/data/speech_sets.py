@@ -14,6 +14,7 @@ import numpy as np
 
 from common.data import splits
 from common.data.audio import SAMPLE_RATE, Clip, UnreadableSound, read_sound
+from common.data.folders import printable
 from common.data.labelled import PARTS, assign_parts, some, split_labelled, untested_classes
 from common.data.speech_rows import TASKS, SpeechColumns, SpeechRow, no_sounds_advice, speech_rows
 from common.errors import UserError
@@ -164,11 +165,6 @@ def load_speech_set(
     return SpeechSet(
         data, **examples, skipped=(*skipped, *contradicting, *copies), notes=tuple(notes), class_names=class_names
     )
-
-
-def printable(path: str) -> str:
-    """Return a path that every file and terminal takes: names on disk need not be UTF-8."""
-    return os.fsencode(path).decode(errors="replace")
 
 
 def _refuse_files_nowhere(data: str, rows: Sequence[SpeechRow]) -> None:
