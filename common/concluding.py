@@ -59,17 +59,7 @@ def conclude(
             name: evaluation.classification_metrics(labels, said) | {"seconds": round(spent, 2)}
             for name, (said, spent) in baselines.items()
         },
-        "seconds": seconds,
-        "counts": data.counts(),
-        "parameters": parameters,
-        "proof": proof,
-        "export": export,
-        "peak_memory_mb": runs.peak_memory_mb(),
-        "source": source_card["spec"],
-        "data": config.data,
-        "seed": config.seed,
-        "versions": runs.versions(),
-    }
+    } | runs.facts(config, data.counts(), source_card["spec"], seconds, parameters, proof, export)
     metrics |= (explanation.numbers if explanation else {}) | (more or {})
     sentences = [
         *evaluation.findings(labels, probabilities, {name: said for name, (said, _) in baselines.items()}),

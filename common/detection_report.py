@@ -86,18 +86,9 @@ def conclude(
             for name, (said, spent) in baselines.items()
         },
         "threshold": threshold,
-        "seconds": seconds,
-        "counts": data.counts(),
         "boxes": {part: sum(found.values()) for part, found in boxes.items()},
-        "parameters": parameters,
-        "proof": proof,
-        "export": export,
-        "peak_memory_mb": runs.peak_memory_mb(),
-        "source": source_card["spec"],
-        "data": config.data,
-        "seed": config.seed,
-        "versions": runs.versions(),
-    } | (more or {})
+    }
+    metrics |= runs.facts(config, data.counts(), source_card["spec"], seconds, parameters, proof, export) | (more or {})
     sentences = [
         *findings(data.test, detections, {name: said for name, (said, _) in baselines.items()}, len(data.class_names)),
         *_findings_of_boxes(metrics["test"], detections, data, matchings),

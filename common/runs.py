@@ -107,6 +107,31 @@ def write_history(path: Path, rows: Sequence[Mapping]) -> Path:
     return write_table(path, rows, list(dict.fromkeys(key for row in rows for key in row)))
 
 
+def facts(
+    config, counts: dict[str, int], source: str, seconds: dict[str, float], parameters: dict, proof: dict, export: dict
+) -> dict:
+    """Return what metrics.json says of every run, whatever was learned.
+
+    Args:
+        config: of the recipe; its `data` and `seed` are told.
+        counts: examples of each part, and those left out.
+        source: the spec of the pretrained model.
+        seconds, parameters, proof, export: as the recipe measured them.
+    """
+    return {
+        "seconds": seconds,
+        "counts": counts,
+        "parameters": parameters,
+        "proof": proof,
+        "export": export,
+        "peak_memory_mb": peak_memory_mb(),
+        "source": source,
+        "data": config.data,
+        "seed": config.seed,
+        "versions": versions(),
+    }
+
+
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that decide a result."""
     packages = ("tensorflow", "keras", "keras-hub", "numpy", "scikit-learn")
