@@ -6,6 +6,7 @@ where they are, vocab.json, added_tokens.json and preprocessor_config.json. Noth
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,8 +16,9 @@ from typing import Any
 import keras
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
+from common import runs
 from common.errors import UserError, first_line
 from common.models.wav2vec2 import CTCHead, Wav2Vec2Backbone, Wav2Vec2Config, Wav2Vec2Pretraining
 
@@ -93,6 +95,65 @@ def load_wav2vec2(folder: Path | str) -> LoadedWav2Vec2:
         backbone, head, vocabulary, audio.get("do_normalize", True), audio.get("sampling_rate", 16000),
         _ignored(tensors, used, folder),
     )  # fmt: skip
+
+
+def save_wav2vec2(
+    folder: Path | str,
+    backbone: Wav2Vec2Backbone,
+    head: CTCHead | None = None,
+    vocabulary: str | None = None,
+    *,
+    normalises: bool = True,
+    sampling_rate: int = 16000,
+    half: bool = False,
+) -> Path:
+    """Write network, CTC head and vocabulary as `load_wav2vec2` and transformers read them.
+
+    Args:
+        folder: to write to.
+        backbone: with its weights.
+        head: built, or None.
+        vocabulary: content of vocab.json, or None.
+        normalises: whether clips go through `normalise` before the network.
+        sampling_rate: samples a second.
+        half: write float16, half the size; what is loaded computes in float32 all the same.
+
+    Returns:
+        The folder.
+    """
+    folder = Path(folder)
+    targets = list(backbone_targets(backbone))
+    kind = "Wav2Vec2Model"
+    if head is not None:
+        kind = "Wav2Vec2ForCTC"
+        targets = [(f"wav2vec2.{name}", variable, arrange) for name, variable, arrange in targets]
+        targets += _head_targets(head, list(range(head.dense.units)))
+    # What brings an array into our order brings it back as well: axes change places.
+    tensors = {name: np.ascontiguousarray(_back(arrange, variable)) for name, variable, arrange in targets}
+    if half:
+        tensors = {name: array.astype(np.float16) for name, array in tensors.items()}
+    settings = dataclasses.asdict(backbone.config) | {
+        "model_type": "wav2vec2", "architectures": [kind], "hidden_act": "gelu", "feat_extract_activation": "gelu",
+        "pad_token_id": 0, "num_feat_extract_layers": len(backbone.config.conv_dim), "ctc_loss_reduction": "mean",
+        "vocab_size": head.dense.units if head is not None else 32,
+    }  # fmt: skip
+    runs.write_json(folder / "config.json", settings)
+    audio = {"feature_extractor_type": "Wav2Vec2FeatureExtractor", "do_normalize": normalises, "feature_size": 1,
+             "padding_side": "right", "padding_value": 0.0, "return_attention_mask": True,
+             "sampling_rate": sampling_rate}  # fmt: skip
+    runs.write_json(folder / "preprocessor_config.json", audio)
+    if vocabulary is not None:
+        runs.write_atomically(folder / "vocab.json", lambda partial: partial.write_text(vocabulary, "utf-8"))
+    runs.write_atomically(
+        folder / "model.safetensors", lambda partial: save_file(tensors, partial, metadata={"format": "pt"})
+    )
+    return folder
+
+
+def _back(arrange: Callable[[np.ndarray], np.ndarray], variable: Any) -> np.ndarray:
+    """Return a variable in the order of axes that the folder has."""
+    array = np.asarray(variable, np.float32)
+    return array if arrange is _as_is or array.ndim < 2 else array.T
 
 
 def load_pretraining(model: Wav2Vec2Pretraining, folder: Path | str) -> None:

@@ -94,9 +94,11 @@ def test_finished_run_is_not_overwritten(finished, capsys):
     assert (out / "metrics.json").read_bytes() == before
 
 
-def test_a_killed_run_resumes_to_the_same_result(finished, tmp_path):
+def test_a_killed_run_resumes_to_the_same_result(finished, tmp_path, request):
     """SIGKILL as soon as the first checkpoint lies there; `--resume` then ends where the undisturbed run ended."""
     name, whole, _ = finished
+    if name != "image_classification" and "not slow" in request.config.option.markexpr:
+        pytest.skip(f"half a minute or more for {name}: make test-all runs it")
     out, command = tmp_path / "run", [sys.executable, "-m", "recipes", "run", name]
     process = subprocess.Popen([*command, *QUICK[name], "--save-every", "0", "--out", str(out)], cwd=RECIPES.parent)
     deadline = time.monotonic() + 300
@@ -138,8 +140,8 @@ def test_a_detector_converts_to_litert(finished):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_check_trains_nothing_and_draws_samples(name: str, tmp_path: Path, capsys):
-    out = tmp_path / "check"
-    assert main(["check", name, "--limit", "40", "--out", str(out)]) == 0
+    out, flags = tmp_path / "check", QUICK[name] if name == "object_detection" else ["--limit", "40"]
+    assert main(["check", name, *flags, "--out", str(out)]) == 0
     text = capsys.readouterr().out
     assert "estimate:" in text and "train" in text
     assert any(out.glob("samples.*")) and not (out / "metrics.json").exists()

@@ -33,7 +33,7 @@ def test_photos_to_predictions(two_classes: Path, tmp_path: Path, capsys):
     assert capsys.readouterr().out.count("hell") >= 3
 
 
-@pytest.mark.parametrize("method", ["frozen", "fewshot", "lora"])
+@pytest.mark.parametrize("method", ["frozen", "fewshot", pytest.param("lora", marks=pytest.mark.slow)])
 def test_texts_to_predictions(method: str, tmp_path: Path, capsys):
     """The way of a user with a table of reviews, three labels, and each method but the default one."""
     table, out = tmp_path / "reviews.csv", tmp_path / "run"
@@ -60,8 +60,8 @@ def test_long_texts_in_windows_and_cross_validation(tmp_path: Path, capsys):
     lines = [f"{filler * n}{word} film {n},{label}" for label, word in (("good", "wonderful"), ("bad", "awful"))
              for n in range(20)]  # fmt: skip
     table.write_text("text,label\n" + "\n".join(lines) + "\n")
-    arguments = ["--data", f"csv:{table}", "--method", "fewshot", "--pair-steps", "2", "--max-length", "24",
-                 "--long-text", "windows", "--folds", "2", "--no-explain", "--out", str(out)]  # fmt: skip
+    arguments = ["--data", f"csv:{table}", "--method", "frozen", "--max-length", "24", "--long-text",
+                 "windows", "--folds", "2", "--no-explain", "--out", str(out)]  # fmt: skip
     assert main(["run", "bert_sentiment", *arguments]) == 0
     said, metrics = capsys.readouterr().out, json.loads((out / "metrics.json").read_text("utf-8"))
     assert "are read in several windows" in said and "fold 2 of 2" in said

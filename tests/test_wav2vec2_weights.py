@@ -13,6 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from common import wav2vec2_weights as weights
+from common.characters import Characters, read_characters
 from common.errors import UserError
 from common.models import wav2vec2
 
@@ -131,3 +132,30 @@ def test_folders_that_cannot_work_say_why(folder, tmp_path):
         weights.load_wav2vec2(folder)
     with pytest.raises(UserError, match=r"There is no config.json"):
         weights.load_wav2vec2(tmp_path / "nowhere")
+
+
+def test_what_is_saved_is_what_was_loaded(folder, tmp_path):
+    loaded = weights.load_wav2vec2(folder)
+    before = {name: array for name, array in load_file(folder / "model.safetensors").items() if "quantizer" not in name}
+    characters = Characters(("", " ", *"abcdefghijklmnopqrstuvwxyz"))
+    head = wav2vec2.CTCHead(len(characters))
+    head.build((None, None, loaded.backbone.config.hidden_size))
+    again = weights.save_wav2vec2(tmp_path / "again", loaded.backbone, head, characters.to_json(), normalises=False)
+    written = load_file(again / "model.safetensors")
+    for name, array in before.items():
+        for new, old in (("parametrizations.weight.original0", "weight_g"),
+                         ("parametrizations.weight.original1", "weight_v")):  # fmt: skip
+            name = name.replace(new, old)
+        if name.startswith("wav2vec2."):
+            np.testing.assert_array_equal(written[name], array)
+    second = weights.load_wav2vec2(again)
+    for ours, theirs in zip(second.backbone.get_weights(), loaded.backbone.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    for ours, theirs in zip(second.head.get_weights(), head.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert not second.normalises and read_characters(again / "vocab.json") == characters
+
+    half = weights.save_wav2vec2(tmp_path / "half", loaded.backbone, half=True)
+    assert load_file(half / "model.safetensors")["feature_projection.projection.weight"].dtype == np.float16
+    assert (half / "model.safetensors").stat().st_size < 0.6 * (again / "model.safetensors").stat().st_size
+    assert weights.load_wav2vec2(half).head is None

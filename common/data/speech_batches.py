@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -183,6 +184,11 @@ def shuffled_batches(
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
+def steps_per_epoch(seconds: np.ndarray, batch_seconds: float, seed: int, batch_size: int | None = None) -> int:
+    """Return the batches of the first epoch; every epoch is made as long, by a batch or two less or twice."""
+    return len(shuffled_batches(seconds, batch_seconds, (seed, 0), batch_size))
+
+
 def _cut(order: np.ndarray, seconds: np.ndarray, most: float, batch_size: int | None) -> Iterator[np.ndarray]:
     """Yield pieces of the order, each as large as is allowed."""
     first, longest = 0, 0.0
@@ -224,7 +230,8 @@ def training_batches(
         least_samples: as many must be left of each clip when it is played faster, or None.
 
     Returns:
-        Dataset of ({"audio": float32 [batch, samples], "samples": int32 [batch]}, targets); targets are
+        Dataset of ({"audio": float32 [batch, samples], "samples": int32 [batch]}, targets), an epoch being as many
+        batches as `steps_per_epoch` says; targets are
         {"labels": int32 [batch, characters], "characters": int32 [batch]}, or int64 [batch]. What is padded is 0.
 
     Raises:
@@ -239,10 +246,13 @@ def training_batches(
         least = 0 if least_samples is None else int(least_samples[place])
         return augmentation(clips[place], np.random.default_rng((seed, epoch, place)), least)
 
+    steps = steps_per_epoch(seconds, batch_seconds, seed, batch_size)
+
     def generate():
         epoch, step = first
         while True:
-            for places in shuffled_batches(seconds, batch_seconds, (seed, epoch), batch_size)[step:]:
+            batches = itertools.cycle(shuffled_batches(seconds, batch_seconds, (seed, epoch), batch_size))
+            for places in itertools.islice(batches, step, steps):
                 yield _padded([clip_of(epoch, int(place)) for place in places]), _targets_of(targets, places)
             epoch, step = epoch + 1, 0
 

@@ -1,0 +1,94 @@
+"""Build, freeze and train what hears: a wav2vec 2.0 with a head that writes characters, or names the whole clip."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import ops
+
+from common.characters import Characters
+from common.models.wav2vec2 import CTCHead, UtteranceHead, Wav2Vec2Config, ctc_loss, normalise
+from common.models.wav2vec2 import build_classifier as classifier_of
+from common.models.wav2vec2 import build_recogniser as recogniser_of
+from common.speech_sources import SpeechSource
+
+# For `freezing.freeze`: all but the convolutions that read samples, which fine-tuning leaves alone (section 4 of the
+# paper): what they hear does not depend on the language.
+ENCODER = "regex:^(?!feature_extractor)"
+
+
+def build_recogniser(source: SpeechSource, characters: Characters) -> keras.Model:
+    """Return a network that writes characters: the backbone of a source and a CTC head.
+
+    What the head of the source knew about a character, its own head knows as well; the others begin anew.
+
+    Args:
+        source: pretrained or not.
+        characters: of the new head; the blank is 0.
+
+    Returns:
+        {"samples", "lengths"} -> logits, float32 [batch, frames, characters].
+    """
+    head = CTCHead(len(characters), source.backbone.config.final_dropout, name="head")
+    model = recogniser_of(source.backbone, head)
+    if source.head is not None and source.characters is not None:
+        places = head_places(source.characters, characters)
+        kernel, bias = (np.array(weight) for weight in head.dense.get_weights())
+        known_kernel, known_bias = source.head.dense.get_weights()
+        for place, known in places.items():
+            kernel[:, place], bias[place] = known_kernel[:, known], known_bias[known]
+        head.dense.set_weights([kernel, bias])
+    return model
+
+
+def head_places(known: Characters, wanted: Characters) -> dict[int, int]:
+    """Return which output of a known head writes what each wanted one is to write; case does not matter.
+
+    Args:
+        known: of the head of the source.
+        wanted: of the new head.
+    """
+    of_known = {symbol.lower(): number for symbol, number in reversed(known.numbers.items())}
+    found = {wanted.blank: known.blank}
+    for symbol, number in wanted.numbers.items():
+        if symbol.lower() in of_known:
+            found[number] = of_known[symbol.lower()]
+    return found
+
+
+def build_classifier(source: SpeechSource, classes: int) -> keras.Model:
+    """Return a network that names the whole clip: {"samples", "lengths"} -> logits, float32 [batch, classes]."""
+    return classifier_of(source.backbone, UtteranceHead(classes, dropout=0.1, name="head"))
+
+
+class Learner(keras.Model):
+    """A network with the loss that its head needs; it shares all layers, so what it learns is in the network.
+
+    Args:
+        model: of `build_recogniser` or `build_classifier`.
+        config: of the backbone, which says how many frames a clip has.
+    """
+
+    def __init__(self, model: keras.Model, config: Wav2Vec2Config):
+        super().__init__(model.inputs, model.output, name="learner")
+        self._frames_of = config.frame_lengths
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        """Return CTC per character of a batch of transcripts, or the cross-entropy of its classes."""
+        if not isinstance(y, dict):
+            return ops.mean(keras.losses.sparse_categorical_crossentropy(y, y_pred, from_logits=True))
+        losses = ctc_loss(y["labels"], y_pred, y["characters"], self._frames_of(x["lengths"]))
+        return ops.sum(losses) / ops.maximum(ops.cast(ops.sum(y["characters"]), "float32"), 1.0)
+
+
+def as_inputs(normalises: bool) -> Callable:
+    """Return a function for tf.data: batches of `speech_batches` -> what the network takes."""
+
+    def prepare(inputs: dict[str, tf.Tensor], *targets):
+        audio = normalise(inputs["audio"], inputs["samples"]) if normalises else inputs["audio"]
+        return {"samples": audio, "lengths": inputs["samples"]}, *targets
+
+    return prepare

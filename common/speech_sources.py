@@ -1,0 +1,120 @@
+"""Where a pretrained model of speech comes from: a folder of wav2vec 2.0, bundled, local or on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from common.characters import Characters, read_characters
+from common.errors import UserError
+from common.models.wav2vec2 import CTCHead, Wav2Vec2Backbone
+from common.presets import fetch_preset
+from common.specs import BUNDLED_FOLDER, SourceSpec, parse_source
+from common.wav2vec2_weights import load_wav2vec2
+
+_ALLOWED = (
+    "Allowed: bundled:wav2vec2_mini, preset:FOLDER and preset:hf://OWNER/NAME (such as "
+    "preset:hf://facebook/wav2vec2-base-960h), with config.json of a wav2vec 2.0 and model.safetensors."
+)
+
+
+@dataclass(frozen=True)
+class SpeechSource:
+    """A loaded pretrained model of speech.
+
+    Attributes:
+        spec: what the user typed.
+        backbone: {"samples": float32 [batch, time] at 16 kHz, "lengths": int32 [batch]} -> hidden states.
+        head: the CTC head it was trained with, or None.
+        characters: what each output of that head writes, or None.
+        normalises: whether clips go through `wav2vec2.normalise` first.
+        card: where it came from and under which terms: origin, licence, data.
+    """
+
+    spec: str
+    backbone: Wav2Vec2Backbone
+    head: CTCHead | None
+    characters: Characters | None
+    normalises: bool
+    card: dict[str, str]
+
+    def fingerprint(self) -> str:
+        """Return a hash of all weights: equal sound, equal hidden states."""
+        digest = hashlib.sha256(str(self.normalises).encode())
+        for weight in self.backbone.weights:
+            digest.update(np.ascontiguousarray(weight.numpy()).tobytes())
+        return digest.hexdigest()[:16]
+
+
+def load_speech_source(text: str, *, random_weights: bool = False) -> SpeechSource:
+    """Load a model of speech by its spec string.
+
+    Args:
+        text: `bundled:wav2vec2_mini`, `preset:FOLDER` (of transformers' `save_pretrained`, of `hf download`, or
+            OUT/preset of a run), `preset:hf://OWNER/NAME`; `@random` at the end keeps the initial weights.
+        random_weights: same architecture, initial weights, no head: the from-scratch baseline.
+
+    Returns:
+        The SpeechSource, built under Keras' current dtype policy.
+
+    Raises:
+        UserError: no such model, no network, or not a wav2vec 2.0.
+    """
+    spec = parse_source(text)
+    folder = _folder_of(spec, text)
+    loaded = load_wav2vec2(folder)
+    if loaded.sampling_rate != 16_000:
+        raise UserError(f"--source {text} hears {loaded.sampling_rate:,} samples a second. Allowed: 16,000.")
+    backbone, head, characters = loaded.backbone, loaded.head, None
+    if loaded.vocabulary is not None and (folder / "vocab.json").is_file():
+        characters = _blank_first(read_characters(folder / "vocab.json"))
+        if len(characters) != len(loaded.vocabulary):  # outputs that no file names
+            head = characters = None
+    if random_weights or spec.random:
+        backbone = Wav2Vec2Backbone(backbone.config, dtype=keras.config.dtype_policy())
+        return SpeechSource(text, backbone, None, None, loaded.normalises, _card(spec, folder, initial=True))
+    return SpeechSource(text, backbone, head, characters, loaded.normalises, _card(spec, folder))
+
+
+def _folder_of(spec: SourceSpec, text: str) -> Path:
+    """Return the folder that holds the model; what is on the hub is fetched."""
+    if spec.kind not in ("bundled", "preset"):
+        raise UserError(f"--source is not a model of speech. {_ALLOWED} Received: {text!r}.")
+    if spec.kind == "bundled":
+        folder = BUNDLED_FOLDER / spec.name
+    elif spec.name.startswith("hf://"):
+        folder = Path(fetch_preset(spec))
+    else:
+        folder = Path(spec.name).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"--source names no folder and nothing on the hub. {_ALLOWED} Received: {text!r}.")
+    try:
+        kind = json.loads((folder / "config.json").read_text("utf-8")).get("model_type")
+    except (OSError, ValueError, AttributeError):
+        return folder  # whoever loads it says what is wrong
+    if kind != "wav2vec2":
+        raise UserError(f"--source is not a model of speech: it is a {kind or 'preset of KerasHub'}. {_ALLOWED}")
+    return folder
+
+
+def _blank_first(characters: Characters) -> Characters:
+    """Return the vocabulary in the order of the loaded head, whose output 0 is the blank."""
+    blank = characters.blank
+    others = (symbol for number, symbol in enumerate(characters.symbols) if number != blank)
+    return Characters((characters.symbols[blank], *others), 0, characters.case)
+
+
+def _card(spec: SourceSpec, folder: Path, initial: bool = False) -> dict[str, str]:
+    file = folder / "card.json"  # of a model that this project made
+    own = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    unknown = "see the model's own page"
+    if initial:
+        return {"origin": f"{spec.kind} {spec.name}, initial weights", "licence": own.get("licence", unknown),
+                "data": "none"}  # fmt: skip
+    return {"origin": f"{spec.kind} {spec.name}", "licence": own.get("licence", unknown),
+            "data": own.get("data", unknown)}  # fmt: skip

@@ -1,0 +1,222 @@
+"""Write down what is said, or name it: from recordings of speech to a proven SavedModel that takes wav files.
+
+    python -m recipes run speech_wav2vec                                                  # spoken demo words
+    python -m recipes run speech_wav2vec --data tsv:CLIPS.tsv --source preset:hf://facebook/wav2vec2-base-960h
+    python -m recipes run speech_wav2vec --task commands --data folder:WORDS --out runs/commands
+
+CLIPS.tsv has the columns path and text, and better also speaker; Common Voice and LibriSpeech are read as they are. A
+pretrained wav2vec 2.0 (arXiv:2006.11477) hears, and a head learns to write characters (CTC): first the head alone,
+then the transformer below it, more slowly. With --task commands the head names the whole clip instead. No speaker is
+in two parts. The report plays the worst clips and sets the result beside the baselines. The SavedModel takes wav files
+of any length, and has been proved in a fresh process to write what the evaluation read.
+
+What to expect, measured, with commands and machine: `python -m recipes show speech_wav2vec`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil, inf
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from common import checking, concluding, exporting, freezing, recognising, runs, speech_models, speech_report, training
+from common.characters import CASES, POLICIES, Characters, build_characters, encode_texts, samples_needed
+from common.checkpoints import fit_with_checkpoints
+from common.data import speech_batches
+from common.data.audio import SAMPLE_RATE
+from common.data.labelled import PARTS
+from common.data.speech_batches import Augmentation, Clips
+from common.data.speech_rows import SpeechColumns
+from common.data.speech_sets import DATA_KINDS, SpeechExamples, SpeechSet, draw_shots, leave_out, load_speech_set
+from common.progress import format_seconds
+from common.serving.files import write_serving_files
+from common.speech_decoding import write_with_beams
+from common.speech_metrics import transcription_metrics
+from common.speech_sources import SpeechSource, load_speech_source
+from common.specs import check_choice, check_range, parse_baselines, parse_data, parse_list, parse_source
+
+BASELINES = ("zero_shot", "frozen", "scratch")
+AUGMENTATIONS = ("speed", "noise", "gain")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of speech_wav2vec."""
+
+    task: str = "transcribe"
+    """transcribe (write what is said) or commands (name the whole clip)."""
+    data: str = "demo"
+    """Clips: demo, folder:PATH (class folders; LibriSpeech, LJSpeech or Common Voice as they are), csv:PATH, tsv:PATH
+    or manifest:PATH (JSON lines)."""
+    path_column: str | None = None
+    """Column of a table that holds the paths; found by its usual names where nothing is said. So are the next four."""
+    text_column: str | None = None
+    """Column that holds the transcripts."""
+    label_column: str | None = None
+    """Column that holds the classes."""
+    speaker_column: str | None = None
+    """Column that holds who speaks."""
+    split_column: str | None = None
+    """Column that says train, val or test."""
+    encoding: str = "utf-8"
+    """Of tables: utf-8, latin-1 ..."""
+    share_speakers: bool = False
+    """Split clip by clip: voices of the test may then be in training, and the result is for those voices only."""
+    source: str = "bundled:wav2vec2_mini"
+    """Pretrained model: bundled:wav2vec2_mini, preset:FOLDER or preset:hf://OWNER/NAME of a wav2vec 2.0."""
+    out: str = "runs/speech_wav2vec"
+    """Folder for everything this run writes."""
+    resume: str | None = None
+    """Go on with the run that was stopped in this folder, with its settings; no other flag is needed."""
+    save_every: float = 30.0
+    """Seconds between checkpoints: a killed run loses no more than that."""
+    case: str | None = None
+    """Letters of the transcripts: lower, upper or keep; as the source writes them where nothing is said, else lower."""
+    outside: str = "drop"
+    """What becomes of characters that cannot be written: drop (the character), skip (the clip) or error."""
+    unfreeze: str = "encoder"
+    """What learns after the head: encoder (all but the convolutions that read samples), all, or another policy."""
+    head_epochs: int | None = None
+    """Passes in which only the head learns; the default is as many as make 100 steps, or 2."""
+    epochs: int | None = None
+    """Passes in which the encoder learns as well; the default is as many as make 600 steps, or 10."""
+    batch_seconds: float = 48.0
+    """Seconds of sound in a step, padding included."""
+    learning_rate: float = 5e-4
+    """Peak learning rate of the encoder; it warms up, then falls along a cosine."""
+    head_rate: float = 2e-3
+    """Peak learning rate of the head."""
+    weight_decay: float = 0.01
+    """Pulls weights towards zero."""
+    augment: str = "speed,noise,gain"
+    """What changes the clips while training: some of speed, noise, gain, or none. Hiding spans is of the source."""
+    language_model: str | None = None
+    """A text file: words that follow each other in it are preferred by the beam search of the evaluation."""
+    beams: int = 16
+    """Beginnings that the beam search of the evaluation follows; 0 leaves it out. The export decodes greedily."""
+    baselines: str = "zero_shot"
+    """What the result is set beside: some of zero_shot (the source as it is), frozen (only the head learns), scratch
+    (random weights); the last two take as long again. none for none."""
+    shots: int | None = None
+    """Train on this many clips of each word or sentence, drawn by the seed: what would so few give?"""
+    limit: int | None = None
+    """Use at most this many clips of each part: a quick look."""
+    strict: bool = False
+    """Stop at the first clip that cannot be used instead of skipping and counting it."""
+    seed: int = 0
+    """Decides initial weights, order and augmentation; the split depends on the clips alone."""
+
+    def __post_init__(self) -> None:
+        check_choice("--task", self.task, ("transcribe", "commands"))
+        parse_data(self.data, DATA_KINDS)
+        parse_source(self.source)
+        if self.case is not None:
+            check_choice("--case", self.case, CASES)
+        check_choice("--outside", self.outside, POLICIES)
+        parse_list("--augment", self.augment, AUGMENTATIONS, alone=("none",))
+        wanted = parse_baselines(self.baselines, BASELINES)
+        if self.task == "commands" and "zero_shot" in wanted and self.baselines != Config.baselines:
+            raise ValueError("--baselines zero_shot is for --task transcribe: no source knows your classes.")
+        if self.language_model and not Path(self.language_model).expanduser().is_file():
+            raise ValueError(f"--language-model {self.language_model!r} is no file. Give a text file, a line a sentence.")
+        check_range(self, 0, inf, "save_every", "weight_decay", "seed", "head_epochs", "epochs", "learning_rate", "beams")
+        check_range(self, 1, inf, "batch_seconds", "limit", "shots")
+        check_range(self, 1e-9, inf, "head_rate")
+
+
+def load_data(config: Config) -> SpeechSet:
+    """Read, check and split the clips."""
+    columns = SpeechColumns(
+        config.path_column, config.text_column, config.label_column, config.speaker_column, config.split_column,
+        config.encoding,
+    )  # fmt: skip
+    data = load_speech_set(
+        config.data, task="commands" if config.task == "commands" else "transcripts", columns=columns,
+        limit=config.limit, strict=config.strict, share_speakers=config.share_speakers,
+    )  # fmt: skip
+    return draw_shots(data, config.shots, config.seed) if config.shots else data
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What is learned, and what is read.
+
+    Attributes:
+        data: without the clips that nothing can be learned from.
+        clips: of each part.
+        targets: of training: the numbers of each transcript, n int32 [characters], or class numbers, int64 [n].
+        characters: that can be written; None where classes are named.
+        references: what was really said in each part, as it is scored; {} where classes are named.
+    """
+
+    data: SpeechSet
+    clips: dict[str, Clips]
+    targets: list[np.ndarray] | np.ndarray
+    characters: Characters | None
+    references: dict[str, list[str]]
+
+
+def prepare(data: SpeechSet, source: SpeechSource, config: Config) -> Lesson:
+    """Choose the characters from the training transcripts, and leave out clips from which CTC cannot learn them."""
+    characters, targets, references = None, data.train.labels, {}
+    if config.task == "transcribe":
+        case = config.case or (source.characters.case if source.characters else "lower")
+        characters = build_characters(data.train.texts, case)
+        data, targets = writable_clips(data, characters, source.backbone.config.frame_lengths, config.outside)
+        references = {part: [characters.normalise(text) for text in getattr(data, part).texts] for part in PARTS}
+    clips = {part: Clips(getattr(data, part).paths, title=f"decoding {part}") for part in PARTS}
+    return Lesson(data, clips, targets, characters, references)
+
+
+def build(source: SpeechSource, lesson: Lesson) -> keras.Model:
+    """Put a head on the pretrained model."""
+    if lesson.characters is None:
+        return speech_models.build_classifier(source, len(lesson.data.class_names))
+    return speech_models.build_recogniser(source, lesson.characters)
+
+
+def train(source: SpeechSource, model: keras.Model, lesson: Lesson, config: Config, stage: str):
+    """Train one stage: `head`, `finetune`, or for a baseline `frozen` or `scratch`.
+
+    Returns:
+        (history rows, number of parameters that trained).
+    """
+    policy = {"head": "frozen", "frozen": "frozen", "scratch": "all"}.get(stage, config.unfreeze)
+    counts = freezing.freeze(model, source.backbone, speech_models.ENCODER if policy == "encoder" else policy)
+    print(f"{stage}: {counts}")
+    seconds, network = lesson.data.train.seconds, source.backbone.config
+    steps = speech_batches.steps_per_epoch(seconds, config.batch_seconds, config.seed)
+    epochs, least = passes(config, steps)[stage], None
+    if lesson.characters:  # a clip that is played faster still needs a frame for each character
+        least = [samples_needed(labels, network.frame_lengths) for labels in lesson.targets]
+
+    def batches_from(epoch, step):
+        stream = speech_batches.training_batches(
+            lesson.clips["train"], seconds, lesson.targets, config.batch_seconds, seed=config.seed,
+            first=(epoch, step), augmentation=augmentation(config), least_samples=least,
+        )  # fmt: skip
+        return stream.map(speech_models.as_inputs(source.normalises), 2)
+
+    hear = listener(source, model, lesson)
+
+    def watch(epoch, logs):  # what is best is decided on validation, by what users will read
+        logs.update({f"val_{name}": value for name, value in hear.score("val").items()})
+
+    # The head is new, the encoder has heard much: it learns more slowly. With random weights nobody has heard anything.
+    scratch = stage == "scratch"
+    optimizer = training.DiscriminativeAdamW(
+        learning_rate=training.warmup_cosine(config.learning_rate if scratch else config.head_rate, epochs * steps),
+        weight_decay=config.weight_decay, global_clipnorm=1.0,
+        slower=[] if scratch else [(source.backbone.weights, config.learning_rate / config.head_rate)],
+    )  # fmt: skip
+    learner = speech_models.Learner(model, network)
+    learner.compile(optimizer=optimizer, jit_compile=False)
+    history = fit_with_checkpoints(
+        learner, batches_from, epochs=epochs, lines=training.EpochLines(stage, epochs, steps),
+        keep=training.KeepBest(None, rank=best_of), callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=watch)],
+        checkpoint=Path(config.out) / "checkpoints" / f"{stage}.npz", save_every=config.save_every,
+    )  # fmt: skip
+    return history, counts.parameters
