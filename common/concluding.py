@@ -8,6 +8,7 @@ import numpy as np
 
 from common import evaluation, reporting, runs
 from common.data.image_sets import ImageSet
+from common.data.speech_sets import SpeechSet
 from common.data.text_sets import TextSet
 from common.explaining import Explanation
 from common.text_explaining import TextExplanation
@@ -16,7 +17,7 @@ from common.text_explaining import TextExplanation
 def conclude(
     recipe: str,
     config,
-    data: ImageSet | TextSet,
+    data: ImageSet | TextSet | SpeechSet,
     *,
     probabilities: np.ndarray,
     baselines: dict[str, tuple[np.ndarray, float]],
@@ -35,7 +36,7 @@ def conclude(
     Args:
         recipe: its name.
         config: its settings, a dataclass with `out`, `data` and `seed`.
-        data: the pictures, or the texts.
+        data: the pictures, the texts, or the clips with labels.
         probabilities: of the exported model on the test part, float32 [n, classes].
         baselines: for each name its probabilities on the test part and the seconds it took.
         history: rows of history.csv.
@@ -71,7 +72,10 @@ def conclude(
         title=f"{recipe.replace('_', ' ').capitalize()}: {config.data}", metrics=metrics, config=vars(config),
         class_names=data.class_names, sentences=sentences,
     )  # fmt: skip
-    examples = {"image_paths": data.test.paths} if isinstance(data, ImageSet) else {"texts": data.test.texts}
+    if isinstance(data, TextSet):
+        examples = {"texts": data.test.texts}
+    else:
+        examples = {"sound_paths" if isinstance(data, SpeechSet) else "image_paths": data.test.paths}
     reporting.write_report(
         out, history=history, labels=labels, probabilities=probabilities,
         per_class=evaluation.per_class_table(labels, probabilities, data.class_names), skipped=data.skipped,

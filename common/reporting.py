@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
+from common.playback import embed_sounds
 from common.runs import write_atomically
 
 NOT_MEASURED = "not measured"
@@ -47,7 +48,7 @@ def write_report(
     out: Path, *, title: str, metrics: dict, config: dict, history: list[dict], class_names: Sequence[str],
     labels: np.ndarray, probabilities: np.ndarray, per_class: list[dict], skipped: Sequence[tuple[str, str]],
     sentences: Sequence[str], image_paths: Sequence[str] | None = None, texts: Sequence[str] | None = None,
-    explanation=None,
+    sound_paths: Sequence[str] | None = None, explanation=None,
 ) -> Path:  # fmt: skip
     """Write OUT/report.html, one file that needs nothing else to be read.
 
@@ -65,6 +66,7 @@ def write_report(
         sentences: findings in plain words, shown near the top.
         image_paths: [examples] files of the test images; one that cannot be read any more gets no picture.
         texts: [examples] test texts, instead of images.
+        sound_paths: [examples] files of the test clips, instead of images; the mistakes can be played.
         explanation: an `explaining.Explanation` or `text_explaining.TextExplanation`; None leaves its chapters out.
 
     Returns:
@@ -74,7 +76,9 @@ def write_report(
         ValueError: labels, probabilities, examples and class_names do not belong together.
     """
     labels, probabilities = np.asarray(labels, dtype=np.int64), np.asarray(probabilities)
-    classes, examples = len(class_names), texts if image_paths is None else image_paths
+    classes = len(class_names)
+    given = {"images": image_paths, "texts": texts, "clips": sound_paths}
+    [(what, examples)] = [(name, those) for name, those in given.items() if those is not None]
     if probabilities.shape != (len(labels), classes) or len(examples) != len(labels):
         raise ValueError(
             "a report needs one label, one path or text and one probability per class for each example; received "
@@ -100,13 +104,13 @@ def write_report(
         "numbers": {name: number for number, name in enumerate(class_names)},
         # Weakest first: that is the row a reader looks for among two hundred.
         "per_class": sorted(per_class, key=lambda row: as_number(row.get("f1")) or 0),
-        "what": "images" if image_paths is not None else "texts",
-        "mistakes": _mistakes(labels, predicted, probabilities.max(axis=1, initial=0), image_paths, texts),
+        "what": what,
+        "mistakes": _mistakes(what, labels, predicted, probabilities.max(axis=1, initial=0), examples),
         "mistake_count": int((predicted != labels).sum()),
         "test_count": len(labels),
         "skipped": skipped,
-        "explained": _explained(explanation) if explanation and image_paths is not None else None,
-        "read": _read(explanation) if explanation and image_paths is None else None,
+        "explained": _explained(explanation) if explanation and what == "images" else None,
+        "read": _read(explanation) if explanation and what == "texts" else None,
     }
     return render(Path(out) / "report.html", context)
 
@@ -241,7 +245,7 @@ def confused_pairs(confusion: np.ndarray, shares: np.ndarray) -> list[tuple[int,
     return [(i, j, int(wrong[i, j]), shares[i, j]) for i, j in cells if wrong[i, j]]
 
 
-def _mistakes(labels, predicted, confidence, image_paths, texts) -> list[dict]:
+def _mistakes(what, labels, predicted, confidence, examples) -> list[dict]:
     """Collect the wrong answers given with the highest probability; of images, those that can still be read."""
     found = []
     for index in np.argsort(-confidence, kind="stable"):
@@ -250,10 +254,17 @@ def _mistakes(labels, predicted, confidence, image_paths, texts) -> list[dict]:
         if predicted[index] == labels[index]:
             continue
         answer = {"true": labels[index], "predicted": predicted[index], "probability": confidence[index]}
-        if image_paths is None:
-            found.append({"text": _short(texts[index]), **answer})
-        elif picture := _thumbnail(image_paths[index]):
-            found.append({"picture": picture, "name": Path(image_paths[index]).name, **answer})
+        if what == "texts":
+            found.append({"text": _short(examples[index]), **answer})
+            continue
+        path = str(examples[index])
+        if what == "clips":
+            found.append({"path": path, "name": Path(path).name, **answer})
+        elif picture := _thumbnail(path):
+            found.append({"picture": picture, "name": Path(path).name, **answer})
+    if what == "clips":
+        sounds = embed_sounds([mistake["path"] for mistake in found])
+        return [mistake | sound for mistake, sound in zip(found, sounds, strict=True)]
     return found
 
 
@@ -375,7 +386,9 @@ def as_number(value: object) -> float | None:
 def _percent(value: object) -> str:
     if (number := as_number(value)) is None:
         return NOT_MEASURED
-    # Rounding must not make a flawless result of one that is not.
+    # Rounding must not make a flawless result of one that is not; of errors, the flawless number is 0.
+    if 0 < number < 0.0005:
+        return "< 0.1 %"
     return "> 99.9 %" if 0.9995 <= number < 1 else f"{100 * number:.1f} %"
 
 
