@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -14,6 +15,7 @@ from common.models.wav2vec2 import CTCHead, UtteranceHead, Wav2Vec2Config, ctc_l
 from common.models.wav2vec2 import build_classifier as classifier_of
 from common.models.wav2vec2 import build_recogniser as recogniser_of
 from common.speech_sources import SpeechSource
+from common.wav2vec2_weights import save_wav2vec2
 
 # For `freezing.freeze`: all but the convolutions that read samples, which fine-tuning leaves alone (section 4 of the
 # paper): what they hear does not depend on the language.
@@ -92,3 +94,17 @@ def as_inputs(normalises: bool) -> Callable:
         return {"samples": audio, "lengths": inputs["samples"]}, *targets
 
     return prepare
+
+
+def save_source(folder: Path, model: keras.Model, source: SpeechSource, characters: Characters | None) -> Path:
+    """Write what was learned as a source for other runs: `--source preset:FOLDER`.
+
+    Args:
+        folder: to write to.
+        model: with the backbone of the source inside; its CTC head is written with it.
+        source: what it was made from.
+        characters: of the CTC head; None where classes are named: only the backbone is written then.
+    """
+    head = model.get_layer("head") if characters else None
+    vocabulary = characters.to_json() if characters else None
+    return save_wav2vec2(folder, source.backbone, head, vocabulary, normalises=source.normalises)

@@ -15,28 +15,31 @@ What to expect, measured, with commands and machine: `python -m recipes show spe
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
 from math import ceil, inf
 from pathlib import Path
 
 import keras
 import numpy as np
+from common.recognising import CommandModel, Recogniser, Transcripts
 
-from common import checking, concluding, exporting, freezing, recognising, runs, speech_models, speech_report, training
-from common.characters import CASES, POLICIES, Characters, build_characters, encode_texts, samples_needed
+from common import checking, exporting, freezing, recognising, runs, speech_models, speech_report, training
+from common.characters import CASES, POLICIES, Characters, build_characters, samples_needed
 from common.checkpoints import fit_with_checkpoints
+from common.concluding import conclude
 from common.data import speech_batches
-from common.data.audio import SAMPLE_RATE
 from common.data.labelled import PARTS
 from common.data.speech_batches import Augmentation, Clips
+from common.data.speech_lessons import draw_shots, writable_clips
 from common.data.speech_rows import SpeechColumns
-from common.data.speech_sets import DATA_KINDS, SpeechExamples, SpeechSet, draw_shots, leave_out, load_speech_set
+from common.data.speech_sets import DATA_KINDS, SpeechSet, load_speech_set
 from common.progress import format_seconds
 from common.serving.files import write_serving_files
-from common.speech_decoding import write_with_beams
-from common.speech_metrics import transcription_metrics
-from common.speech_sources import SpeechSource, load_speech_source
 from common.specs import check_choice, check_range, parse_baselines, parse_data, parse_list, parse_source
+from common.speech_decoding import write_with_beams
+from common.speech_metrics import count_errors
+from common.speech_sources import SpeechSource, load_speech_source
 
 BASELINES = ("zero_shot", "frozen", "scratch")
 AUGMENTATIONS = ("speed", "noise", "gain")
@@ -121,8 +124,9 @@ class Config:
         if self.task == "commands" and "zero_shot" in wanted and self.baselines != Config.baselines:
             raise ValueError("--baselines zero_shot is for --task transcribe: no source knows your classes.")
         if self.language_model and not Path(self.language_model).expanduser().is_file():
-            raise ValueError(f"--language-model {self.language_model!r} is no file. Give a text file, a line a sentence.")
-        check_range(self, 0, inf, "save_every", "weight_decay", "seed", "head_epochs", "epochs", "learning_rate", "beams")
+            raise ValueError(f"--language-model {self.language_model!r} is no file. Give a file of sentences.")
+        check_range(self, 0, inf, "save_every", "weight_decay", "seed", "head_epochs", "epochs", "learning_rate")
+        check_range(self, 0, 1024, "beams")
         check_range(self, 1, inf, "batch_seconds", "limit", "shots")
         check_range(self, 1e-9, inf, "head_rate")
 
@@ -200,10 +204,10 @@ def train(source: SpeechSource, model: keras.Model, lesson: Lesson, config: Conf
         )  # fmt: skip
         return stream.map(speech_models.as_inputs(source.normalises), 2)
 
-    hear = listener(source, model, lesson)
+    answer = answering(source, model, lesson)
 
     def watch(epoch, logs):  # what is best is decided on validation, by what users will read
-        logs.update({f"val_{name}": value for name, value in hear.score("val").items()})
+        logs.update({f"val_{name}": value for name, value in mark(answer("val"), lesson, "val").items()})
 
     # The head is new, the encoder has heard much: it learns more slowly. With random weights nobody has heard anything.
     scratch = stage == "scratch"
@@ -220,3 +224,196 @@ def train(source: SpeechSource, model: keras.Model, lesson: Lesson, config: Conf
         checkpoint=Path(config.out) / "checkpoints" / f"{stage}.npz", save_every=config.save_every,
     )  # fmt: skip
     return history, counts.parameters
+
+
+def main(config: Config) -> dict:
+    """Run the whole story: data -> source -> head -> the encoder -> evaluation -> export -> proof -> report."""
+    config = runs.start(config)
+    out = Path(config.out)
+    clock = runs.Stopwatch(out / "checkpoints" / "seconds.json")
+
+    with clock("data"):
+        data = load_data(config)
+    print(f"{config.data}: {data.counts()}")
+    keras.utils.set_random_seed(config.seed)
+    source = load_speech_source(config.source)
+    runs.remember_inputs(out, data.fingerprint() + source.fingerprint())
+    with clock("data"):
+        lesson = prepare(data, source, config)
+    baselines, history = {}, []
+    if "zero_shot" in wanted_baselines(config, source):
+        with clock("baseline_zero_shot"):
+            said = zero_shot(source, lesson)
+        baselines["zero_shot"] = said, clock.report()["baseline_zero_shot"]
+
+    model = build(source, lesson)
+    parameters = {"total": model.count_params()}
+    for stage in ("head", "finetune"):
+        with clock(stage):
+            rows, parameters[f"trainable_{stage}"] = train(source, model, lesson, config, stage)
+        history += rows
+    with clock("evaluate"):
+        answer = answering(source, model, lesson)
+        said = answer("test", title="test clips")
+        decoders = write_with_beams(
+            said.log_probabilities, answer("val").log_probabilities, lesson.references["val"], lesson.characters,
+            width=config.beams, text=config.language_model,
+        ) if lesson.characters else {}  # fmt: skip
+    for name in wanted_baselines(config, source) & {"frozen", "scratch"}:
+        with clock(f"baseline_{name}"):
+            theirs, rows = baseline(name, lesson, config)
+        baselines[name], history = (theirs, clock.report()[f"baseline_{name}"]), history + rows
+
+    with clock("export"):
+        exporting.save_keras_model(model, out / "model.keras")
+        speech_models.save_source(out / "preset", model, source, lesson.characters)  # a --source of other runs
+        version, proof = export_and_prove(source, model, lesson, said, out / "serving" / "speech_wav2vec")
+
+    told = dict(
+        history=history, seconds=clock.report(), parameters=parameters, proof=proof, baselines=baselines,
+        export=exporting.size_report(version, model), source_card={"spec": config.source, **source.card},
+    )  # fmt: skip
+    if lesson.characters is None:
+        return conclude("speech_wav2vec", config, lesson.data, probabilities=said, **told)
+    return speech_report.conclude(
+        "speech_wav2vec", config, lesson.data, references=lesson.references["test"], hypotheses=said.texts,
+        confidences=said.confidences, decoders=decoders, **told,
+    )  # fmt: skip
+
+
+def check(config: Config) -> None:
+    """Say what a run would read and how long it would take; train nothing and write what is learned as a page."""
+    data = load_data(config)
+    print(f"{config.data}: {data.counts()}")
+    print(*(f"  {sentence}" for sentence in data.advice()), sep="\n")
+    source = load_speech_source(config.source)
+    lesson = prepare(data, source, config)
+    model = build(source, lesson)
+    print(f"source: {source.card}\n{model.count_params():,} parameters")
+    seconds = lesson.data.train.seconds
+    print(f"{seconds.sum() / 60:.1f} minutes of training clips, {np.median(seconds):.1f} s in the median one")
+    if lesson.characters:
+        print(f"characters: {' '.join(lesson.characters.symbols[2:])}")
+    page = speech_report.write_samples(Path(config.out) / "samples.html", lesson.data.train)
+    print(f"clips as trained on: {page}")
+
+    stream = speech_batches.training_batches(
+        lesson.clips["train"], seconds, lesson.targets, config.batch_seconds, seed=config.seed,
+        augmentation=augmentation(config),
+    ).map(speech_models.as_inputs(source.normalises))  # fmt: skip
+    learner = speech_models.Learner(model, source.backbone.config)
+    learner.compile(optimizer=training.DiscriminativeAdamW(learning_rate=1e-9), jit_compile=False)
+    inputs, targets = next(stream.as_numpy_iterator())
+    step = checking.median_seconds(lambda: learner.train_on_batch(inputs, targets))  # the weights are thrown away
+    steps = speech_batches.steps_per_epoch(seconds, config.batch_seconds, config.seed)
+    epochs = passes(config, steps)
+    whole = sum(epochs[stage] for stage in ("head", "finetune", *(wanted_baselines(config, source) & set(epochs))))
+    print(f"estimate: {format_seconds(whole * steps * step)} of computing, then half a minute for export and proof")
+
+
+# --- small things that the steps above share ----------------------------------------------------------------
+
+
+def spoken(source: SpeechSource, model: keras.Model, lesson: Lesson) -> Recogniser | CommandModel:
+    """Return the model with all that turns its logits into answers."""
+    network = source.backbone.config
+    if lesson.characters is None:
+        return CommandModel(model, network, lesson.data.class_names, source.normalises)
+    return Recogniser(model, network, lesson.characters, source.normalises)
+
+
+def answering(source: SpeechSource, model: keras.Model, lesson: Lesson):
+    """Return a function: name of a part -> what the model says of it as it is then, Transcripts or probabilities."""
+    known = spoken(source, model, lesson)
+    if isinstance(known, CommandModel):
+        listen = recognising.build_command_listener(known)
+        return lambda part, title="": recognising.classify(
+            listen, lesson.clips[part], getattr(lesson.data, part).seconds, title=title
+        )
+    listen = recognising.build_listener(known)
+    return lambda part, title="": recognising.transcribe(
+        listen, lesson.clips[part], getattr(lesson.data, part).seconds, known.characters, title=title
+    )
+
+
+def mark(said: Transcripts | np.ndarray, lesson: Lesson, part: str) -> dict[str, float]:
+    """Return error rates of transcripts, or accuracy and cross-entropy of probabilities."""
+    if isinstance(said, Transcripts):
+        pairs = lesson.references[part], said.texts
+        (words, of_words), (characters, of_characters) = (count_errors(*pairs, unit) for unit in ("word", "character"))
+        return {"wer": words.sum() / of_words.sum(), "cer": characters.sum() / of_characters.sum()}
+    labels = getattr(lesson.data, part).labels
+    right = said[np.arange(len(said)), labels]
+    return {
+        "accuracy": float(np.mean(said.argmax(axis=1) == labels)),
+        "cross_entropy": -float(np.mean(np.log(np.maximum(right, 1e-30)))),
+    }
+
+
+def best_of(logs: dict[str, float]) -> tuple[float, float]:
+    """Rank an epoch by its word error rate on validation, of several by characters; by accuracy where classes are."""
+    if "val_wer" in logs:
+        return -round(logs["val_wer"], 6), -logs["val_cer"]
+    return training.by_accuracy(logs)
+
+
+def passes(config: Config, steps: int) -> dict[str, int]:
+    """Return the passes of each stage; where clips are few, enough steps to learn something."""
+    head = max(2, ceil(100 / steps)) if config.head_epochs is None else config.head_epochs
+    finetune = max(10, ceil(600 / steps)) if config.epochs is None else config.epochs
+    return {"head": head, "finetune": finetune, "frozen": head + finetune, "scratch": head + finetune}
+
+
+def augmentation(config: Config) -> Augmentation | None:
+    """Return what happens to training clips."""
+    names = parse_list("--augment", config.augment, AUGMENTATIONS, alone=("none",))
+    if names == ("none",):
+        return None
+    kept = Augmentation()
+    return Augmentation(
+        speed=kept.speed if "speed" in names else (1.0, 1.0),
+        noise_db=kept.noise_db if "noise" in names else None,
+        gain_db=kept.gain_db if "gain" in names else (0.0, 0.0),
+    )
+
+
+def wanted_baselines(config: Config, source: SpeechSource) -> set[str]:
+    """Return the baselines to set the result beside; a source that cannot write has no zero_shot."""
+    wanted = set(parse_baselines(config.baselines, BASELINES))
+    return wanted if config.task == "transcribe" and source.characters else wanted - {"zero_shot"}
+
+
+def zero_shot(source: SpeechSource, lesson: Lesson) -> list[str]:
+    """Return what the source writes of the test clips before it learns anything, spelled as the lesson is."""
+    before = Recogniser(
+        speech_models.recogniser_of(source.backbone, source.head), source.backbone.config, source.characters,
+        source.normalises,
+    )  # fmt: skip
+    test = lesson.data.test.seconds
+    said = recognising.transcribe(recognising.build_listener(before), lesson.clips["test"], test, before.characters)
+    return [lesson.characters.normalise(text) for text in said.texts]
+
+
+def baseline(name: str, lesson: Lesson, config: Config):
+    """Train a baseline for as many passes, from the same start or from random weights; return its answers and rows."""
+    keras.utils.set_random_seed(config.seed)
+    source = load_speech_source(config.source, random_weights=name == "scratch")
+    model = build(source, lesson)
+    rows, _ = train(source, model, lesson, config, name)
+    said = answering(source, model, lesson)("test")
+    return said.texts if isinstance(said, Transcripts) else said, rows
+
+
+def export_and_prove(source: SpeechSource, model: keras.Model, lesson: Lesson, said, folder: Path) -> tuple[Path, dict]:
+    """Write the SavedModel and what stands beside it; prove that it answers as the evaluation did."""
+    known, paths = spoken(source, model, lesson), list(lesson.data.test.paths)
+    with tempfile.TemporaryDirectory() as folder_of_example:  # for a flac, say, which no graph decodes
+        example = recognising.as_served_wav(paths[0], Path(folder_of_example))
+        if isinstance(known, CommandModel):
+            version = recognising.export_commands(known, folder, example=example)
+            proof = recognising.prove_commands(version, paths, said, known.class_names)
+        else:
+            version = recognising.export_recogniser(known, folder, example=example)
+            proof = recognising.prove_recogniser(version, paths, said.texts, said.confidences)
+        write_serving_files(folder.parent, folder.name, input_name="audio", example=example)
+    return version, proof

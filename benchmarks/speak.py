@@ -1,0 +1,161 @@
+"""Let espeak-ng read: a corpus to pre-train bundled:wav2vec2_mini on, or the demo of speech_wav2vec.
+
+    apt install espeak-ng
+    python benchmarks/speak.py corpus --texts ../shared/data --out ../prepared_data/spoken --clips 16000
+    python benchmarks/speak.py demo --out common/data/spoken_words
+
+A voice is an accent of English with one of espeak-ng's variants (other throats), and each clip has its own pitch and
+pace. The accents and variants of the demo's validation and test speak nowhere else: neither in its training part nor in
+the corpus. Same arguments, same clips, as long as espeak-ng is of one version.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import gzip
+import io
+import subprocess
+import sys
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from common.characters import Characters  # noqa: E402 (the script's folder, not the checkout, is on sys.path)
+from common.data.audio import SAMPLE_RATE, decode_sound  # noqa: E402
+from common.progress import ProgressLine  # noqa: E402
+
+ACCENTS = ("en-us", "en-gb", "en-gb-scotland", "en-gb-x-rp", "en-us-nyc", "en-gb-x-gbclan")
+HELD_OUT_ACCENTS = ("en-029", "en-gb-x-gbcwmd")  # the Caribbean, the West Midlands
+VARIANTS = (
+    "m1", "m2", "m3", "m4", "m6", "m7", "m8", "f1", "f2", "f4", "f5", "klatt", "klatt2", "klatt4", "klatt5", "Adam",
+    "Alex", "Alicia", "Andrea", "Andy", "Annie", "antonio", "aunty", "belinda", "benjamin", "boris", "caleb", "david",
+    "Denis", "Diogo", "ed", "edward", "Gene", "Gustave", "Henrique", "Hugo", "iven", "iven3", "Jacky", "john",
+    "kaukovalta", "Lee", "linda", "Marco", "Mario", "max", "michael", "Michel", "miguel", "Mr", "Nguyen", "pablo",
+    "paul", "quincy", "rob", "robert", "sandro", "steph", "steph3", "Storm", "travis", "victor", "Zac", "grandpa",
+)  # fmt: skip
+HELD_OUT_VARIANTS = ("m5", "f3", "klatt3", "anika", "shelby", "mike", "pedro", "norbert", "grandma", "steph2")
+
+DIGITS = "zero one two three four five six seven eight nine".split()
+TEENS = "ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split()
+TENS = "twenty thirty forty fifty sixty seventy eighty ninety hundred thousand million oh".split()
+NUMBERS = [*DIGITS, *TEENS, *TENS]
+COMMANDS = "yes no up down left right on off stop go".split()
+WORDS = [*DIGITS, *COMMANDS]
+LONGEST = 12  # words of a sentence of the corpus
+SHARES = {"words": 0.15, "numbers": 0.2}  # of the corpus; the rest are sentences
+
+
+def speak(text: str, accent: str, variant: str, rng: np.random.Generator) -> np.ndarray:
+    """Return a sentence as espeak-ng reads it, float32 [samples] at 16 kHz."""
+    pace, pitch, gap = rng.integers(110, 220), rng.integers(20, 80), rng.integers(0, 4)
+    command = ["espeak-ng", "-v", f"{accent}+{variant}", "-s", str(pace), "-p", str(pitch), "-g", str(gap), "--stdout"]
+    wav = subprocess.run(command, input=text.encode(), capture_output=True, check=True).stdout
+    samples = decode_sound(wav).samples
+    heard = np.flatnonzero(np.abs(samples) > 1e-3)
+    margin = int(0.05 * SAMPLE_RATE)  # espeak-ng leaves long pauses at either end
+    return samples[max(0, heard[0] - margin) : heard[-1] + margin] if len(heard) else samples
+
+
+def write_clips(folder: Path, wanted: list[tuple[str, str, str, str]], seed: int) -> None:
+    """Write FLAC files and manifest.tsv.
+
+    Of each sample 12 bits are kept: what lies below is quieter than any room, and half of the file.
+
+    Args:
+        folder: to write to.
+        wanted: (text, accent, variant, part) of each clip.
+        seed: decides pitch and pace.
+    """
+    (folder / "clips").mkdir(parents=True, exist_ok=True)
+    progress = ProgressLine("speaking", len(wanted))
+
+    def one(numbered):
+        number, (text, accent, variant, part) = numbered
+        samples = speak(text, accent, variant, np.random.default_rng((seed, number)))
+        name = f"clips/{number:05d}.flac"
+        levels = np.round(0.7 * samples / max(1e-3, np.abs(samples).max()) * 2047).astype(np.int16) * 16
+        encoded = io.BytesIO()
+        soundfile.write(encoded, levels, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+        (folder / name).write_bytes(encoded.getvalue())
+        return name, text, f"{accent}+{variant}", part
+
+    with ThreadPool(4) as pool, open(folder / "manifest.tsv", "w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file, delimiter="\t", lineterminator="\n")
+        table.writerow(["path", "text", "speaker", "split"])
+        for done, row in enumerate(pool.imap(one, enumerate(wanted), chunksize=16)):
+            table.writerow(row)
+            progress.update(done + 1)
+    progress.close()
+
+
+def sentences_of(folder: Path) -> list[str]:
+    """Return the short sentences of the text sets, each once, without those that hold more than words."""
+    lines: list[str] = []
+    for path in (*folder.glob("rt_polarity/rt-polarity.*"), folder / "multi30k/train.en.gz"):
+        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        lines += raw.decode("utf-8", "replace").splitlines()
+    with open(folder / "sst2/train.tsv", encoding="utf-8") as file:
+        lines += [line.split("\t")[0] for line in file]
+    characters = Characters(("", " ", *"abcdefghijklmnopqrstuvwxyz'"))
+    normal = (characters.normalise(line).replace(" '", "'") for line in lines)
+    kept = {text for text in normal if 1 <= len(text.split()) <= LONGEST and not characters.strangers(text)}
+    return sorted(kept)
+
+
+def corpus(folder: Path, texts: Path, clips: int, seed: int) -> None:
+    """Speak sentences, numbers and single words with the voices that the demo's test does not have."""
+    rng, sentences = np.random.default_rng(seed), sentences_of(texts)
+    vocabulary = sorted({word for text in sentences for word in text.split() if len(word) > 1})
+    wanted = []
+    for _ in range(clips):
+        kind = rng.random()
+        if kind < SHARES["words"]:
+            text = str(rng.choice([*WORDS * 20, *vocabulary]))
+        elif kind < SHARES["words"] + SHARES["numbers"]:
+            text = " ".join(rng.choice(NUMBERS, rng.integers(1, 8)))
+        else:
+            text = str(rng.choice(sentences))
+        part = "val" if rng.random() < 0.02 else "train"
+        wanted.append((text, str(rng.choice(ACCENTS)), str(rng.choice(VARIANTS)), part))
+    write_clips(folder, wanted, seed)
+
+
+def demo(folder: Path, seed: int) -> None:
+    """Speak twenty words, alone and in short phrases; validation and test in accents and voices of their own."""
+    rng, wanted = np.random.default_rng(seed), []
+    voices = {
+        "train": list(zip((*ACCENTS, "en-us"), ("m3", "f2", "Annie", "paul", "klatt2", "Andrea", "max"), strict=True)),
+        "val": [("en-029", "f3"), ("en-gb-x-gbcwmd", "pedro")],
+        "test": [("en-029", "mike"), ("en-gb-x-gbcwmd", "anika"), ("en-029", "steph2"), ("en-gb-x-gbcwmd", "m5")],
+    }
+    for part, speakers in voices.items():
+        for accent, variant in speakers:
+            wanted += [(word, accent, variant, part) for word in WORDS]
+            phrases = (" ".join(rng.choice(WORDS, rng.integers(2, 4))) for _ in range(8))
+            wanted += [(text, accent, variant, part) for text in phrases]
+    write_clips(folder, wanted, seed)
+
+
+def main() -> None:
+    """Read the arguments and speak."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("corpus", "demo"))
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--texts", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--clips", type=int, default=16_000)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    if options.what == "corpus":
+        corpus(options.out, options.texts, options.clips, options.seed)
+    else:
+        demo(options.out, options.seed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""What of a set of speech is learned from: a few clips of each text, and only clips that CTC can learn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from common.characters import Characters, encode_texts, why_impossible
+from common.data.audio import SAMPLE_RATE
+from common.data.folders import printable
+from common.data.labelled import PARTS
+from common.data.speech_sets import SpeechSet
+from common.errors import UserError
+
+
+def draw_shots(data: SpeechSet, shots: int, seed: int) -> SpeechSet:
+    """Return the set with this many training clips of each class or transcript, drawn by the seed.
+
+    The other parts stay. A transcript that was spoken less often keeps all its clips.
+
+    Raises:
+        UserError: a class has fewer.
+    """
+    rng, chosen = np.random.default_rng(seed), []
+    for text in sorted(set(data.train.texts)):
+        places = np.flatnonzero(data.train.texts == text)
+        if data.class_names and len(places) < shots:
+            raise UserError(
+                f"--shots {shots}: the class {text!r} has {len(places)} training clips. Allowed: as many as the "
+                f"smallest class has, or no --shots at all."
+            )
+        chosen.append(rng.permutation(places)[:shots])
+    return replace(data, train=data.train.take(np.sort(np.concatenate(chosen))))
+
+
+def writable_clips(
+    data: SpeechSet, characters: Characters, frames_of: Callable[[int], int], outside: str = "drop"
+) -> tuple[SpeechSet, list[np.ndarray]]:
+    """Leave out what CTC cannot learn, and what has no transcript to be judged by.
+
+    Args:
+        data: with transcripts.
+        characters: that can be written.
+        frames_of: the frames that the model makes of so many samples.
+        outside: what becomes of characters that cannot be written, as `characters.encode_texts` has it. In validation
+            and test they stay, and each is a mistake: leaving them out would make the result look better.
+
+    Returns:
+        (the set; the numbers of each training transcript, int32 [characters]).
+
+    Raises:
+        UserError: a part has no clip left, or `outside` is `error` and there are such characters.
+    """
+    parts, skipped, notes, targets = {}, list(data.skipped), list(data.notes), []
+    for name in PARTS:
+        part = getattr(data, name)
+        if name == "train":
+            encoded = encode_texts(characters, part.texts, outside)
+            samples = np.round(part.seconds * SAMPLE_RATE).astype(np.int64)
+            impossible = why_impossible(encoded.labels, samples, frames_of)
+            reasons = [first or second for first, second in zip(encoded.reasons, impossible, strict=True)]
+            targets = [label for label, reason in zip(encoded.labels, reasons, strict=True) if not reason]
+            notes += [encoded.note()] if encoded.strangers else []
+        else:
+            reasons = ["" if characters.normalise(text) else "its transcript has no words" for text in part.texts]
+            strangers = encode_texts(characters, part.texts).strangers
+            if strangers:
+                notes.append(
+                    f"The {name} transcripts hold {sum(strangers.values()):,} character(s) that the training "
+                    f"transcripts lack ({', '.join(map(repr, list(strangers)[:10]))}): each is a mistake."
+                )
+        kept = np.array([not reason for reason in reasons], bool)
+        skipped += [
+            (printable(path), reason) for path, reason in zip(part.paths, reasons, strict=True) if reason
+        ]  # fmt: skip
+        parts[name] = part.take(np.flatnonzero(kept))
+        if not len(parts[name]):
+            raise UserError(
+                f"--data {data.name!r} has no {name} clip whose transcript can be written. {_first(reasons)}"
+            )
+    return replace(data, **parts, skipped=tuple(skipped), notes=tuple(notes)), targets
+
+
+def _first(reasons: Sequence[str]) -> str:
+    return f"The first of {len(reasons)} {next(reason for reason in reasons if reason)}."
