@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
-import soxr
+
+from common.data.resampling import resample
 
 SAMPLE_RATE = 16_000  # Hz; what models of speech are trained on
 # Some of these cannot be decoded: they are looked at, so that leaving them out is counted and explained.
@@ -138,22 +139,6 @@ def decode_sound(encoded: bytes, rate: int = SAMPLE_RATE, max_seconds: float = i
     offset = float(mono.mean(dtype=np.float64))
     samples = resample(mono - np.float32(offset), file_rate, rate)
     return Clip(samples, rate, file_rate, frames.shape[1], offset, _is_clipped(frames))
-
-
-def resample(samples: np.ndarray, from_rate: float, to_rate: float) -> np.ndarray:
-    """Change the rate without aliasing: what the new rate cannot hold is filtered out first.
-
-    Args:
-        samples: float32 [n].
-        from_rate: of the samples, Hz.
-        to_rate: wanted, Hz.
-
-    Returns:
-        float32 [about n * to_rate / from_rate].
-    """
-    if from_rate == to_rate:
-        return samples
-    return soxr.resample(samples, from_rate, to_rate, quality="HQ")
 
 
 class _Bytes(io.BytesIO):

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import tensorflow as tf
 
-from common.data.audio import SAMPLE_RATE, UnreadableSound, read_sound, resample
+from common.data.audio import SAMPLE_RATE, UnreadableSound, read_sound
+from common.data.resampling import resample
 from common.errors import UserError
 from common.progress import ProgressLine
 
@@ -124,7 +125,7 @@ def _between(ends: tuple[float, float], share: float) -> float:
 
 
 def change_speed(samples: np.ndarray, speed: float) -> np.ndarray:
-    """Return a clip played faster or slower, as a tape would be, float32 [ceil(samples / speed) or one less]."""
+    """Return a clip played faster or slower, as a tape would be, float32 [ceil(samples / speed)]."""
     return resample(samples, SAMPLE_RATE * speed, SAMPLE_RATE)
 
 
