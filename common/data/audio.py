@@ -29,15 +29,15 @@ _NOT_DECODED = (
 )  # fmt: skip
 # In the decoder's log: what the header says of the bytes of samples, and what there is. It reads that and says no more.
 _LENGTHS = re.compile(r"(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)")
-_STREAMED = 0x7FFF0000  # bytes; a program that wrote into a pipe did not know the length and wrote the largest
+STREAMED = 0x7FFF0000  # bytes; a program that wrote into a pipe did not know the length and wrote the largest
 _BLOCK_SECONDS = 10  # decoded at once; a header may promise hours that are not there
 _LARGEST_BYTES = 2**30
-_LOWEST_RATE, _HIGHEST_RATE = 1_000, 1_000_000  # Hz; beyond it a header is broken
+LOWEST_RATE, HIGHEST_RATE = 1_000, 1_000_000  # Hz; beyond it a header is broken
 _SILENT_PEAK = 1e-3  # -60 dB of full scale; speech recorded far too low still peaks above
-_CANCELLED = 0.1  # the mix of the channels is this much weaker than they are: they are of opposite sign
+CANCELLED = 0.1  # the mix of the channels is this much weaker than they are: they are of opposite sign
 _FULL_SCALE = 0.99  # the highest level of 8 bits is 127/128
 _CLIPPED_SHARE = 1e-4  # of the samples that stand flat at full scale
-_ABSURD_PEAK = 8.0  # floats: 1 is full scale, a few above happen, thousands are whole numbers written as floats
+ABSURD_PEAK = 8.0  # floats: 1 is full scale, a few above happen, thousands are whole numbers written as floats
 _MISSING_SHARE = {"MP3": 0.05}  # an MP3 states its length rounded to frames and with the encoder's delay
 
 
@@ -128,14 +128,14 @@ def decode_sound(encoded: bytes, rate: int = SAMPLE_RATE, max_seconds: float = i
     try:
         # Some MP3 files begin with zeros, which other players pass over.
         with soundfile.SoundFile(_Bytes(encoded.lstrip(b"\0"))) as file:
-            if not _LOWEST_RATE <= file.samplerate <= _HIGHEST_RATE:
+            if not LOWEST_RATE <= file.samplerate <= HIGHEST_RATE:
                 raise UnreadableSound(f"states {file.samplerate:,} samples a second, which no recording has")
             frames, file_rate = _all_frames(file, max_seconds), file.samplerate
             _refuse_cut_off(encoded, file, len(frames))
     except (soundfile.SoundFileError, OSError) as error:
         raise UnreadableSound(_why_not_decoded(encoded, error)) from error
     _refuse_no_sound(frames)
-    mono = _mixed(frames)
+    mono = mixed(frames)
     offset = float(mono.mean(dtype=np.float64))
     samples = resample(mono - np.float32(offset), file_rate, rate)
     return Clip(samples, rate, file_rate, frames.shape[1], offset, _is_clipped(frames))
@@ -177,7 +177,7 @@ def _refuse_cut_off(encoded: bytes, file: soundfile.SoundFile, decoded: int) -> 
     """Refuse a file whose end is missing: the end of its transcript would be missing too."""
     if lengths := _LENGTHS.search(file.extra_info):
         stated, found = int(lengths[1]), int(lengths[2])
-        if found < stated < _STREAMED:
+        if found < stated < STREAMED:
             raise UnreadableSound(f"is cut off: {stated - found:,} bytes of its samples are missing")
     if file.format == "OGG" and not _has_last_ogg_page(encoded):
         raise UnreadableSound("is cut off: its last page is missing")
@@ -197,16 +197,16 @@ def _refuse_no_sound(frames: np.ndarray) -> None:
         raise UnreadableSound("holds no samples")
     if not np.isfinite(frames).all():
         raise UnreadableSound("holds samples that are no numbers (NaN or infinite)")
-    if (peak := float(np.abs(frames).max())) > _ABSURD_PEAK:
+    if (peak := float(np.abs(frames).max())) > ABSURD_PEAK:
         raise UnreadableSound(f"holds samples up to {peak:,.0f}, where 1 is full scale. Divide them, or write 16 bits")
 
 
-def _mixed(frames: np.ndarray) -> np.ndarray:
+def mixed(frames: np.ndarray) -> np.ndarray:
     """Return the mean of the channels, float32 [n]; where they cancel each other out, the loudest of them."""
     if frames.shape[1] == 1:
         return frames[:, 0]
     mono, power = frames.mean(axis=1), frames.std(axis=0)
-    return frames[:, power.argmax()] if mono.std() < _CANCELLED * power.max() / frames.shape[1] else mono
+    return frames[:, power.argmax()] if mono.std() < CANCELLED * power.max() / frames.shape[1] else mono
 
 
 def _is_clipped(frames: np.ndarray) -> bool:
