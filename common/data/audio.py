@@ -92,6 +92,25 @@ def read_sound(path: str | Path, rate: int = SAMPLE_RATE, max_seconds: float = i
     Raises:
         UnreadableSound: there is no such file, or it cannot be used.
     """
+    return decode_sound(_content(path), rate, max_seconds)
+
+
+def read_frames(path: str | Path) -> tuple[np.ndarray, int]:
+    """Read a sound file as it is.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        (samples float32 [n, channels], samples a second).
+
+    Raises:
+        UnreadableSound: there is no such file, or it cannot be used.
+    """
+    return _decode_frames(_content(path), inf)
+
+
+def _content(path: str | Path) -> bytes:
     if os.path.isdir(path):
         raise UnreadableSound("is a folder, not a sound")
     try:
@@ -99,18 +118,18 @@ def read_sound(path: str | Path, rate: int = SAMPLE_RATE, max_seconds: float = i
             raise UnreadableSound("is no file but a device, pipe or socket")
         if (size := os.path.getsize(path)) > _LARGEST_BYTES:
             raise UnreadableSound(f"is {size / 2**30:.1f} GB large; at most 1 GB is read. Cut it into clips")
-        encoded = Path(path).read_bytes()
+        return Path(path).read_bytes()
     except FileNotFoundError as error:
         raise UnreadableSound("is not there") from error
     except (OSError, ValueError) as error:  # a name with a null byte, or that is not UTF-8
         raise UnreadableSound(f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    return decode_sound(encoded, rate, max_seconds)
 
 
 def decode_sound(encoded: bytes, rate: int = SAMPLE_RATE, max_seconds: float = inf) -> Clip:
     """Decode a sound, mix its channels, take away its DC offset and resample it, in this order.
 
     The mean goes before resampling: a jump from 0 to the offset at either end would ring.
+    `sound_in_graph.prepare_wav_in_graph` does the same in a served graph: what changes here changes there.
 
     Args:
         encoded: the bytes of a file: wav, flac, ogg, mp3, aiff, au; any rate, channels and bits.
@@ -123,22 +142,33 @@ def decode_sound(encoded: bytes, rate: int = SAMPLE_RATE, max_seconds: float = i
     Raises:
         UnreadableSound: it is empty, of another format, cut off, holds no samples, or samples that are no numbers.
     """
+    frames, file_rate = _decode_frames(encoded, max_seconds)
+    refuse_no_sound(frames)
+    mono = mixed(frames)
+    offset = float(mono.mean(dtype=np.float64))
+    samples = resample(mono - np.float32(offset), file_rate, rate)
+    return Clip(samples, rate, file_rate, frames.shape[1], offset, _is_clipped(frames))
+
+
+def _decode_frames(encoded: bytes, max_seconds: float) -> tuple[np.ndarray, int]:
+    """Return every sample of every channel, float32 [n, channels], and the rate of the file."""
     if not encoded:
         raise UnreadableSound("is empty (0 bytes)")
     try:
         # Some MP3 files begin with zeros, which other players pass over.
         with soundfile.SoundFile(_Bytes(encoded.lstrip(b"\0"))) as file:
-            if not LOWEST_RATE <= file.samplerate <= HIGHEST_RATE:
-                raise UnreadableSound(f"states {file.samplerate:,} samples a second, which no recording has")
-            frames, file_rate = _all_frames(file, max_seconds), file.samplerate
+            refuse_absurd_rate(file.samplerate)
+            frames = _all_frames(file, max_seconds)
             _refuse_cut_off(encoded, file, len(frames))
+            return frames, file.samplerate
     except (soundfile.SoundFileError, OSError) as error:
-        raise UnreadableSound(_why_not_decoded(encoded, error)) from error
-    _refuse_no_sound(frames)
-    mono = mixed(frames)
-    offset = float(mono.mean(dtype=np.float64))
-    samples = resample(mono - np.float32(offset), file_rate, rate)
-    return Clip(samples, rate, file_rate, frames.shape[1], offset, _is_clipped(frames))
+        raise UnreadableSound(why_not_decoded(encoded, error)) from error
+
+
+def refuse_absurd_rate(rate: int) -> None:
+    """Raise UnreadableSound where a file states a rate, Hz, that no recording has."""
+    if not LOWEST_RATE <= rate <= HIGHEST_RATE:
+        raise UnreadableSound(f"states {rate:,} samples a second, which no recording has")
 
 
 class _Bytes(io.BytesIO):
@@ -164,7 +194,8 @@ def _all_frames(file: soundfile.SoundFile, max_seconds: float) -> np.ndarray:
     return np.concatenate(blocks) if blocks else np.zeros((0, file.channels), np.float32)
 
 
-def _why_not_decoded(encoded: bytes, error: Exception) -> str:
+def why_not_decoded(encoded: bytes, error: Exception) -> str:
+    """Return why a file, or the first bytes of one, could not be decoded: the end of a sentence."""
     for place, start, what in _NOT_DECODED:
         if encoded[place:].startswith(start):
             return f"is {what}. {_CONVERT}"
@@ -192,7 +223,8 @@ def _has_last_ogg_page(encoded: bytes) -> bool:
     return bool(segments and encoded[start + 5] & 4) and start + 27 + len(segments) + sum(segments) <= len(encoded)
 
 
-def _refuse_no_sound(frames: np.ndarray) -> None:
+def refuse_no_sound(frames: np.ndarray) -> None:
+    """Raise UnreadableSound where frames, float32 [n, channels], are none, no numbers, or far beyond full scale."""
     if not len(frames):
         raise UnreadableSound("holds no samples")
     if not np.isfinite(frames).all():

@@ -244,7 +244,7 @@ def training_batches(
         epoch, step = first
         while True:
             for places in shuffled_batches(seconds, batch_seconds, (seed, epoch), batch_size)[step:]:
-                yield _padded([clip_of(epoch, int(place)) for place in places]), _targets_of(targets, places)
+                yield padded([clip_of(epoch, int(place)) for place in places]), _targets_of(targets, places)
             epoch, step = epoch + 1, 0
 
     return _stream(generate, targets)
@@ -262,7 +262,7 @@ def evaluation_batches(
 
     def generate():
         for places in ordered_batches(seconds, batch_seconds, batch_size):
-            yield _padded([clips[int(place)] for place in places]), _targets_of(targets, places)
+            yield padded([clips[int(place)] for place in places]), _targets_of(targets, places)
 
     return _stream(generate, targets)
 
@@ -278,7 +278,15 @@ def _are_classes(targets: Sequence[np.ndarray] | np.ndarray) -> bool:
     return isinstance(targets, np.ndarray) and targets.dtype != object
 
 
-def _padded(clips: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+def padded(clips: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    """Return clips as one batch, with zeros behind the shorter ones.
+
+    Args:
+        clips: float32 [samples] each.
+
+    Returns:
+        {"audio": float32 [batch, samples], "samples" of each clip: int32 [batch]}.
+    """
     counts = np.array([len(samples) for samples in clips], np.int32)
     audio = np.zeros((len(clips), -(-int(counts.max()) // _MULTIPLE) * _MULTIPLE), np.float32)
     for row, samples in zip(audio, clips, strict=True):
