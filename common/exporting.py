@@ -61,7 +61,7 @@ def export_image_classifier(
 
     def answer(pixels):
         _, probabilities = features_and_probabilities(pixels)
-        return _labelled(names, probabilities)
+        return labelled(names, probabilities)
 
     image = tf.TensorSpec([None], tf.string, name="image")
     pixels = tf.TensorSpec((None, *size, 3), tf.float32, name="pixels")
@@ -118,7 +118,7 @@ def export_text_classifier(
         return tf.math.segment_mean(rows, owners)
 
     def answer(embedding):
-        return _labelled(names, head(embedding))
+        return labelled(names, head(embedding))
 
     text = tf.TensorSpec([None], tf.string, name="text")
     signatures = {
@@ -162,8 +162,13 @@ def _in_blocks(function: Callable, inputs: dict[str, tf.Tensor], width: int, siz
     return done
 
 
-def _labelled(names: tf.Tensor, probabilities: tf.Tensor) -> dict[str, tf.Tensor]:
-    """Return the outputs of a classifier's signature."""
+def labelled(names: tf.Tensor, probabilities: tf.Tensor) -> dict[str, tf.Tensor]:
+    """Return the outputs of a classifier's signature.
+
+    Args:
+        names: of the classes, string [classes].
+        probabilities: float32 [batch, classes].
+    """
     return {
         "label": tf.gather(names, tf.argmax(probabilities, axis=1)),
         "probabilities": probabilities,
@@ -312,6 +317,22 @@ def prove_text_classifier(
         As `prove_image_classifier`.
     """
     return _prove(version, "text", "texts", texts, probabilities, class_names)
+
+
+def prove_sound_classifier(
+    version: Path, paths: Sequence[str], probabilities: np.ndarray, class_names: Sequence[str]
+) -> dict:
+    """Ask the SavedModel about WAV files in a fresh process that imports only tensorflow, and compare.
+
+    Args:
+        version: folder of the SavedModel.
+        paths: n files that the graph can decode; `common.recognising.prove_commands` sees to that.
+        probabilities, class_names: as for `prove_image_classifier`.
+
+    Returns:
+        As `prove_image_classifier`.
+    """
+    return _prove(version, "audio", "paths", paths, probabilities, class_names)
 
 
 def _prove(

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from common.data.audio import SAMPLE_RATE, UnreadableSound, decode_sound, read_sound, resample
+from common.data.audio import SAMPLE_RATE, UnreadableSound, decode_sound, read_sound
+from common.data.resampling import resample
 
 
 def sine(seconds: float = 0.5, rate: int = SAMPLE_RATE, hertz: float = 440.0, peak: float = 0.5) -> np.ndarray:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
-import soxr
+
+from common.data.resampling import resample
 
 SAMPLE_RATE = 16_000  # Hz; what models of speech are trained on
 # Some of these cannot be decoded: they are looked at, so that leaving them out is counted and explained.
@@ -28,15 +29,15 @@ _NOT_DECODED = (
 )  # fmt: skip
 # In the decoder's log: what the header says of the bytes of samples, and what there is. It reads that and says no more.
 _LENGTHS = re.compile(r"(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)")
-_STREAMED = 0x7FFF0000  # bytes; a program that wrote into a pipe did not know the length and wrote the largest
+STREAMED = 0x7FFF0000  # bytes; a program that wrote into a pipe did not know the length and wrote the largest
 _BLOCK_SECONDS = 10  # decoded at once; a header may promise hours that are not there
 _LARGEST_BYTES = 2**30
-_LOWEST_RATE, _HIGHEST_RATE = 1_000, 1_000_000  # Hz; beyond it a header is broken
+LOWEST_RATE, HIGHEST_RATE = 1_000, 1_000_000  # Hz; beyond it a header is broken
 _SILENT_PEAK = 1e-3  # -60 dB of full scale; speech recorded far too low still peaks above
-_CANCELLED = 0.1  # the mix of the channels is this much weaker than they are: they are of opposite sign
+CANCELLED = 0.1  # the mix of the channels is this much weaker than they are: they are of opposite sign
 _FULL_SCALE = 0.99  # the highest level of 8 bits is 127/128
 _CLIPPED_SHARE = 1e-4  # of the samples that stand flat at full scale
-_ABSURD_PEAK = 8.0  # floats: 1 is full scale, a few above happen, thousands are whole numbers written as floats
+ABSURD_PEAK = 8.0  # floats: 1 is full scale, a few above happen, thousands are whole numbers written as floats
 _MISSING_SHARE = {"MP3": 0.05}  # an MP3 states its length rounded to frames and with the encoder's delay
 
 
@@ -91,6 +92,25 @@ def read_sound(path: str | Path, rate: int = SAMPLE_RATE, max_seconds: float = i
     Raises:
         UnreadableSound: there is no such file, or it cannot be used.
     """
+    return decode_sound(_content(path), rate, max_seconds)
+
+
+def read_frames(path: str | Path) -> tuple[np.ndarray, int]:
+    """Read a sound file as it is.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        (samples float32 [n, channels], samples a second).
+
+    Raises:
+        UnreadableSound: there is no such file, or it cannot be used.
+    """
+    return _decode_frames(_content(path), inf)
+
+
+def _content(path: str | Path) -> bytes:
     if os.path.isdir(path):
         raise UnreadableSound("is a folder, not a sound")
     try:
@@ -98,18 +118,18 @@ def read_sound(path: str | Path, rate: int = SAMPLE_RATE, max_seconds: float = i
             raise UnreadableSound("is no file but a device, pipe or socket")
         if (size := os.path.getsize(path)) > _LARGEST_BYTES:
             raise UnreadableSound(f"is {size / 2**30:.1f} GB large; at most 1 GB is read. Cut it into clips")
-        encoded = Path(path).read_bytes()
+        return Path(path).read_bytes()
     except FileNotFoundError as error:
         raise UnreadableSound("is not there") from error
     except (OSError, ValueError) as error:  # a name with a null byte, or that is not UTF-8
         raise UnreadableSound(f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    return decode_sound(encoded, rate, max_seconds)
 
 
 def decode_sound(encoded: bytes, rate: int = SAMPLE_RATE, max_seconds: float = inf) -> Clip:
     """Decode a sound, mix its channels, take away its DC offset and resample it, in this order.
 
     The mean goes before resampling: a jump from 0 to the offset at either end would ring.
+    `sound_in_graph.prepare_wav_in_graph` does the same in a served graph: what changes here changes there.
 
     Args:
         encoded: the bytes of a file: wav, flac, ogg, mp3, aiff, au; any rate, channels and bits.
@@ -122,38 +142,33 @@ def decode_sound(encoded: bytes, rate: int = SAMPLE_RATE, max_seconds: float = i
     Raises:
         UnreadableSound: it is empty, of another format, cut off, holds no samples, or samples that are no numbers.
     """
-    if not encoded:
-        raise UnreadableSound("is empty (0 bytes)")
-    try:
-        # Some MP3 files begin with zeros, which other players pass over.
-        with soundfile.SoundFile(_Bytes(encoded.lstrip(b"\0"))) as file:
-            if not _LOWEST_RATE <= file.samplerate <= _HIGHEST_RATE:
-                raise UnreadableSound(f"states {file.samplerate:,} samples a second, which no recording has")
-            frames, file_rate = _all_frames(file, max_seconds), file.samplerate
-            _refuse_cut_off(encoded, file, len(frames))
-    except (soundfile.SoundFileError, OSError) as error:
-        raise UnreadableSound(_why_not_decoded(encoded, error)) from error
-    _refuse_no_sound(frames)
-    mono = _mixed(frames)
+    frames, file_rate = _decode_frames(encoded, max_seconds)
+    refuse_no_sound(frames)
+    mono = mixed(frames)
     offset = float(mono.mean(dtype=np.float64))
     samples = resample(mono - np.float32(offset), file_rate, rate)
     return Clip(samples, rate, file_rate, frames.shape[1], offset, _is_clipped(frames))
 
 
-def resample(samples: np.ndarray, from_rate: float, to_rate: float) -> np.ndarray:
-    """Change the rate without aliasing: what the new rate cannot hold is filtered out first.
+def _decode_frames(encoded: bytes, max_seconds: float) -> tuple[np.ndarray, int]:
+    """Return every sample of every channel, float32 [n, channels], and the rate of the file."""
+    if not encoded:
+        raise UnreadableSound("is empty (0 bytes)")
+    try:
+        # Some MP3 files begin with zeros, which other players pass over.
+        with soundfile.SoundFile(_Bytes(encoded.lstrip(b"\0"))) as file:
+            refuse_absurd_rate(file.samplerate)
+            frames = _all_frames(file, max_seconds)
+            _refuse_cut_off(encoded, file, len(frames))
+            return frames, file.samplerate
+    except (soundfile.SoundFileError, OSError) as error:
+        raise UnreadableSound(why_not_decoded(encoded, error)) from error
 
-    Args:
-        samples: float32 [n].
-        from_rate: of the samples, Hz.
-        to_rate: wanted, Hz.
 
-    Returns:
-        float32 [about n * to_rate / from_rate].
-    """
-    if from_rate == to_rate:
-        return samples
-    return soxr.resample(samples, from_rate, to_rate, quality="HQ")
+def refuse_absurd_rate(rate: int) -> None:
+    """Raise UnreadableSound where a file states a rate, Hz, that no recording has."""
+    if not LOWEST_RATE <= rate <= HIGHEST_RATE:
+        raise UnreadableSound(f"states {rate:,} samples a second, which no recording has")
 
 
 class _Bytes(io.BytesIO):
@@ -179,7 +194,8 @@ def _all_frames(file: soundfile.SoundFile, max_seconds: float) -> np.ndarray:
     return np.concatenate(blocks) if blocks else np.zeros((0, file.channels), np.float32)
 
 
-def _why_not_decoded(encoded: bytes, error: Exception) -> str:
+def why_not_decoded(encoded: bytes, error: Exception) -> str:
+    """Return why a file, or the first bytes of one, could not be decoded: the end of a sentence."""
     for place, start, what in _NOT_DECODED:
         if encoded[place:].startswith(start):
             return f"is {what}. {_CONVERT}"
@@ -192,7 +208,7 @@ def _refuse_cut_off(encoded: bytes, file: soundfile.SoundFile, decoded: int) -> 
     """Refuse a file whose end is missing: the end of its transcript would be missing too."""
     if lengths := _LENGTHS.search(file.extra_info):
         stated, found = int(lengths[1]), int(lengths[2])
-        if found < stated < _STREAMED:
+        if found < stated < STREAMED:
             raise UnreadableSound(f"is cut off: {stated - found:,} bytes of its samples are missing")
     if file.format == "OGG" and not _has_last_ogg_page(encoded):
         raise UnreadableSound("is cut off: its last page is missing")
@@ -207,21 +223,22 @@ def _has_last_ogg_page(encoded: bytes) -> bool:
     return bool(segments and encoded[start + 5] & 4) and start + 27 + len(segments) + sum(segments) <= len(encoded)
 
 
-def _refuse_no_sound(frames: np.ndarray) -> None:
+def refuse_no_sound(frames: np.ndarray) -> None:
+    """Raise UnreadableSound where frames, float32 [n, channels], are none, no numbers, or far beyond full scale."""
     if not len(frames):
         raise UnreadableSound("holds no samples")
     if not np.isfinite(frames).all():
         raise UnreadableSound("holds samples that are no numbers (NaN or infinite)")
-    if (peak := float(np.abs(frames).max())) > _ABSURD_PEAK:
+    if (peak := float(np.abs(frames).max())) > ABSURD_PEAK:
         raise UnreadableSound(f"holds samples up to {peak:,.0f}, where 1 is full scale. Divide them, or write 16 bits")
 
 
-def _mixed(frames: np.ndarray) -> np.ndarray:
+def mixed(frames: np.ndarray) -> np.ndarray:
     """Return the mean of the channels, float32 [n]; where they cancel each other out, the loudest of them."""
     if frames.shape[1] == 1:
         return frames[:, 0]
     mono, power = frames.mean(axis=1), frames.std(axis=0)
-    return frames[:, power.argmax()] if mono.std() < _CANCELLED * power.max() / frames.shape[1] else mono
+    return frames[:, power.argmax()] if mono.std() < CANCELLED * power.max() / frames.shape[1] else mono
 
 
 def _is_clipped(frames: np.ndarray) -> bool:

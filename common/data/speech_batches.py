@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import tensorflow as tf
 
-from common.data.audio import SAMPLE_RATE, UnreadableSound, read_sound, resample
+from common.data.audio import SAMPLE_RATE, UnreadableSound, read_sound
+from common.data.resampling import resample
 from common.errors import UserError
 from common.progress import ProgressLine
 
@@ -125,7 +126,7 @@ def _between(ends: tuple[float, float], share: float) -> float:
 
 
 def change_speed(samples: np.ndarray, speed: float) -> np.ndarray:
-    """Return a clip played faster or slower, as a tape would be, float32 [ceil(samples / speed) or one less]."""
+    """Return a clip played faster or slower, as a tape would be, float32 [ceil(samples / speed)]."""
     return resample(samples, SAMPLE_RATE * speed, SAMPLE_RATE)
 
 
@@ -253,7 +254,7 @@ def training_batches(
         while True:
             batches = itertools.cycle(shuffled_batches(seconds, batch_seconds, (seed, epoch), batch_size))
             for places in itertools.islice(batches, step, steps):
-                yield _padded([clip_of(epoch, int(place)) for place in places]), _targets_of(targets, places)
+                yield padded([clip_of(epoch, int(place)) for place in places]), _targets_of(targets, places)
             epoch, step = epoch + 1, 0
 
     return _stream(generate, targets)
@@ -271,7 +272,7 @@ def evaluation_batches(
 
     def generate():
         for places in ordered_batches(seconds, batch_seconds, batch_size):
-            yield _padded([clips[int(place)] for place in places]), _targets_of(targets, places)
+            yield padded([clips[int(place)] for place in places]), _targets_of(targets, places)
 
     return _stream(generate, targets)
 
@@ -287,7 +288,15 @@ def _are_classes(targets: Sequence[np.ndarray] | np.ndarray) -> bool:
     return isinstance(targets, np.ndarray) and targets.dtype != object
 
 
-def _padded(clips: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+def padded(clips: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    """Return clips as one batch, with zeros behind the shorter ones.
+
+    Args:
+        clips: float32 [samples] each.
+
+    Returns:
+        {"audio": float32 [batch, samples], "samples" of each clip: int32 [batch]}.
+    """
     counts = np.array([len(samples) for samples in clips], np.int32)
     audio = np.zeros((len(clips), -(-int(counts.max()) // _MULTIPLE) * _MULTIPLE), np.float32)
     for row, samples in zip(audio, clips, strict=True):
