@@ -297,7 +297,7 @@ def write_report(
         "test_count": len(examples),
         "skipped": skipped,
     }
-    return _write(out, "detection_report.html", "report.html", context)
+    return reporting.render(Path(out) / "report.html", context, "detection_report.html")
 
 
 def write_model_card(
@@ -318,12 +318,7 @@ def write_model_card(
         "source_card": source_card,
         "version_folder": f"serving/{name}/{version}",
     }
-    return _write(out, "detection_card.md", "model_card.md", context)
-
-
-def _write(out: Path, template: str, name: str, context: dict) -> Path:
-    """Render under the template's name, by which `reporting` finds it, and rename into place."""
-    return reporting.render(Path(out) / template, context).replace(Path(out) / name)
+    return reporting.render(Path(out) / "model_card.md", context, "detection_card.md")
 
 
 def _context(title, metrics, config, class_names, sentences) -> dict:

@@ -416,8 +416,8 @@ def _escape_markdown(value: object) -> str:
     return re.sub(r"[\\`*\[\]|~#]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", text)
 
 
-def render(path: Path, context: dict) -> Path:
-    """Write the template that has the name of the path, filled in."""
+def render(path: Path, context: dict, template: str | None = None) -> Path:
+    """Write a template, filled in; the one that has the name of the path where none is named."""
     markdown = path.suffix == ".md"
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
@@ -431,6 +431,6 @@ def render(path: Path, context: dict) -> Path:
     # JSON is YAML: quoted like this, no licence or title can break out of the front matter.
     filters["yaml"] = lambda value: Markup(json.dumps(str(value), ensure_ascii=False))
     environment.filters.update(filters)
-    text = environment.get_template(path.name).render(context)
+    text = environment.get_template(template or path.name).render(context)
     content = text.encode("utf-8", "backslashreplace")  # a file name that is not UTF-8 holds lone surrogates
     return write_atomically(path, lambda partial: partial.write_bytes(content))

@@ -11,7 +11,19 @@ import tensorflow as tf
 from keras import ops
 
 from common.characters import Characters
-from common.models.wav2vec2 import CTCHead, UtteranceHead, Wav2Vec2Config, ctc_loss, normalise
+from common.data.speech_batches import Clips, evaluation_batches
+from common.models.wav2vec2 import (
+    CTCHead,
+    UtteranceHead,
+    Wav2Vec2Config,
+    Wav2Vec2Pretraining,
+    ctc_loss,
+    draw_distractors,
+    draw_spans,
+    normalise,
+    perplexity,
+    pretraining_loss,
+)
 from common.models.wav2vec2 import build_classifier as classifier_of
 from common.models.wav2vec2 import build_recogniser as recogniser_of
 from common.speech_sources import SpeechSource
@@ -20,6 +32,8 @@ from common.wav2vec2_weights import save_wav2vec2
 # For `freezing.freeze`: all but the convolutions that read samples, which fine-tuning leaves alone (section 4 of the
 # paper): what they hear does not depend on the language.
 ENCODER = "regex:^(?!feature_extractor)"
+# Of the contrastive objective, as in the paper: about half of the frames are hidden, in spans of a fifth of a second.
+HIDDEN_SHARE, HIDDEN_FRAMES = 0.65, 10
 
 
 def build_recogniser(source: SpeechSource, characters: Characters) -> keras.Model:
@@ -67,16 +81,20 @@ def build_classifier(source: SpeechSource, classes: int) -> keras.Model:
 
 
 class Learner(keras.Model):
-    """A network with the loss that its head needs; it shares all layers, so what it learns is in the network.
+    """A network with the loss that its head needs; what learns is the network.
 
     Args:
-        model: of `build_recogniser` or `build_classifier`.
+        network: of `build_recogniser` or `build_classifier`.
         config: of the backbone, which says how many frames a clip has.
     """
 
-    def __init__(self, model: keras.Model, config: Wav2Vec2Config):
-        super().__init__(model.inputs, model.output, name="learner")
-        self._frames_of = config.frame_lengths
+    def __init__(self, network: keras.Model, config: Wav2Vec2Config):
+        super().__init__(name="learner")
+        self.network, self._frames_of = network, config.frame_lengths
+        self.built = True
+
+    def call(self, inputs, training=None):
+        return self.network(inputs, training=training)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """Return CTC per character of a batch of transcripts, or the cross-entropy of its classes."""
@@ -84,6 +102,61 @@ class Learner(keras.Model):
             return ops.mean(keras.losses.sparse_categorical_crossentropy(y, y_pred, from_logits=True))
         losses = ctc_loss(y["labels"], y_pred, y["characters"], self._frames_of(x["lengths"]))
         return ops.sum(losses) / ops.maximum(ops.cast(ops.sum(y["characters"]), "float32"), 1.0)
+
+
+class ContrastiveLearner(keras.Model):
+    """A wav2vec 2.0 that learns from sound alone: spans are hidden, and it has to tell what was there.
+
+    Args:
+        network: with quantizer and projections.
+        seed: of what is hidden and of the distractors.
+    """
+
+    def __init__(self, network: Wav2Vec2Pretraining, seed: int):
+        super().__init__(name="learner")
+        self.network, self.config = network, network.backbone.config
+        self.random = keras.random.SeedGenerator(seed)
+        self.built = True
+
+    def call(self, inputs, training=None):
+        frames = self.config.frame_lengths(inputs["lengths"])
+        size = self.config.frame_lengths(ops.shape(inputs["samples"])[1])
+        masked = draw_spans(frames, size, HIDDEN_SHARE, HIDDEN_FRAMES, 1, self.random)
+        return self.network({**inputs, "masked": masked}, training=training) | {"masked": masked}
+
+    def losses_of(self, outputs) -> dict:
+        """Return contrastive and diversity loss, and their weighted sum, float32 scalars."""
+        distractors = draw_distractors(outputs["masked"], self.config.num_negatives, self.random)
+        return pretraining_loss(outputs, outputs["masked"], distractors, self.config)
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        """Return the objective of the paper; transcripts are not looked at."""
+        return self.losses_of(y_pred)["loss"]
+
+    def cool(self, share: float) -> None:
+        """Set the temperature of the quantizer for a share of the training that is over: it falls from 2 to 0.5."""
+        self.network.quantizer.temperature.assign(2.0 * 0.25**share)
+
+
+def contrastive_scores(learner: ContrastiveLearner, clips: Clips, seconds: np.ndarray, batch_seconds: float) -> dict:
+    """Return {"contrastive_loss", "codes_used"} of clips, the same ones hidden whenever it is asked.
+
+    Args:
+        learner: as it is.
+        clips: n clips.
+        seconds: length of each, float64 [n].
+        batch_seconds: the most that a batch may hold.
+    """
+    before = learner.random.state.numpy()
+    learner.random.state.assign(np.zeros_like(before))
+    losses, codes = [], []
+    batches = evaluation_batches(clips, seconds, np.zeros(len(clips), np.int64), batch_seconds)
+    for inputs, _ in batches.map(as_inputs(normalises=True)):
+        outputs = learner(inputs, training=False)
+        losses.append(float(learner.losses_of(outputs)["contrastive"]))
+        codes.append(float(perplexity(outputs["probabilities"], outputs["masked"])))
+    learner.random.state.assign(before)
+    return {"contrastive_loss": float(np.mean(losses)), "codes_used": float(np.mean(codes))}
 
 
 def as_inputs(normalises: bool) -> Callable:

@@ -193,7 +193,7 @@ def write_report(
         "test_minutes": float(np.sum(examples.seconds)) / 60,
         "skipped": skipped,
     }
-    return _write(out, "speech_report.html", "report.html", context)
+    return reporting.render(Path(out) / "report.html", context, "speech_report.html")
 
 
 def write_model_card(
@@ -213,12 +213,7 @@ def write_model_card(
         "source_card": source_card,
         "version_folder": f"serving/{name}/{version}",
     }
-    return _write(out, "speech_card.md", "model_card.md", context)
-
-
-def _write(out: Path, template: str, name: str, context: dict) -> Path:
-    """Render under the template's name, by which `reporting` finds it, and rename into place."""
-    return reporting.render(Path(out) / template, context).replace(Path(out) / name)
+    return reporting.render(Path(out) / "model_card.md", context, "speech_card.md")
 
 
 def _context(title, metrics, config, sentences) -> dict:

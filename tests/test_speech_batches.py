@@ -17,6 +17,7 @@ from common.data.speech_batches import (
     evaluation_batches,
     ordered_batches,
     shuffled_batches,
+    through_microphone,
     training_batches,
 )
 from common.errors import UserError
@@ -183,3 +184,20 @@ def test_augmentation_that_cannot_be_is_refused(settings: dict):
 def test_no_clips_are_no_training():
     with pytest.raises(UserError, match="no clips"):
         training_batches(Clips([]), np.zeros(0), [], 10.0, seed=0)
+
+
+def test_another_microphone_colours_cuts_and_echoes_but_moves_nothing():
+    click = np.zeros(8000, np.float32)
+    click[1000] = 1.0
+    tone = sine(0.5, 6000.0)
+    gone = 0
+    for seed in range(20):
+        heard = through_microphone(click, np.random.default_rng(seed))
+        assert heard.shape == click.shape and heard.dtype == np.float32 and np.isfinite(heard).all()
+        assert abs(int(np.abs(heard).argmax()) - 1000) <= 8
+        assert np.abs(heard[:900]).max() < 0.05 * np.abs(heard).max()  # nothing comes before its cause
+        gone += np.abs(through_microphone(tone, np.random.default_rng(seed))).max() < 0.05
+    assert 2 <= gone <= 12  # 6 kHz is cut off by some of those that hear nothing above 3 to 8 kHz
+    batch = Augmentation(speed=(1, 1), noise_db=None, gain_db=(0, 0), microphone=0.5)
+    changed = [not np.array_equal(batch(tone, np.random.default_rng(seed)), tone) for seed in range(40)]
+    assert 10 <= sum(changed) <= 30

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.fft
 import tensorflow as tf
 
 from common.data.audio import SAMPLE_RATE, UnreadableSound, read_sound
@@ -85,12 +86,14 @@ class Augmentation:
         noise_db: lowest and highest ratio of the power of the speech to that of white noise, decibels; None adds none.
         noise_share: of the clips that get noise, 0 to 1.
         gain_db: lowest and highest, decibels.
+        microphone: share of the clips that sound as if another microphone in another room had heard them, 0 to 1.
     """
 
     speed: tuple[float, float] = (0.9, 1.1)
     noise_db: tuple[float, float] | None = (10.0, 40.0)
     noise_share: float = 0.5
     gain_db: tuple[float, float] = (-6.0, 6.0)
+    microphone: float = 0.0
 
     def __post_init__(self):
         for name, low, high in (("speed", 0.5, 2.0), ("noise_db", -20.0, 100.0), ("gain_db", -60.0, 60.0)):
@@ -99,8 +102,9 @@ class Augmentation:
                 raise UserError(
                     f"{name} needs the lowest and the highest value, within {low:g} to {high:g}. Received: {given}."
                 )
-        if not 0 <= self.noise_share <= 1:
-            raise UserError(f"noise_share needs a number from 0 to 1. Received: {self.noise_share}.")
+        for name in ("noise_share", "microphone"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name} needs a number from 0 to 1. Received: {getattr(self, name)}.")
 
     def __call__(self, samples: np.ndarray, rng: np.random.Generator, least: int = 0) -> np.ndarray:
         """Return the clip as it might have been recorded on another day.
@@ -113,9 +117,11 @@ class Augmentation:
         Returns:
             float32 [about samples / speed].
         """
-        speed, share, ratio, gain = rng.uniform(size=4)
+        speed, share, ratio, gain, heard = rng.uniform(size=5)
         fastest = max(1.0, len(samples) / max(least, 1))
         samples = change_speed(samples, min(_between(self.speed, speed), fastest))
+        if heard < self.microphone:
+            samples = through_microphone(samples, rng)
         if self.noise_db and share < self.noise_share:
             samples = add_noise(samples, rng, _between(self.noise_db, ratio))
         return samples * np.float32(10 ** (_between(self.gain_db, gain) / 20))
@@ -144,6 +150,36 @@ def add_noise(samples: np.ndarray, rng: np.random.Generator, ratio_db: float) ->
     power = float(np.mean(np.square(samples, dtype=np.float64))) if len(samples) else 0.0
     level = np.float32(np.sqrt(power / 10 ** (ratio_db / 10)))
     return samples + level * rng.standard_normal(len(samples), np.float32)
+
+
+def through_microphone(samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return a clip as another microphone in another room would record it.
+
+    Each microphone makes some tones louder and others quieter (by up to 8 dB, smoothly), every second one hears nothing
+    above some frequency from 3 kHz on, as telephones do; a room adds an echo that fades within 0.05 to 0.4 s.
+
+    Args:
+        samples: float32 [samples].
+        rng: draws microphone and room.
+
+    Returns:
+        float32 [samples].
+    """
+    # Room for the echo of the end, which would reach the beginning.
+    length = scipy.fft.next_fast_len(len(samples) + SAMPLE_RATE // 2, real=True)
+    frequencies = np.fft.rfftfreq(length, 1 / SAMPLE_RATE)
+    knots = np.geomspace(100, SAMPLE_RATE / 2, 6)
+    louder = np.interp(np.log(np.maximum(frequencies, 1.0)), np.log(knots), rng.uniform(-8.0, 8.0, len(knots)))
+    response = 10 ** (louder / 20)
+    highest = rng.uniform(3000.0, 8000.0) if rng.random() < 0.5 else SAMPLE_RATE / 2
+    response /= np.sqrt(1 + (frequencies / highest) ** 24)
+    fading, level = rng.uniform(0.05, 0.4), rng.uniform(0.0, 0.5)
+    times = np.arange(SAMPLE_RATE // 2) / SAMPLE_RATE
+    echo = rng.standard_normal(len(times)) * 10 ** (-3 * times / fading)
+    echo *= level / np.sqrt(np.sum(echo**2))
+    echo[0] += 1.0
+    heard = scipy.fft.rfft(samples, length) * (response * scipy.fft.rfft(echo, length)).astype(np.complex64)
+    return scipy.fft.irfft(heard, length)[: len(samples)].astype(np.float32)
 
 
 # --- batches ----------------------------------------------------------------------------------------------

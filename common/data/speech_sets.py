@@ -21,7 +21,8 @@ from common.errors import UserError
 from common.progress import ProgressLine
 from common.specs import check_choice, parse_data
 
-DATA_KINDS = ("folder", "csv", "tsv", "manifest")
+DATA_KINDS = ("demo", "folder", "csv", "tsv", "manifest")
+DEMO = Path(__file__).parent / "spoken_words" / "manifest.tsv"  # benchmarks/speak.py wrote it
 _LOOKED_AT_FOR_LIMIT = 10  # times --limit: enough to split, and few enough for a quick look
 _OFFSET_WORTH_A_NOTE = 0.01  # of full scale
 _OTHER_LENGTH = 0.5  # seconds by which a file may differ from what its manifest states
@@ -118,7 +119,7 @@ def load_speech_set(
     but a given val or test.
 
     Args:
-        data: `folder:PATH` (for commands class folders, or train/val/test with class folders inside, or Speech
+        data: `demo`, `folder:PATH` (for commands class folders, or train/val/test with class folders inside, or Speech
             Commands as it is; for transcripts LibriSpeech, LJSpeech or Common Voice as they are), `csv:PATH`,
             `tsv:PATH` or `manifest:PATH` (a file, or a folder with a file for each part).
         task: `transcripts` or `commands`.
@@ -140,7 +141,7 @@ def load_speech_set(
     """
     check_choice("--task", task, TASKS)
     kind, value = parse_data(data, DATA_KINDS)
-    rows = speech_rows(kind, Path(value).expanduser(), task, columns)
+    rows = _demo_rows(task) if kind == "demo" else speech_rows(kind, Path(value).expanduser(), task, columns)
     if not rows:
         raise UserError(no_sounds_advice(data))
     _refuse_files_nowhere(data, rows)
@@ -165,6 +166,12 @@ def load_speech_set(
     return SpeechSet(
         data, **examples, skipped=(*skipped, *contradicting, *copies), notes=tuple(notes), class_names=class_names
     )
+
+
+def _demo_rows(task: str) -> list[SpeechRow]:
+    """Return the demo: twenty words alone and in phrases; for commands the words alone."""
+    rows = speech_rows("tsv", DEMO, task, SpeechColumns(label="text"))
+    return [row for row in rows if task == "transcripts" or " " not in row.text]
 
 
 def _refuse_files_nowhere(data: str, rows: Sequence[SpeechRow]) -> None:

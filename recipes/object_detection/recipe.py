@@ -171,7 +171,8 @@ def train(source: Source, detector: Detector, data: BoxSet, config: Config, stag
     compile_detector(detector, source, config, steps=epochs * steps, scratch=stage == "scratch")
     history = fit_with_checkpoints(
         model, batches_from, epochs=epochs, lines=training.EpochLines(stage, epochs, steps),
-        keep=training.KeepBest(None, rank=lambda logs: (round(logs["val_ap50"], 4), logs["val_ap"])),
+        # By AP and not AP50: where validation is small, many epochs have the same AP50, and early ones by chance.
+        keep=training.KeepBest(None, rank=lambda logs: (round(logs["val_ap"], 4), logs["val_ap50"])),
         callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=watch)],
         checkpoint=Path(config.out) / "checkpoints" / f"{stage}.npz", save_every=config.save_every,
     )  # fmt: skip
