@@ -221,7 +221,7 @@ def _windows(file: soundfile.SoundFile, step: int, length: int) -> Iterator[np.n
     while True:
         mono = mixed(window)
         yield resample(mono - np.float32(mono.mean(dtype=np.float64)), file.samplerate, SAMPLE_RATE)
-        further = file.read(step, dtype="float32", always_2d=True) if len(window) == length else window[:0]
+        further = file.read(step, dtype="float32", always_2d=True)
         if not len(further):
             return
         window = np.concatenate([window[step:], further])
