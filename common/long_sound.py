@@ -203,6 +203,7 @@ def _best_path(
             if progress:
                 progress.update(min(heard // SAMPLE_RATE, progress.total))
         if progress:
+            progress.update(progress.total)  # the last step went beyond the end, or not up to it
             progress.close()
     best, logs = np.concatenate([*kept, tail], axis=1)
     return best.astype(np.int32), logs

@@ -94,6 +94,11 @@ def test_no_character_is_lost_or_doubled_at_a_seam(minute, window: float, overla
     assert listen.calls == pytest.approx(max(1, 70 / (window - overlap)), abs=1.5)
 
 
+def test_the_progress_counts_seconds_of_the_recording(minute, capsys):
+    transcribe_long(Listener(), CONFIG, LETTERS, minute[0])
+    assert "seconds transcribed: 70 in" in capsys.readouterr().out
+
+
 def test_too_little_overlap_is_heard(minute):
     """The listener does make mistakes at the ends of what it hears: the test above would notice."""
     path, text, _ = minute
