@@ -164,7 +164,7 @@ def transcribe(
         seconds: length of each, float64 [n].
         characters: the vocabulary.
         batch_seconds: the most that a batch may hold, padding included.
-        keep_log_probabilities: they take 4 bytes for each frame and token: an hour of English 20 MB, of Chinese GB.
+        keep_log_probabilities: they take 4 bytes for each frame and token, which is much where tokens are thousands.
         title: of the progress line; none where it is empty.
     """
     write = tf.function(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import grpc
 import keras
 import numpy as np
 import pytest
@@ -34,6 +35,8 @@ from common.recognising import (
     transcribe,
     write_text,
 )
+from common.serving.refusals import Refusal
+from common.serving.servables import Servable, replay_warmup
 from common.warmup import read_warmup
 
 TINY = Wav2Vec2Config(
@@ -300,6 +303,26 @@ def test_bad_samples_say_what_is_wrong(served, length: int, value: float, says: 
     samples = np.full((1, 8000), value, np.float32)
     with pytest.raises(tf.errors.InvalidArgumentError, match=says):
         served[2].signatures["tensors"](samples=tf.constant(samples), lengths=tf.constant([length], tf.int32))
+
+
+def test_loads_the_way_tf_serving_loads(served, written, transcripts):
+    """Graph, restore op and signature by tensor name: what the C++ server does, and what slimming must keep."""
+    raw = [Path(path).read_bytes() for path in in_graph(written[0])]
+    with tf.compat.v1.Session(graph=tf.Graph()) as session:
+        signature = tf.compat.v1.saved_model.load(session, ["serve"], str(served[1])).signature_def["serving_default"]
+        audio, text = signature.inputs["audio"].name, signature.outputs["text"].name
+        assert [one.decode() for one in session.run(text, {audio: raw})] == list(transcripts.texts[:6])
+        with pytest.raises(tf.errors.InvalidArgumentError, match="no WAV file"):
+            session.run(text, {audio: [b"hello"]})
+
+
+def test_a_client_is_told_what_is_wrong_with_its_sound(served):
+    servable = Servable("speech", 1, served[1])
+    assert replay_warmup(servable) == 3
+    with pytest.raises(Refusal) as refusal:
+        servable.predict(servable.signature(), {"audio": np.array([b"\xff\xfbhello"], object)})
+    assert refusal.value.code == grpc.StatusCode.INVALID_ARGUMENT
+    assert "The sound is no WAV file. Allowed: WAV files (RIFF) of 8, 16" in refusal.value.message
 
 
 def test_characters_of_another_model_are_refused(tmp_path: Path):

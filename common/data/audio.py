@@ -110,12 +110,17 @@ def read_frames(path: str | Path) -> tuple[np.ndarray, int]:
     return _decode_frames(_content(path), inf)
 
 
-def _content(path: str | Path) -> bytes:
+def refuse_no_file(path: str | Path) -> None:
+    """Raise UnreadableSound where a path leads to something that is there and is no file."""
     if os.path.isdir(path):
         raise UnreadableSound("is a folder, not a sound")
+    if os.path.exists(path) and not os.path.isfile(path):  # a pipe or /dev/zero would never end
+        raise UnreadableSound("is no file but a device, pipe or socket")
+
+
+def _content(path: str | Path) -> bytes:
+    refuse_no_file(path)
     try:
-        if os.path.exists(path) and not os.path.isfile(path):  # a pipe or /dev/zero would never end
-            raise UnreadableSound("is no file but a device, pipe or socket")
         if (size := os.path.getsize(path)) > _LARGEST_BYTES:
             raise UnreadableSound(f"is {size / 2**30:.1f} GB large; at most 1 GB is read. Cut it into clips")
         return Path(path).read_bytes()
@@ -159,7 +164,7 @@ def _decode_frames(encoded: bytes, max_seconds: float) -> tuple[np.ndarray, int]
         with soundfile.SoundFile(_Bytes(encoded.lstrip(b"\0"))) as file:
             refuse_absurd_rate(file.samplerate)
             frames = _all_frames(file, max_seconds)
-            _refuse_cut_off(encoded, file, len(frames))
+            refuse_cut_off(encoded, file, len(frames))
             return frames, file.samplerate
     except (soundfile.SoundFileError, OSError) as error:
         raise UnreadableSound(why_not_decoded(encoded, error)) from error
@@ -204,13 +209,22 @@ def why_not_decoded(encoded: bytes, error: Exception) -> str:
     return f"cannot be decoded (its format is none of those known). {_CONVERT}"
 
 
-def _refuse_cut_off(encoded: bytes, file: soundfile.SoundFile, decoded: int) -> None:
-    """Refuse a file whose end is missing: the end of its transcript would be missing too."""
+def refuse_cut_off(end: bytes, file: soundfile.SoundFile, decoded: int) -> None:
+    """Refuse a file whose end is missing: the end of its transcript would be missing too.
+
+    Args:
+        end: the last bytes of the file, 100 KB or more where there are so many.
+        file: after everything was decoded.
+        decoded: frames that it held.
+
+    Raises:
+        UnreadableSound: it states more than there is.
+    """
     if lengths := _LENGTHS.search(file.extra_info):
         stated, found = int(lengths[1]), int(lengths[2])
         if found < stated < STREAMED:
             raise UnreadableSound(f"is cut off: {stated - found:,} bytes of its samples are missing")
-    if file.format == "OGG" and not _has_last_ogg_page(encoded):
+    if file.format == "OGG" and not _has_last_ogg_page(end):
         raise UnreadableSound("is cut off: its last page is missing")
     if decoded < file.frames * (1 - _MISSING_SHARE.get(file.format, 0)) and file.frames < 2**48:
         raise UnreadableSound(f"is cut off: it states {file.frames:,} samples and holds {decoded:,}")
