@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -167,10 +168,7 @@ def transcribe(
         keep_log_probabilities: they take 4 bytes for each frame and token, which is much where tokens are thousands.
         title: of the progress line; none where it is empty.
     """
-    write = tf.function(
-        lambda logits, frames: (*write_text(logits, frames, characters), tf.nn.log_softmax(logits)),
-        input_signature=[tf.TensorSpec((None, None, len(characters)), tf.float32), tf.TensorSpec((None,), tf.int32)],
-    )
+    write = _writer(characters)
     texts, kept = [""] * len(clips), [np.zeros((0, len(characters)), np.float32)] * len(clips)
     confidences = np.zeros(len(clips), np.float32)
     for places, batch in _batches(clips, seconds, batch_seconds, title):
@@ -181,6 +179,15 @@ def transcribe(
             if keep_log_probabilities:
                 kept[place] = logs[:count].copy()  # and not a view, which would keep the padding
     return Transcripts(tuple(texts), confidences, tuple(kept) if keep_log_probabilities else ())
+
+
+@functools.cache  # traced once for each vocabulary, and not at every look at validation
+def _writer(characters: Characters) -> Callable:
+    """Return (logits, frames) -> (text, confidence, log probabilities)."""
+    return tf.function(
+        lambda logits, frames: (*write_text(logits, frames, characters), tf.nn.log_softmax(logits)),
+        input_signature=[tf.TensorSpec((None, None, len(characters)), tf.float32), tf.TensorSpec((None,), tf.int32)],
+    )
 
 
 def classify(

@@ -6,7 +6,7 @@ Usage:
     python -m recipes check NAME [flags]        look at the data before training
     python -m recipes run NAME [flags]          train, evaluate, export and prove
     python -m recipes run NAME --resume OUT     go on with a run that was stopped
-    python -m recipes predict RUN FILE...       classify image files, or texts, with the export of a run
+    python -m recipes predict RUN FILE...       classify files or texts, find objects, or write down what is said
     python -m recipes serve RUN                 answer over HTTP and gRPC, as TensorFlow Serving would
     python -m recipes convert RUN --to FORM     the export of a run as LiteRT (float or --int8) or ONNX, proved again
     python -m recipes compare RUN RUN...        finished runs side by side
@@ -32,7 +32,8 @@ from recipes.comparing import compare
 from recipes.converting import convert
 from recipes.discovery import Recipe, config_class, find_recipe, find_recipes
 from recipes.doctor import examine
-from recipes.execution import complain, load_recipe, predict, trouble_told_plainly
+from recipes.execution import complain, load_recipe, trouble_told_plainly
+from recipes.predicting import predict
 from recipes.sourcing import fetch, list_sources
 
 RECIPES = Path(__file__).resolve().parent

@@ -1,11 +1,9 @@
-"""The side of the command line that imports TensorFlow: load a recipe, ask the export of a run."""
+"""The side of the command line that imports TensorFlow: load a recipe, find what a run exported."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import importlib.util
-import json
 import os
 import shlex
 import sys
@@ -13,14 +11,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from common.errors import UserError
 from common.runs import room_for
 from recipes.discovery import Recipe
-
-PREDICT_BATCH = 32
-_CLASSES, _BOXES = {"label", "probabilities", "class_names"}, {"boxes", "labels", "scores", "count"}
 
 
 def load_recipe(recipe: Recipe) -> ModuleType:
@@ -65,135 +59,8 @@ def _lost_picture(error: Exception) -> str:
     # TensorFlow names the file where it cannot be read, and the operation where it cannot be decoded.
     by_tensorflow = type(error).__module__.startswith("tensorflow.") and hasattr(error, "message")
     if by_tensorflow and ("ReadFile" in error.message or "DecodeImage" in error.message):
-        return _reason(error.message)
+        return reason_of(error.message)
     return ""
-
-
-def predict(arguments: list[str]) -> int:
-    """Classify image files or texts, or find objects, with the newest export of a run, as a server would."""
-    parser = argparse.ArgumentParser(prog="python -m recipes predict", description=predict.__doc__)
-    parser.add_argument("run", type=Path, metavar="RUN", help="the folder that a run wrote (its --out)")
-    parser.add_argument("inputs", nargs="+", metavar="FILE_OR_TEXT", help="image files, or texts")
-    parser.add_argument("--json", action="store_true", help="one JSON object a line, with all probabilities")
-    parser.add_argument("--name", help="which export, when the run holds several")
-    options = parser.parse_args(arguments)
-    export = newest_export(options.run, options.name)
-    from common.data.image_rows import PICTURE_SUFFIXES  # here: it imports numpy, and `list` does without
-
-    absent = [name for name in options.inputs if Path(name).suffix.lower() in PICTURE_SUFFIXES and not _is_file(name)]
-    if absent:  # told before the seconds of importing TensorFlow
-        shown = ", ".join(absent[:5]) + (" …" if len(absent) > 5 else "")
-        raise UserError(f"{len(absent)} of {len(options.inputs)} are not files: {shown}. Name image files.")
-    with quiet_tensorflow():
-        import tensorflow as tf
-
-        from common.data.images import why_unusable
-    try:
-        # The loaded object must stay in a variable: its signatures hold its weights only weakly.
-        loaded = tf.saved_model.load(str(export))
-    except (OSError, ValueError, tf.errors.OpError) as problem:
-        raise UserError(f"{export} cannot be loaded: {problem}. Run the recipe again.") from problem
-    signature = loaded.signatures.get("serving_default")
-    takes = signature.structured_input_signature[1] if signature else {}
-    gives = signature.structured_outputs if signature else {}
-    known = _CLASSES <= set(gives) or _BOXES <= set(gives)
-    if takes.keys() - {"image", "text"} or not known:
-        raise UserError(
-            f"{export} is no classifier of images or texts, and finds no objects: it takes "
-            f"{', '.join(takes) or 'nothing'} and gives {', '.join(gives) or 'nothing'}. predict needs the export of a "
-            f"recipe."
-        )
-    if "text" in takes:
-        return _predict_texts(signature, options.inputs, options.json)
-    files = [Path(name) for name in options.inputs]
-    if absent := [name for name in options.inputs if not _is_file(name)]:
-        raise UserError(f"{absent[0][:200]!r} is no file; this model takes image files.")
-
-    def classify(contents: list[bytes]) -> list[dict[str, Any] | str]:
-        """One answer a file; a text instead says why that file has none."""
-        try:
-            outputs = {name: value.numpy() for name, value in signature(image=tf.constant(contents)).items()}
-        except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError) as problem:
-            # One bad image fails its whole batch, and the error does not say which: ask one by one.
-            if len(contents) == 1:
-                return [_reason(problem.message)]
-            return [answer for content in contents for answer in classify([content])]
-        return [_answer(outputs, row) for row in range(len(contents))]
-
-    failed = 0
-    for start in range(0, len(files), PREDICT_BATCH):
-        answers: list[tuple[Path, dict[str, Any] | str]] = []
-        readable: list[tuple[Path, bytes]] = []
-        for file in files[start : start + PREDICT_BATCH]:
-            try:
-                content = file.read_bytes()
-            except OSError as problem:
-                answers.append((file, problem.strerror or str(problem)))
-                continue
-            if reason := why_unusable(content):
-                answers.append((file, reason))
-            else:
-                readable.append((file, content))
-        if readable:
-            answered = classify([content for _, content in readable])
-            answers += zip([file for file, _ in readable], answered, strict=True)
-        for file, answer in answers:
-            if isinstance(answer, str):
-                failed += 1
-                complain(f"{file}: {answer}")
-            elif options.json:
-                print(json.dumps({"file": str(file), **answer}, ensure_ascii=False))
-            elif "objects" in answer:
-                drawn = _draw(file, answer["objects"], options.run / "predictions")
-                found = "; ".join(f"{one['label']} {one['score']:.2f}" for one in answer["objects"]) or "nothing"
-                print(f"{file}  {found}  drawn: {drawn}")
-            else:
-                print(f"{file}  {answer['label']}  {answer['probability']:.4f}")
-    return 1 if failed else 0
-
-
-def _draw(file: Path, objects: list[dict[str, Any]], folder: Path) -> Path:
-    """Write a picture with the boxes that were found in it."""
-    import numpy as np
-    import tensorflow as tf
-
-    from common.drawing import draw_boxes
-    from common.runs import write_atomically
-
-    # As the model saw it: TensorFlow's decoder does not follow the camera's note to turn a picture.
-    pixels = tf.io.decode_image(file.read_bytes(), channels=3, expand_animations=False).numpy()
-    names = sorted({one["label"] for one in objects})
-    picture = draw_boxes(
-        pixels,
-        np.array([one["box"] for one in objects]).reshape(-1, 4),
-        np.array([names.index(one["label"]) for one in objects], int),
-        names,
-        np.array([one["score"] for one in objects]),
-    )
-    return write_atomically(folder / f"{file.name}.png", lambda partial: picture.save(partial, "PNG"))
-
-
-def _is_file(name: str) -> bool:
-    try:
-        return Path(name).is_file()
-    except (OSError, ValueError):  # a text is too long for a name, or holds what no name may
-        return False
-
-
-def _predict_texts(signature, texts: list[str], as_json: bool) -> int:
-    import tensorflow as tf
-
-    for start in range(0, len(texts), PREDICT_BATCH):
-        some = texts[start : start + PREDICT_BATCH]
-        said = signature(text=tf.constant([text.encode("utf-8", "replace") for text in some]))
-        outputs = {name: value.numpy() for name, value in said.items()}
-        for row, text in enumerate(some):
-            answer = _answer(outputs, row)
-            if as_json:
-                print(json.dumps({"text": text, **answer}, ensure_ascii=False))
-            else:
-                print(f"{text!r}  {answer['label']}  {answer['probability']:.4f}")
-    return 0
 
 
 def newest_export(run: Path, name: str | None) -> Path:
@@ -217,27 +84,7 @@ def newest_export(run: Path, name: str | None) -> Path:
     return next(iter(newest.values()))
 
 
-def _answer(outputs: dict[str, Any], row: int) -> dict[str, Any]:
-    if "boxes" in outputs:
-        found = zip(
-            *(outputs[name][row][: outputs["count"][row]] for name in ("labels", "scores", "boxes")), strict=True
-        )
-        return {
-            "objects": [
-                {"label": label.decode(), "score": float(score), "box": [round(float(side), 1) for side in box]}
-                for label, score, box in found
-            ]
-        }
-    probabilities = [float(value) for value in outputs["probabilities"][row]]
-    names = [name.decode() for name in outputs["class_names"][row]]
-    return {
-        "label": outputs["label"][row].decode(),
-        "probability": max(probabilities),
-        "probabilities": dict(zip(names, probabilities, strict=True)),
-    }
-
-
-def _reason(message: str) -> str:
+def reason_of(message: str) -> str:
     """The one line of a TensorFlow graph error that tells what went wrong."""
     boilerplate = ("Graph execution error", "Detected at node", "<stack traces", "]]")
     lines = [line.rpartition("}}")[2].strip() or line.strip() for line in message.splitlines()]

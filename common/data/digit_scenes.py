@@ -14,7 +14,7 @@ from common.data import splits
 from common.data.image_rows import write_picture
 
 SIDE = 128
-SCENES = {"train": 300, "val": 60, "test": 80}
+SCENES = {"train": 600, "val": 60, "test": 80}
 _SEED = 20
 _EMPTY_EVERY = 10
 _MOST_DIGITS = 6

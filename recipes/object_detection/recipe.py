@@ -68,17 +68,18 @@ class Config:
     head_epochs: int = 1
     """Passes in which only neck and head learn, on the untouched backbone."""
     epochs: int | None = None
-    """Passes in which the backbone learns as well; the default is 12, and more for few pictures."""
+    """Passes in which the backbone learns as well; the default is 5 for demo, else 12, and more for few pictures."""
     batch_size: int = 8
     """Pictures in a step."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     """Peak learning rate of neck and head; it warms up, then falls along a cosine."""
     backbone_rate: float = 0.3
     """The backbone learns at this share of it."""
     weight_decay: float = 1e-4
     """Pulls weights towards zero."""
-    augment: str = "flip,scale,crop,color"
-    """What changes the pictures while training: some of flip, scale, crop, color, or none."""
+    augment: str | None = None
+    """What changes the pictures while training: some of flip, scale, crop, color, or none. The default is all of them,
+    without scale for demo, whose digits are of all sizes already."""
     mosaic: float = 0.0
     """Share of the training pictures that are put together from four."""
     batch_norm: str = "frozen"
@@ -96,7 +97,7 @@ class Config:
         parse_source(self.source)
         check_choice("--detector", self.detector, ("fcos", "retinanet", "yolov8"))
         check_choice("--batch-norm", self.batch_norm, ("frozen", "train"))
-        parse_list("--augment", self.augment, ("flip", "scale", "crop", "color"), alone=("none",))
+        augmentations(self)
         parse_baselines(self.baselines, BASELINES)
         if self.stride not in (None, 4, 8):
             raise ValueError(f"--stride must be 4 or 8. Received: {self.stride}.")
@@ -255,13 +256,20 @@ def check(config: Config) -> None:
 
 def training_stream(data: BoxSet, size: tuple[int, int], config: Config, first=(0, 0)) -> tf.data.Dataset:
     """Stream augmented pictures with their boxes and labels, from (epoch, step) on."""
-    names = parse_list("--augment", config.augment, box_images.AUGMENTATIONS, alone=("none",))
+    names = augmentations(config)
     if not data.mirrors:  # a mirrored digit is another thing
         names = tuple(name for name in names if name != "flip")
     return box_images.training_batches(
-        data.train, size, config.batch_size, seed=config.seed, augment=() if names == ("none",) else names,
-        mosaic=config.mosaic, first=first,
-    )  # fmt: skip
+        data.train, size, config.batch_size, seed=config.seed, augment=names, mosaic=config.mosaic, first=first
+    )
+
+
+def augmentations(config: Config) -> tuple[str, ...]:
+    """Return the names of what changes the pictures while training."""
+    if config.augment is None:
+        return ("flip", "crop", "color") if config.data == "demo" else ("flip", "scale", "crop", "color")
+    names = parse_list("--augment", config.augment, ("flip", "scale", "crop", "color"), alone=("none",))
+    return () if names == ("none",) else names
 
 
 def compile_detector(detector: Detector, source: Source, config: Config, *, steps: int, scratch: bool) -> None:
@@ -292,5 +300,6 @@ def baseline(name: str, data: BoxSet, config: Config) -> tuple[Detections, list[
 
 def passes(data: BoxSet, config: Config) -> int:
     """Return the number of fine-tuning passes: enough steps to learn something, where the pictures are few."""
-    steps = ceil(len(data.train) / config.batch_size)
-    return max(12, ceil(360 / steps)) if config.epochs is None else config.epochs
+    if config.epochs is not None:
+        return config.epochs
+    return 5 if config.data == "demo" else max(12, ceil(360 * config.batch_size / len(data.train)))

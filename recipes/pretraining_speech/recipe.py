@@ -84,6 +84,8 @@ class Config:
     """Pulls the weights towards zero: more of it for fewer clips."""
     microphone: float = 0.7
     """Share of the clips that sound as if another microphone in another room had heard them."""
+    val_share: float = 0.03
+    """Share of the training clips held out to watch the training; the test part is apart from it."""
     limit: int | None = None
     """Use at most this many clips of each part: a quick look."""
     strict: bool = False
@@ -102,6 +104,7 @@ class Config:
         check_range(self, 8, 1024, "channels")
         check_range(self, 0, inf, "save_every", "learning_rate", "weight_decay", "seed")
         check_range(self, 0, 1, "microphone")
+        check_range(self, 0.001, 0.5, "val_share")
 
 
 def load_data(config: Config) -> SpeechSet:
@@ -109,7 +112,9 @@ def load_data(config: Config) -> SpeechSet:
     columns = SpeechColumns(
         config.path_column, config.text_column, None, config.speaker_column, config.split_column, config.encoding
     )
-    return load_speech_set(config.data, columns=columns, limit=config.limit, strict=config.strict)
+    return load_speech_set(
+        config.data, columns=columns, limit=config.limit, strict=config.strict, val_share=config.val_share
+    )
 
 
 def network(config: Config) -> Wav2Vec2Config:
