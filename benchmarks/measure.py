@@ -125,14 +125,28 @@ MEASUREMENTS = (
     Measurement(
         "bccd",
         "Blood cells, 3 classes, 292 pictures, ImageNet MobileNetV2",
+        ("--data", BCCD, "--source", MOBILENET),
+        recipe="object_detection",
+    ),
+    Measurement(
+        "bccd_scratch",
+        "The same, with a frozen backbone and one from random weights beside it",
         ("--data", BCCD, "--source", MOBILENET, "--baselines", "frozen,scratch"),
         recipe="object_detection",
+        seeds=(0,),  # three trainings
     ),
     Measurement(
         "raccoon",
         "Raccoons, 160 pictures, ImageNet MobileNetV2",
+        ("--data", RACCOON, "--source", MOBILENET),
+        recipe="object_detection",
+    ),
+    Measurement(
+        "raccoon_scratch",
+        "The same, with a frozen backbone and one from random weights beside it",
         ("--data", RACCOON, "--source", MOBILENET, "--baselines", "frozen,scratch"),
         recipe="object_detection",
+        seeds=(0,),  # three trainings
     ),
     Measurement(
         "bccd_yolov8",

@@ -13,8 +13,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from common import reporting, runs, speech_metrics
+from common.data.audio import SAMPLE_RATE
 from common.data.speech_sets import SpeechExamples, SpeechSet
-from common.playback import embed_sounds
+from common.playback import MAX_SECONDS, embed_sounds, encode_sound
 from common.speech_metrics import DECODERS, DELETION, INSERTION, Edit
 
 MAX_WORST, MAX_RIGHT = 9, 3  # clips that can be played
@@ -194,6 +195,21 @@ def write_report(
         "skipped": skipped,
     }
     return reporting.render(Path(out) / "report.html", context, "speech_report.html")
+
+
+def write_samples(path: Path, clips: Sequence[np.ndarray], texts: Sequence[str]) -> Path:
+    """Write a page to listen to before training.
+
+    Args:
+        path: of the page.
+        clips: mono, 16 kHz, float32 [samples] each; the first 15 s are played.
+        texts: what is said in each.
+
+    Returns:
+        The path.
+    """
+    sounds = [encode_sound(clip[: MAX_SECONDS * SAMPLE_RATE]) for clip in clips]
+    return reporting.render(path, {"clips": list(zip(sounds, texts, strict=True))}, "speech_samples.html")
 
 
 def write_model_card(

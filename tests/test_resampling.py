@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from common.data.resampling import resample, resample_in_graph
+from common.data.resampling import resample
+from common.data.resampling_in_graph import resample_in_graph
 
 RATES = (8000, 11_025, 16_000, 22_050, 22_257, 44_100, 48_000, 96_000, 192_000)
 TO = 16_000

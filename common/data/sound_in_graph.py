@@ -9,7 +9,7 @@ from __future__ import annotations
 import tensorflow as tf
 
 from common.data.audio import ABSURD_PEAK, CANCELLED, HIGHEST_RATE, LOWEST_RATE, SAMPLE_RATE, STREAMED
-from common.data.resampling import resample_in_graph
+from common.data.resampling_in_graph import resample_in_graph
 
 ALLOWED = (
     "Allowed: WAV files (RIFF) of 8, 16, 24 or 32 bits, or of floats, of any rate and channels. "

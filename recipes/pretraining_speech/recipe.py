@@ -23,7 +23,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from common import checking, pretraining_report, runs, speech_models, training
+from common import checking, pretraining_report, runs, speech_models, speech_report, training
 from common.characters import Characters, build_characters, samples_needed
 from common.checkpoints import fit_with_checkpoints
 from common.data import speech_batches
@@ -41,6 +41,7 @@ from common.speech_sources import load_speech_source
 from common.wav2vec2_weights import save_wav2vec2
 
 HEAD_WIDTH = 48  # of an attention head
+SHOWN = 16  # clips of the page that `check` writes
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,8 @@ class Config:
     """Width of the transformer, a multiple of 48; more is slower and stronger."""
     layers: int = 5
     """Blocks of the transformer; more is slower and stronger."""
-    channels: int = 96
-    """Width of the convolutions that read samples: most of the time goes into them."""
+    channels: int = 128
+    """Width of the last convolutions that read samples, a multiple of 8; the first, which see the most, are narrower."""
     epochs: int | None = None
     """Passes over the clips; the default is 10, and more for few clips."""
     batch_seconds: float = 64.0
@@ -101,6 +102,8 @@ class Config:
         if self.width < HEAD_WIDTH or self.width % HEAD_WIDTH:
             raise ValueError(f"--width must be a multiple of {HEAD_WIDTH}. Received: {self.width}. Try: --width 192")
         check_range(self, 1, inf, "layers", "epochs", "batch_seconds", "limit")
+        if self.channels % 8:
+            raise ValueError(f"--channels must be a multiple of 8. Received: {self.channels}. Try: --channels 128")
         check_range(self, 8, 1024, "channels")
         check_range(self, 0, inf, "save_every", "learning_rate", "weight_decay", "seed")
         check_range(self, 0, 1, "microphone")
@@ -123,7 +126,7 @@ def network(config: Config) -> Wav2Vec2Config:
     Hiding spans is left to the objective, and no block is skipped: there are few.
     """
     return Wav2Vec2Config(
-        conv_dim=(config.channels,) * 7, conv_bias=True, feat_extract_norm="layer", do_stable_layer_norm=True,
+        conv_dim=tuple(config.channels * share // 8 for share in (2, 3, 4, 6, 8, 8, 8)), conv_bias=True, feat_extract_norm="layer", do_stable_layer_norm=True,
         hidden_size=config.width, num_hidden_layers=config.layers, num_attention_heads=config.width // HEAD_WIDTH,
         intermediate_size=4 * config.width, num_conv_pos_embeddings=32, num_conv_pos_embedding_groups=16,
         hidden_dropout=0.05, attention_dropout=0.05, activation_dropout=0.0, final_dropout=0.05, layerdrop=0.0,
@@ -205,7 +208,7 @@ def main(config: Config) -> dict:
 
 
 def check(config: Config) -> None:
-    """Say what a run would read and how long it would take; train nothing and write nothing."""
+    """Say what a run would read and how long it would take; train nothing and write one page to listen to."""
     data = load_data(config)
     print(f"{config.data}: {data.counts()}, {data.train.seconds.sum() / 3600:.1f} hours of training clips")
     print(*(f"  {sentence}" for sentence in data.advice()), sep="\n")
@@ -214,9 +217,14 @@ def check(config: Config) -> None:
     data, targets = writable_clips(data, characters, backbone.config.frame_lengths)
     learner = build_learner(config, backbone, characters)
     print(f"{backbone.count_params():,} parameters, {2 * backbone.count_params() / 1e6:.1f} MB as a preset")
+    clips, change = Clips(data.train.paths, title=""), augmentation(config)
+    shown = range(min(SHOWN, len(clips)))
+    heard = [change(clips[place], np.random.default_rng((config.seed, place))) for place in shown]
+    page = speech_report.write_samples(Path(config.out) / "samples.html", heard, data.train.texts[: len(shown)])
+    print(f"clips as trained on: {page}")
     steps = speech_batches.steps_per_epoch(data.train.seconds, config.batch_seconds, config.seed)
     compile_learner(config, learner, steps)
-    stream = training_stream(config, data, Clips(data.train.paths, title=""), targets, None, (0, 0))
+    stream = training_stream(config, data, clips, targets, None, (0, 0))
     batch = next(stream.as_numpy_iterator())
     step = checking.median_seconds(lambda: learner.train_on_batch(*batch))  # the weights are thrown away
     print(f"estimate: {format_seconds(passes(config, steps) * steps * step)} of training")
@@ -234,9 +242,14 @@ def training_stream(config: Config, data: SpeechSet, clips: Clips, targets, leas
     """Stream changed clips with their transcripts, from (epoch, step) on."""
     stream = speech_batches.training_batches(
         clips, data.train.seconds, targets, config.batch_seconds, seed=config.seed, first=first,
-        augmentation=Augmentation(noise_share=0.7, microphone=config.microphone), least_samples=least,
+        augmentation=augmentation(config), least_samples=least,
     )  # fmt: skip
     return stream.map(speech_models.as_inputs(normalises=True), 2)
+
+
+def augmentation(config: Config) -> Augmentation:
+    """Return what happens to training clips."""
+    return Augmentation(noise_share=0.7, microphone=config.microphone)
 
 
 def compile_learner(config: Config, learner: keras.Model, steps: int) -> None:

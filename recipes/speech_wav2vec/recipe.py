@@ -22,7 +22,6 @@ from pathlib import Path
 
 import keras
 import numpy as np
-from common.recognising import CommandModel, Recogniser, Transcripts
 
 from common import checking, exporting, freezing, recognising, runs, speech_models, speech_report, training
 from common.characters import CASES, POLICIES, Characters, build_characters, samples_needed
@@ -35,6 +34,7 @@ from common.data.speech_lessons import draw_shots, writable_clips
 from common.data.speech_rows import SpeechColumns
 from common.data.speech_sets import DATA_KINDS, SpeechSet, load_speech_set
 from common.progress import format_seconds
+from common.recognising import CommandModel, Recogniser, Transcripts
 from common.serving.files import write_serving_files
 from common.specs import check_choice, check_range, parse_baselines, parse_data, parse_list, parse_source
 from common.speech_decoding import write_with_beams
@@ -43,6 +43,7 @@ from common.speech_sources import SpeechSource, load_speech_source
 
 BASELINES = ("zero_shot", "frozen", "scratch")
 AUGMENTATIONS = ("speed", "noise", "gain")
+SHOWN = 16  # clips of the page that `check` writes
 
 
 @dataclass(frozen=True)
@@ -294,7 +295,9 @@ def check(config: Config) -> None:
     print(f"{seconds.sum() / 60:.1f} minutes of training clips, {np.median(seconds):.1f} s in the median one")
     if lesson.characters:
         print(f"characters: {' '.join(lesson.characters.symbols[2:])}")
-    page = speech_report.write_samples(Path(config.out) / "samples.html", lesson.data.train)
+    shown, change = range(min(SHOWN, len(seconds))), augmentation(config) or (lambda clip, rng: clip)
+    heard = [change(lesson.clips["train"][place], np.random.default_rng((config.seed, place))) for place in shown]
+    page = speech_report.write_samples(Path(config.out) / "samples.html", heard, lesson.data.train.texts[: len(shown)])
     print(f"clips as trained on: {page}")
 
     stream = speech_batches.training_batches(
