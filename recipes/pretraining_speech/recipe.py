@@ -74,7 +74,7 @@ class Config:
     layers: int = 5
     """Blocks of the transformer; more is slower and stronger."""
     channels: int = 128
-    """Width of the last convolutions that read samples, a multiple of 8; the first, which see the most, are narrower."""
+    """Width of the last convolutions that read samples, a multiple of 8; the first, which see most, are narrower."""
     epochs: int | None = None
     """Passes over the clips; the default is 10, and more for few clips."""
     batch_seconds: float = 64.0
@@ -126,7 +126,8 @@ def network(config: Config) -> Wav2Vec2Config:
     Hiding spans is left to the objective, and no block is skipped: there are few.
     """
     return Wav2Vec2Config(
-        conv_dim=tuple(config.channels * share // 8 for share in (2, 3, 4, 6, 8, 8, 8)), conv_bias=True, feat_extract_norm="layer", do_stable_layer_norm=True,
+        conv_dim=tuple(config.channels * share // 8 for share in (2, 3, 4, 6, 8, 8, 8)), conv_bias=True,
+        feat_extract_norm="layer", do_stable_layer_norm=True,
         hidden_size=config.width, num_hidden_layers=config.layers, num_attention_heads=config.width // HEAD_WIDTH,
         intermediate_size=4 * config.width, num_conv_pos_embeddings=32, num_conv_pos_embedding_groups=16,
         hidden_dropout=0.05, attention_dropout=0.05, activation_dropout=0.0, final_dropout=0.05, layerdrop=0.0,
