@@ -21,7 +21,8 @@ def write_tables(readme: Path = ROOT / "README.md") -> None:
     """Replace what stands between the markers of each table."""
     tables: dict[str, Callable[[], list[str]]] = {
         "sources": sources, "side_by_side": side_by_side, "serving": serving, "ways_to_send": ways_to_send,
-        "conversions": conversions, "few_shot": few_shot, "padding": padding,
+        "conversions": conversions, "few_shot": few_shot, "padding": padding, "boxes_of_classes": boxes_of_classes,
+        "detection_steps": detection_steps,
     }  # fmt: skip
     text = readme.read_text("utf-8")
     for name in re.findall(r"<!-- ([\w:]+) -->", text):
@@ -175,6 +176,24 @@ def padding() -> list[str]:
     return lines
 
 
+def boxes_of_classes() -> list[str]:
+    """Return how well each class of the blood cells is found, by each detector."""
+    rows = [row for row in rows_of("object_detection") if row["name"] in ("bccd", "bccd_yolov8", "bccd_retinanet")]
+    classes = list(rows[0]["per_class"]) if rows else []
+    lines = [_line(["AP50 of each class", *classes]), "|---" * (len(classes) + 1) + "|"]
+    for row in rows:
+        lines.append(_line([row["title"], *(_score(row["per_class"][name]) for name in classes)]))
+    return lines
+
+
+def detection_steps() -> list[str]:
+    """Return the table of benchmarks/detection_steps.py."""
+    lines = ["| detector | a step of ours | of the library's own `fit` |", "|---|---|---|"]
+    for name, row in _read("detection_steps").get("seconds_of_a_step", {}).items():
+        lines.append(_line([name, *(f"{row[way]:.2f} s" for way in ("ours", "library"))]))
+    return lines
+
+
 def _line(cells: list[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
@@ -182,7 +201,7 @@ def _line(cells: list[str]) -> str:
 def _score(metric: dict | None) -> str:
     if not metric:
         return ""
-    score = metric.get("accuracy") or metric["ap50"]
+    score = next(metric[name] for name in ("accuracy", "ap50", "wer") if name in metric)
     return f"{score['mean']:.3f} ± {score['std']:.3f}"
 
 
