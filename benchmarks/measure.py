@@ -43,6 +43,7 @@ class Measurement:
     flags: tuple[str, ...]
     seeds: tuple[int, ...] = (0, 1, 2)
     recipe: str = field(default="image_classification")
+    scores: tuple[str, ...] = ()
 
     def command(self, seed: int | str, out: str) -> list[str]:
         """Return the arguments of `python` for one seed."""
@@ -67,7 +68,8 @@ def compared(name: str, source: str, size: str) -> tuple[Measurement, Measuremen
 FLOWERS = f"csv:{PREPARED}/flowers5_128/split.csv"
 CIFAR, HYMENOPTERA = f"folder:{PREPARED}/cifar10_subset", f"folder:{PREPARED}/hymenoptera_data"
 # What a recipe is judged by, first the one that its table shows; accuracy and macro F1 where nothing is said.
-SCORES = {"object_detection": ("ap50", "ap", "ap75")}
+SCORES = {"object_detection": ("ap50", "ap", "ap75"), "speech_wav2vec": ("wer", "cer")}
+FSDD = ("--data", f"tsv:{PREPARED}/fsdd/all.tsv")
 BCCD, RACCOON = "voc:../shared/data/bccd", "voc:../shared/data/raccoon"
 SST2 = ("--data", "tsv:../shared/data/sst2", "--text-column", "1", "--label-column", "2", "--source", "minilm")
 GLOVE = "../shared/data/weights/glove_6b_50d_top2446/glove.6B.50d.top.txt"
@@ -162,6 +164,32 @@ MEASUREMENTS = (
         recipe="object_detection",
         seeds=(0,),  # minutes a seed
     ),
+    Measurement(
+        "spoken",
+        "Demo: twenty words, test in other voices and accents, bundled wav2vec 2.0",
+        ("--baselines", "zero_shot,frozen,scratch"),
+        recipe="speech_wav2vec",
+    ),
+    Measurement(
+        "spoken_commands",
+        "The same, single words as classes",
+        ("--task", "commands", "--baselines", "frozen,scratch"),
+        recipe="speech_wav2vec",
+        scores=("accuracy", "macro_f1"),
+    ),
+    Measurement(
+        "fsdd",
+        "Spoken digits over the telephone (FSDD), 1,250 clips",
+        (*FSDD, "--baselines", "zero_shot"),
+        recipe="speech_wav2vec",
+    ),
+    Measurement(
+        "fsdd_10",
+        "The same, 10 clips of each digit",
+        (*FSDD, "--shots", "10", "--baselines", "zero_shot,scratch"),
+        recipe="speech_wav2vec",
+        seeds=(0, 1, 2, 3, 4),
+    ),
     *compared("resnet_mini", "bundled:resnet_mini", "64"),
     *compared("resnet20_cifar10", f"hub:{PREPARED}/resnet20_cifar10", "32"),
     *compared("resnet56_cifar10", f"hub:{PREPARED}/resnet56_cifar10", "32"),
@@ -181,7 +209,7 @@ def measure(measurement: Measurement) -> dict:
     Raises:
         SystemExit: a run failed, its proof included; what it printed is shown.
     """
-    found, scores = [], SCORES.get(measurement.recipe, ("accuracy", "macro_f1"))
+    found, scores = [], measurement.scores or SCORES.get(measurement.recipe, ("accuracy", "macro_f1"))
     for seed in measurement.seeds:
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "run"
