@@ -86,6 +86,16 @@ _ENTRIES = (
         "bundled:bert_mini", verified_by="git",
     ),
     CatalogueEntry(
+        "wav2vec2_mini", ("speech_wav2vec",), "small wav2vec 2.0 of this project, taught by espeak-ng; in the checkout",
+        2_460_720, "English speech, 16 kHz", "research only (its sentences are of movie reviews and captions)",
+        "bundled:wav2vec2_mini", verified_by="git",
+    ),
+    CatalogueEntry(
+        "wav2vec2_base_960h", ("speech_wav2vec",), "wav2vec 2.0 BASE, writes English", 94_371_712,
+        "English speech, 16 kHz", "Apache-2.0", "preset:hf://facebook/wav2vec2-base-960h",
+        verified_by=_NONE,
+    ),
+    CatalogueEntry(
         "minilm", ("bert_sentiment",), "all-MiniLM-L6-v2, a small BERT for sentences", 22_713_216,
         "English sentences, up to 512 tokens", "Apache-2.0",
         places=(

@@ -49,6 +49,15 @@ def test_parameters_of_the_bundled_network():
     assert load_source("resnet_mini").backbone.count_params() == CATALOGUE["resnet_mini"].parameters
 
 
+def test_parameters_of_the_models_of_speech():
+    from common.models.wav2vec2 import Wav2Vec2Backbone, Wav2Vec2Config
+    from common.speech_sources import load_speech_source
+
+    assert load_speech_source("wav2vec2_mini").backbone.count_params() == CATALOGUE["wav2vec2_mini"].parameters
+    base = Wav2Vec2Backbone(Wav2Vec2Config.base())
+    assert base.count_params() == CATALOGUE["wav2vec2_base_960h"].parameters
+
+
 @pytest.mark.network
 def test_minilm_can_be_had(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
