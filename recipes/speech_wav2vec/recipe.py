@@ -87,8 +87,10 @@ class Config:
     """Passes in which only the head learns; the default is as many as make 100 steps, or 2."""
     epochs: int | None = None
     """Passes in which the encoder learns as well; the default is as many as make 600 steps, or 10."""
-    batch_seconds: float = 48.0
-    """Seconds of sound in a step, padding included."""
+    batch_size: int = 16
+    """Clips in a step, at most."""
+    batch_seconds: float = 80.0
+    """Seconds of sound in a step, padding included, at most: the memory it takes grows with them."""
     learning_rate: float = 5e-4
     """Peak learning rate of the encoder; it warms up, then falls along a cosine."""
     head_rate: float = 2e-3
@@ -128,7 +130,7 @@ class Config:
             raise ValueError(f"--language-model {self.language_model!r} is no file. Give a file of sentences.")
         check_range(self, 0, inf, "save_every", "weight_decay", "seed", "head_epochs", "epochs", "learning_rate")
         check_range(self, 0, 1024, "beams")
-        check_range(self, 1, inf, "batch_seconds", "limit", "shots")
+        check_range(self, 1, inf, "batch_size", "batch_seconds", "limit", "shots")
         check_range(self, 1e-9, inf, "head_rate")
 
 
@@ -193,7 +195,7 @@ def train(source: SpeechSource, model: keras.Model, lesson: Lesson, config: Conf
     counts = freezing.freeze(model, source.backbone, speech_models.ENCODER if policy == "encoder" else policy)
     print(f"{stage}: {counts}")
     seconds, network = lesson.data.train.seconds, source.backbone.config
-    steps = speech_batches.steps_per_epoch(seconds, config.batch_seconds, config.seed)
+    steps = speech_batches.steps_per_epoch(seconds, config.batch_seconds, config.seed, config.batch_size)
     epochs, least = passes(config, steps)[stage], None
     if lesson.characters:  # a clip that is played faster still needs a frame for each character
         least = [samples_needed(labels, network.frame_lengths) for labels in lesson.targets]
@@ -202,6 +204,7 @@ def train(source: SpeechSource, model: keras.Model, lesson: Lesson, config: Conf
         stream = speech_batches.training_batches(
             lesson.clips["train"], seconds, lesson.targets, config.batch_seconds, seed=config.seed,
             first=(epoch, step), augmentation=augmentation(config), least_samples=least,
+            batch_size=config.batch_size,
         )  # fmt: skip
         return stream.map(speech_models.as_inputs(source.normalises), 2)
 
@@ -302,13 +305,13 @@ def check(config: Config) -> None:
 
     stream = speech_batches.training_batches(
         lesson.clips["train"], seconds, lesson.targets, config.batch_seconds, seed=config.seed,
-        augmentation=augmentation(config),
+        augmentation=augmentation(config), batch_size=config.batch_size,
     ).map(speech_models.as_inputs(source.normalises))  # fmt: skip
     learner = speech_models.Learner(model, source.backbone.config)
     learner.compile(optimizer=training.DiscriminativeAdamW(learning_rate=1e-9), jit_compile=False)
     inputs, targets = next(stream.as_numpy_iterator())
     step = checking.median_seconds(lambda: learner.train_on_batch(inputs, targets))  # the weights are thrown away
-    steps = speech_batches.steps_per_epoch(seconds, config.batch_seconds, config.seed)
+    steps = speech_batches.steps_per_epoch(seconds, config.batch_seconds, config.seed, config.batch_size)
     epochs = passes(config, steps)
     whole = sum(epochs[stage] for stage in ("head", "finetune", *(wanted_baselines(config, source) & set(epochs))))
     print(f"estimate: {format_seconds(whole * steps * step)} of computing, then half a minute for export and proof")
