@@ -179,7 +179,7 @@ MEASUREMENTS = (
     ),
     Measurement(
         "fsdd",
-        "Spoken digits over the telephone (FSDD), 1,250 clips",
+        "Spoken digits at 8 kHz (FSDD), 1,250 clips",
         (*FSDD, "--baselines", "zero_shot"),
         recipe="speech_wav2vec",
     ),

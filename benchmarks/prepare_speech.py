@@ -1,4 +1,4 @@
-"""Unpack the spoken digits of ../shared/data/fsdd and write the tables that benchmarks/speech.py reads.
+"""Unpack the spoken digits of ../shared/data/fsdd and write the tables that measure.py and new_voice.py read.
 
     python benchmarks/prepare_speech.py --out ../prepared_data/fsdd
 
@@ -36,6 +36,8 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, default=Path("../shared/data"))
     parser.add_argument("--out", type=Path, default=Path("../prepared_data/fsdd"))
     options = parser.parse_args()
+    if options.out.exists():
+        raise SystemExit(f"error: {options.out} is there already. Remove it first, or name another folder: --out")
     options.out.mkdir(parents=True)
     extract_tar(options.shared / "fsdd" / "recordings.tar", options.out)
     with open(options.shared / "fsdd" / "split.csv", newline="", encoding="utf-8") as file:

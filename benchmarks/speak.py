@@ -136,6 +136,8 @@ def demo(folder: Path, seed: int) -> None:
     }
     for part, speakers in voices.items():
         for accent, variant in speakers:
+            held_out = accent in HELD_OUT_ACCENTS and variant in HELD_OUT_VARIANTS
+            assert held_out == (part != "train"), f"{accent}+{variant} speaks elsewhere"
             wanted += [(word, accent, variant, part) for word in WORDS]
             phrases = (" ".join(rng.choice(WORDS, rng.integers(2, 4))) for _ in range(8))
             wanted += [(text, accent, variant, part) for text in phrases]

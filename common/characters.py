@@ -70,7 +70,9 @@ class Characters:
 
     def encode(self, text: str) -> np.ndarray:
         """Return the numbers of a normalised transcript, int32 [characters]; strangers are dropped."""
-        return np.array([self.numbers[character] for character in text if character in self.numbers], np.int32)
+        known = "".join(character for character in text if character in self.numbers)
+        # What stood between two spaces may be gone, and two spaces in a row would need a blank between them.
+        return np.array([self.numbers[character] for character in " ".join(known.split())], np.int32)
 
     def decode(self, numbers: Iterable[int]) -> str:
         """Return the text of numbers from which repeats and blanks are gone already; a blank says nothing."""
@@ -140,14 +142,34 @@ def read_characters(path: Path | str) -> Characters:
     blanks = [name for name in _BLANK_NAMES if name in tokens]
     if not blanks:
         raise UserError(f"The vocabulary {path} has no blank. Needed: one of {', '.join(_BLANK_NAMES)}. {allowed}")
-    spaces = [name for name in _SPACE_NAMES if name in tokens][:1]
-    symbols = tuple(_symbol(name, spaces) for name in sorted(tokens, key=tokens.get))
+    return characters_of(sorted(tokens, key=tokens.get), tokens[blanks[0]])
+
+
+def characters_of(names: Sequence[str], blank: int = 0) -> Characters:
+    """Return the vocabulary of a CTC head.
+
+    Args:
+        names: of its outputs, as in a vocab.json of Hugging Face; "" for one that is never written.
+        blank: number of the blank.
+
+    Raises:
+        UserError: they are no characters.
+    """
+    spaces = [name for name in _SPACE_NAMES if name in names][:1]
+    symbols = tuple(_symbol(name, spaces) for name in names)
     if long := [symbol for symbol in symbols if len(symbol) > 1]:
         raise UserError(
-            f"The vocabulary {path} holds tokens of several characters: {', '.join(map(repr, long[:5]))}. {allowed} "
-            "Phonemes and pieces of words cannot be spelled from transcripts."
+            f"The vocabulary holds tokens of several characters: {', '.join(map(repr, long[:5]))}. Allowed: "
+            "characters. Phonemes and pieces of words cannot be spelled from transcripts."
         )
-    return Characters(symbols, tokens[blanks[0]], _case_of(symbols))
+    return Characters(symbols, blank, _case_of(symbols))
+
+
+def with_more(characters: Characters, known: Characters) -> Characters:
+    """Return a vocabulary with the characters of another one as well, in the case of the first: blank 0, space 1."""
+    symbols = {_in_case(symbol, characters.case) for symbol in known.symbols} | set(characters.symbols)
+    written = sorted(symbol for symbol in symbols if len(symbol) == 1 and symbol != " ")
+    return Characters(("", " ", *written), case=characters.case)
 
 
 def _symbol(name: str, spaces: Sequence[str]) -> str:

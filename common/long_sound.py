@@ -45,6 +45,10 @@ _END_BYTES = 2**17
 _LINE_CHARACTERS, _LINE_SECONDS, _PAUSE_SECONDS = 84, 6.0, 0.8  # of a subtitle, and where a new one begins
 
 
+# Scripts that are written without spaces between words, as Unicode calls their letters.
+_WITHOUT_SPACES = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
+
+
 @dataclass(frozen=True)
 class Word:
     """A word and where it was said.
@@ -116,7 +120,9 @@ def join_words(words: Sequence[Word], characters: Characters) -> str:
 
 def _between(characters: Characters) -> str:
     """Return what stands between words: a space, or nothing in a script that has none."""
-    return " " if any(symbol.isspace() for symbol in characters.symbols) else ""
+    letters = [symbol for symbol in characters.symbols if symbol.isalpha()]
+    unspaced = sum(unicodedata.name(letter, "").startswith(_WITHOUT_SPACES) for letter in letters)
+    return "" if unspaced > len(letters) / 2 else " "
 
 
 def write_srt(words: Sequence[Word], characters: Characters, path: Path) -> Path:

@@ -261,7 +261,7 @@ def findings(
     Args:
         references: transcripts of the test part, n of them.
         ours: n answers of the model that is exported.
-        baselines: the same for each baseline: `scratch`, `frozen`, `none`.
+        baselines: the same for each baseline: `scratch`, `frozen`, `zero_shot`.
         decoders: the same for each other way to turn what the network says into text.
         test: as `transcription_metrics` returns it for ours.
 
@@ -290,7 +290,7 @@ def _beside_baseline(name: str, references: Sequence[str], ours: Sequence[str], 
     called = {
         "scratch": "training from scratch",
         "frozen": "the frozen source with a trained head",
-        "none": "the source without adaptation",
+        "zero_shot": "the source without adaptation",
     }.get(name, f"the baseline {name}")
     if list(ours) == list(theirs):
         return f"The exported model and {called} write exactly the same texts."
@@ -304,10 +304,10 @@ def _beside_baseline(name: str, references: Sequence[str], ours: Sequence[str], 
     if name == "scratch" and gain <= 0:
         return f"The pretrained source brings nothing here: training from scratch is at least as good, by {points}."
     if better:
-        subject = {"scratch": "The pretrained source", "frozen": "Fine-tuning", "none": "Adaptation"}.get(name)
+        subject = {"scratch": "The pretrained source", "frozen": "Fine-tuning", "zero_shot": "Adaptation"}.get(name)
         return f"{subject or 'The exported model'} gains {points} over {called}."
     if worse:
-        subject = {"frozen": "Fine-tuning hurts: ", "none": "Adaptation hurts: "}.get(name, "")
+        subject = {"frozen": "Fine-tuning hurts: ", "zero_shot": "Adaptation hurts: "}.get(name, "")
         text = f"{subject}{called} is better by {points}."
         return text[0].upper() + text[1:]
     return f"The exported model and {called} are too close to call: {points}."

@@ -21,7 +21,11 @@ from common.speech_metrics import DECODERS, DELETION, INSERTION, Edit
 MAX_WORST, MAX_RIGHT = 9, 3  # clips that can be played
 MAX_PIECES = 150  # words of a text that is shown, or characters of one without spaces
 MAX_SPEAKERS = 50
-BASELINES = {"frozen": "Frozen source, trained head", "scratch": "From scratch", "none": "No adaptation"}
+BASELINES = {
+    "frozen": "Frozen source, trained head",
+    "scratch": "From scratch",
+    "zero_shot": "No adaptation",
+}
 _TOLD_OF_OTHERS = ("wer", "wer_ci95", "cer", "cer_ci95", "sentence_accuracy")
 
 

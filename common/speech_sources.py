@@ -10,7 +10,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from common.characters import Characters, read_characters
+from common.characters import Characters, characters_of
 from common.errors import UserError
 from common.models.wav2vec2 import CTCHead, Wav2Vec2Backbone
 from common.presets import fetch_preset
@@ -44,9 +44,9 @@ class SpeechSource:
     card: dict[str, str]
 
     def fingerprint(self) -> str:
-        """Return a hash of all weights: equal sound, equal hidden states."""
-        digest = hashlib.sha256(str(self.normalises).encode())
-        for weight in self.backbone.weights:
+        """Return a hash of all weights and of the characters: equal sound, equal answers."""
+        digest = hashlib.sha256(repr((self.normalises, self.characters)).encode("utf-8", "surrogatepass"))
+        for weight in (*self.backbone.weights, *(self.head.weights if self.head else ())):
             digest.update(np.ascontiguousarray(weight.numpy()).tobytes())
         return digest.hexdigest()[:16]
 
@@ -71,10 +71,12 @@ def load_speech_source(text: str, *, random_weights: bool = False) -> SpeechSour
     if loaded.sampling_rate != 16_000:
         raise UserError(f"--source {text} hears {loaded.sampling_rate:,} samples a second. Allowed: 16,000.")
     backbone, head, characters = loaded.backbone, loaded.head, None
-    if loaded.vocabulary is not None and (folder / "vocab.json").is_file():
-        characters = _blank_first(read_characters(folder / "vocab.json"))
-        if len(characters) != len(loaded.vocabulary):  # outputs that no file names
-            head = characters = None
+    if loaded.vocabulary is not None:
+        try:
+            characters = characters_of(loaded.vocabulary)
+        except UserError as error:  # phonemes, say: what it hears is of use all the same
+            print(f"--source {text}: its head is not used. {error}")
+    head = head if characters else None
     if random_weights or spec.random:
         backbone = Wav2Vec2Backbone(backbone.config, dtype=keras.config.dtype_policy())
         return SpeechSource(text, backbone, None, None, loaded.normalises, _card(spec, folder, initial=True))
@@ -100,13 +102,6 @@ def _folder_of(spec: SourceSpec, text: str) -> Path:
     if kind != "wav2vec2":
         raise UserError(f"--source is not a model of speech: it is a {kind or 'preset of KerasHub'}. {_ALLOWED}")
     return folder
-
-
-def _blank_first(characters: Characters) -> Characters:
-    """Return the vocabulary in the order of the loaded head, whose output 0 is the blank."""
-    blank = characters.blank
-    others = (symbol for number, symbol in enumerate(characters.symbols) if number != blank)
-    return Characters((characters.symbols[blank], *others), 0, characters.case)
 
 
 def _card(spec: SourceSpec, folder: Path, initial: bool = False) -> dict[str, str]:

@@ -154,7 +154,11 @@ class EpochLines(keras.callbacks.Callback):
         seconds = (time.monotonic() - self.progress.started) / (epoch + 1 - self.first_epoch)
         left = seconds * (self.epochs - epoch - 1)
         start = "\r\033[K" if sys.stdout.isatty() else ""
-        scores = ", ".join(f"{k} {logs[k]:.4f}" for k in ("loss", "val_loss", "val_accuracy", "val_ap50") if k in logs)
+        scores = ", ".join(
+            f"{k} {logs[k]:.4f}"
+            for k in ("loss", "val_loss", "val_accuracy", "val_ap50", "val_wer", "val_contrastive_loss")
+            if k in logs
+        )
         text = f"{start}  {self.stage} {epoch + 1}/{self.epochs}: {scores}, {format_seconds(left)} left"
         print(text, flush=True)
 

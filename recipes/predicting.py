@@ -11,7 +11,7 @@ from typing import Any
 from common.errors import UserError
 from recipes.execution import complain, newest_export, quiet_tensorflow, reason_of
 
-BATCH = 32
+BATCH, SOUNDS = 32, 4  # files of pictures, or texts, and of sounds that are asked about at once
 LONG_SECONDS = 60.0  # a longer recording is read in windows, and its words get their times
 _CLASSES, _BOXES, _SPEECH = (
     {"label", "probabilities", "class_names"},
@@ -79,10 +79,11 @@ def _predict_files(signature, what: str, options) -> int:
         return [_answer(outputs, row) for row in range(len(contents))]
 
     failed, files = 0, [Path(name) for name in options.inputs]
-    for start in range(0, len(files), BATCH):
+    size = BATCH if what == "image" else SOUNDS
+    for start in range(0, len(files), size):
         answers: list[tuple[Path, dict[str, Any] | str]] = []
         readable: list[tuple[Path, bytes]] = []
-        for file in files[start : start + BATCH]:
+        for file in files[start : start + size]:
             content = (
                 _picture(file) if what == "image" else _sound(file, options.run, "text" in signature.structured_outputs)
             )
@@ -132,15 +133,16 @@ def _sound(file: Path, run: Path, writes: bool) -> bytes | str | dict[str, Any]:
     from common.recognising import as_served_wav
 
     try:
-        if writes and soundfile.info(str(file)).duration > LONG_SECONDS:
-            return _words_of(file, run)
+        long = writes and soundfile.info(str(file)).duration > LONG_SECONDS
     except soundfile.SoundFileError:
-        pass  # what reads it below says what is wrong
-    with tempfile.TemporaryDirectory() as folder:
-        try:
+        long = False  # what reads it below says what is wrong
+    try:
+        if long:
+            return _words_of(file, run)
+        with tempfile.TemporaryDirectory() as folder:
             return as_served_wav(file, Path(folder)).read_bytes()
-        except UserError as problem:
-            return str(problem).removeprefix(f"{file} ")
+    except UserError as problem:
+        return str(problem).removeprefix(f"{file} ")
 
 
 def _words_of(file: Path, run: Path) -> dict[str, Any]:

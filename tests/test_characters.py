@@ -13,11 +13,13 @@ import pytest
 from common.characters import (
     Characters,
     build_characters,
+    characters_of,
     encode_texts,
     frames_needed,
     read_characters,
     samples_needed,
     why_impossible,
+    with_more,
 )
 from common.errors import UserError
 
@@ -161,3 +163,18 @@ def test_real_transcripts(shared_data: Path):
     texts = [line.partition(" ")[2] for line in lines]
     characters = build_characters(texts, "upper")
     assert encode_texts(characters, texts, "error").texts == tuple(texts)  # LibriSpeech is normalised already
+
+
+def test_what_is_dropped_leaves_no_second_space():
+    characters = Characters(("", " ", *"50f"))
+    assert characters.decode(characters.encode("50 % off")) == "50 ff"
+    assert list(characters.encode("50 % ff")) == [2, 3, 1, 4, 4]
+    assert list(characters.encode("% 5")) == [2]
+
+
+def test_a_vocabulary_grows_by_what_another_one_holds():
+    grown = with_more(Characters(("", " ", *"ab")), Characters(("", " ", *"BXé'"), case="upper"))
+    assert grown.symbols == ("", " ", "'", "a", "b", "x", "é") and grown.case == "lower"
+    with pytest.raises(UserError, match="several characters: 'aɪ'"):
+        characters_of(["<pad>", "|", "a", "aɪ"])
+    assert characters_of(["<pad>", "|", "A", "", "</s>"]).symbols == ("", " ", "A", "", "")

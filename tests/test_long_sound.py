@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from common.characters import Characters
+from common.characters import Characters, build_characters
 from common.data.audio import read_sound
 from common.data.speech_batches import Clips
 from common.errors import UserError
-from common.long_sound import Word, join_words, transcribe_long, write_srt
+from common.long_sound import Word, _words, join_words, transcribe_long, write_srt
 from common.models import wav2vec2
 from common.models.wav2vec2 import Wav2Vec2Config
 from common.recognising import Recogniser, build_listener, transcribe
@@ -251,3 +251,12 @@ def test_an_hour(tmp_path: Path):
     written, peak = peak_memory(repeated(tmp_path / "hour.flac", samples, 60), listen)
     assert written == text * 60
     assert listen.longest == 20 * 16_000 and peak < 60  # MB; the whole would be 230
+
+
+def test_scripts_without_spaces_are_cut_into_characters():
+    spaceless, spaced = build_characters(["你好", "世界"]), build_characters(["hello world"])
+    assert join_words([Word("你", 0, 1, 1.0), Word("好", 1, 2, 1.0)], spaceless) == "你好"
+    assert join_words([Word("a", 0, 1, 1.0), Word("b", 1, 2, 1.0)], spaced) == "a b"
+    best = np.repeat([spaceless.numbers["你"], 0, spaceless.numbers["好"], 0], 5)
+    words = _words(best, np.zeros(len(best)), spaceless, 0.02)
+    assert [word.text for word in words] == ["你", "好"]

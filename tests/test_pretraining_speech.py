@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from common.data.speech_sets import DEMO
 from common.speech_sources import load_speech_source
 from common.training import EpochLines
 from recipes.__main__ import main
@@ -76,8 +78,14 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(finished: Path, tmp_path: Path
 
 
 def test_without_transcripts(tmp_path: Path):
-    assert run(tmp_path / "run", "--objective", "contrastive", "--epochs", "1") == 0
+    """A folder of sounds, and nothing else."""
+    for number, clip in enumerate(sorted((DEMO.parent / "clips").glob("*.flac"))[:30]):
+        (tmp_path / "sounds" / str(number % 3)).mkdir(parents=True, exist_ok=True)
+        shutil.copy(clip, tmp_path / "sounds" / str(number % 3))
+    data = f"folder:{tmp_path / 'sounds'}"
+    assert run(tmp_path / "run", "--data", data, "--objective", "contrastive", "--epochs", "1") == 0
     metrics = read(tmp_path / "run" / "metrics.json")
+    assert metrics["counts"]["train"] + metrics["counts"]["val"] + metrics["counts"]["test"] == 30
     assert metrics["test"]["contrastive_loss"] > 0 and metrics["test"]["codes_used"] >= 1
     source = load_speech_source(f"preset:{tmp_path / 'run' / 'preset'}")
     assert source.head is None and source.characters is None

@@ -78,10 +78,11 @@ def writable_clips(
         parts[name] = part.take(np.flatnonzero(kept))
         if not len(parts[name]):
             raise UserError(
-                f"--data {data.name!r} has no {name} clip whose transcript can be written. {_first(reasons)}"
+                f"--data {data.name!r} has no {name} clip whose transcript can be written: of the first, "
+                f"{_first(reasons)}."
             )
     return replace(data, **parts, skipped=tuple(skipped), notes=tuple(notes)), targets
 
 
 def _first(reasons: Sequence[str]) -> str:
-    return f"The first of {len(reasons)} {next(reason for reason in reasons if reason)}."
+    return next(reason for reason in reasons if reason)

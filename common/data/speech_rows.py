@@ -20,7 +20,7 @@ from common.data.labelled import PART_OF_NAME
 from common.data.text_rows import read_text_file
 from common.errors import UserError, did_you_mean
 
-TASKS = ("transcripts", "commands")
+TASKS = ("transcripts", "commands", "sounds")
 # What the columns are called by those who publish speech, in the order of claim.
 _PATH_NAMES = ("path", "audio_filepath", "audio_path", "file_name", "filename", "file", "audio", "wav")
 _TEXT_NAMES = ("text", "sentence", "transcript", "transcription", "normalized_text")
@@ -28,14 +28,8 @@ _LABEL_NAMES = ("label", "class", "command", "keyword", *_TEXT_NAMES)
 _SPEAKER_NAMES = ("speaker", "client_id", "speaker_id", "spk_id")
 _ENDINGS = {"csv": (".csv",), "tsv": (".tsv", ".tab"), "manifest": (".json", ".jsonl", ".ndjson")}
 _DELIMITERS = {"csv": ",;|\t", "tsv": "\t"}
-_BESIDE = (
-    "",
-    "clips",
-    "wavs",
-    "wav",
-    "audio",
-    "recordings",
-)  # where sounds lie from their table: Common Voice, LJSpeech
+# Where sounds lie from their table: Common Voice, LJSpeech.
+_BESIDE = ("", "clips", "wavs", "wav", "audio", "recordings")
 _NOISE = "_background_noise_"  # of Speech Commands: minutes of noise, no class
 _ONE_VOICE = "the one voice"  # an LJSpeech layout has no column for a second
 
@@ -79,7 +73,7 @@ def speech_rows(kind: str, path: Path, task: str, columns: SpeechColumns) -> lis
     Args:
         kind: folder, csv, tsv or manifest.
         path: of the file or folder.
-        task: one of TASKS; the text of a row is a transcript, or the name of its class.
+        task: one of TASKS; the text of a row is a transcript, the name of its class, or for sounds whatever there is.
         columns: of tables.
 
     Raises:
@@ -94,13 +88,20 @@ def speech_rows(kind: str, path: Path, task: str, columns: SpeechColumns) -> lis
 
 
 def folder_rows(root: Path, task: str, columns: SpeechColumns) -> list[SpeechRow]:
-    """Read class folders for commands; for transcripts LibriSpeech, LJSpeech or Common Voice as they are unpacked.
+    """Read class folders for commands; for transcripts LibriSpeech, LJSpeech or Common Voice as they are unpacked; for
+    sounds alone whatever lies in the folder.
 
     Raises:
         UserError: there are no transcripts, or parts and classes stand side by side.
     """
     if task == "commands":
         return _class_folder_rows(root)
+    if task == "sounds":
+        return [
+            SpeechRow(str(file), "", part=_part_of_folders(file.relative_to(root)))
+            for file in sorted(files_under(root))
+            if _is_sound(file)
+        ]
     if transcripts := [file for file in sorted(files_under(root)) if file.name.endswith(".trans.txt")]:
         return [row for file in transcripts for row in _librispeech_rows(root, file, columns.encoding)]
     if (root / "metadata.csv").is_file():
@@ -286,7 +287,7 @@ def _columns_of(kind: str, file: Path, cells: dict, task: str, columns: SpeechCo
     text_flag, text_asked = ("--label-column", columns.label) if commands else ("--text-column", columns.text)
     wanted = (
         ("path", "--path-column", columns.path, _PATH_NAMES, True),
-        ("text", text_flag, text_asked, _LABEL_NAMES if commands else _TEXT_NAMES, True),
+        ("text", text_flag, text_asked, _LABEL_NAMES if commands else _TEXT_NAMES, task != "sounds"),
         ("speaker", "--speaker-column", columns.speaker, _SPEAKER_NAMES, False),
         ("split", "--split-column", columns.split, ("split",), False),
     )

@@ -122,7 +122,7 @@ def load_speech_set(
         data: `demo`, `folder:PATH` (for commands class folders, or train/val/test with class folders inside, or Speech
             Commands as it is; for transcripts LibriSpeech, LJSpeech or Common Voice as they are), `csv:PATH`,
             `tsv:PATH` or `manifest:PATH` (a file, or a folder with a file for each part).
-        task: `transcripts` or `commands`.
+        task: `transcripts`, `commands`, or `sounds`, which need no text.
         columns: which columns of a table hold what.
         rate: of the samples that lengths are counted in, Hz.
         limit: keep at most this many clips of each part, for a quick look; not many more are read.
@@ -147,7 +147,8 @@ def load_speech_set(
     _refuse_files_nowhere(data, rows)
     rows, notes = _few(rows, limit)
     silence = task == "commands" if keep_silence is None else keep_silence
-    wanted = _Wanted("label" if task == "commands" else "transcript", rate, silence, min_seconds, max_seconds)
+    needed = {"transcripts": "transcript", "commands": "label", "sounds": ""}[task]
+    wanted = _Wanted(needed, rate, silence, min_seconds, max_seconds)
     kept, skipped = _left_out(_check_all(rows, wanted), lambda clips: [clip.reason for clip in clips])
     if strict and skipped:
         raise UserError(f"--strict: {len(skipped)} clip(s) cannot be used; the first is {': '.join(skipped[0])}")
@@ -171,7 +172,7 @@ def load_speech_set(
 def _demo_rows(task: str) -> list[SpeechRow]:
     """Return the demo: twenty words alone and in phrases; for commands the words alone."""
     rows = speech_rows("tsv", DEMO, task, SpeechColumns(label="text"))
-    return [row for row in rows if task == "transcripts" or " " not in row.text]
+    return [row for row in rows if task != "commands" or " " not in row.text]
 
 
 def _refuse_files_nowhere(data: str, rows: Sequence[SpeechRow]) -> None:
@@ -206,7 +207,7 @@ def _few(rows: list[SpeechRow], limit: int | None) -> tuple[list[SpeechRow], lis
 
 @dataclass(frozen=True)
 class _Wanted:
-    """What a clip must be; `text` is what it needs to have, transcript or label."""
+    """What a clip must be; `text` is what it needs to have, transcript, label or nothing."""
 
     text: str
     rate: int
@@ -257,7 +258,7 @@ def _check(row: SpeechRow, wanted: _Wanted) -> _Checked:
 def _why_not_read(row: SpeechRow, wanted: _Wanted) -> str:
     if not row.path:
         return "names no file"
-    if not any(character.isprintable() and not character.isspace() for character in row.text):
+    if wanted.text and not any(character.isprintable() and not character.isspace() for character in row.text):
         where = " (it stands in no class folder, or its cell in the table is empty)" if wanted.text == "label" else ""
         return f"has no {wanted.text}{where}"
     if row.begin:
@@ -340,7 +341,7 @@ def _assign_parts(
     given = [clip.row.part for clip in clips]
     hashes = [clip.content for clip in clips]
     classes = np.unique([clip.row.text for clip in clips], return_inverse=True)[1]
-    if task == "transcripts":  # they hardly repeat: nothing to take from each in turn
+    if task != "commands":  # they hardly repeat: nothing to take from each in turn
         classes = np.zeros(len(clips), np.int64)
     parts = assign_parts(data, given, hashes, classes, val_share)
     pool = np.array([i for i, part in enumerate(given) if part in (None, "train")])

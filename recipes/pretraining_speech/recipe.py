@@ -115,15 +115,25 @@ def load_data(config: Config) -> SpeechSet:
     columns = SpeechColumns(
         config.path_column, config.text_column, None, config.speaker_column, config.split_column, config.encoding
     )
+    task = "transcripts" if config.objective == "ctc" else "sounds"  # which need no text
     return load_speech_set(
-        config.data, columns=columns, limit=config.limit, strict=config.strict, val_share=config.val_share
+        config.data, task=task, columns=columns, limit=config.limit, strict=config.strict, val_share=config.val_share
     )
+
+
+def prepare(data: SpeechSet, backbone: Wav2Vec2Backbone, config: Config):
+    """Return (clips that can be learned from, the characters of their transcripts or None, what each is to say)."""
+    if config.objective == "contrastive":
+        return data, None, data.train.labels
+    characters = build_characters(data.train.texts)
+    data, targets = writable_clips(data, characters, backbone.config.frame_lengths)
+    return data, characters, targets
 
 
 def network(config: Config) -> Wav2Vec2Config:
     """Return the sizes of a small wav2vec 2.0; norms stand before each part (as in XLS-R), which learns more steadily.
 
-    Hiding spans is left to the objective, and no block is skipped: there are few.
+    With transcripts short spans are hidden while it learns; no block is skipped, since there are few.
     """
     return Wav2Vec2Config(
         conv_dim=tuple(config.channels * share // 8 for share in (2, 3, 4, 6, 8, 8, 8)), conv_bias=True,
@@ -136,7 +146,7 @@ def network(config: Config) -> Wav2Vec2Config:
     )  # fmt: skip
 
 
-def build_learner(config: Config, backbone: Wav2Vec2Backbone, characters: Characters) -> keras.Model:
+def build_learner(config: Config, backbone: Wav2Vec2Backbone, characters: Characters | None) -> keras.Model:
     """Return what learns: the backbone with a CTC head, or with the quantizer and the contrastive loss."""
     if config.objective == "contrastive":
         return speech_models.ContrastiveLearner(Wav2Vec2Pretraining(backbone), seed=config.seed)
@@ -157,7 +167,9 @@ def train(config: Config, learner: keras.Model, backbone, data: SpeechSet, clips
     """
     steps = speech_batches.steps_per_epoch(data.train.seconds, config.batch_seconds, config.seed)
     epochs = passes(config, steps)
-    least = [samples_needed(labels, backbone.config.frame_lengths) for labels in targets]
+    frames_of, least = backbone.config.frame_lengths, None
+    if config.objective == "ctc":  # a clip that is played faster still needs a frame for each character
+        least = [samples_needed(labels, frames_of) for labels in targets]
     compile_learner(config, learner, epochs * steps)
 
     def begin(epoch, logs):
@@ -190,8 +202,7 @@ def main(config: Config) -> dict:
     keras.utils.set_random_seed(config.seed)
     backbone = Wav2Vec2Backbone(network(config))
     with clock("data"):
-        characters = build_characters(data.train.texts)
-        data, targets = writable_clips(data, characters, backbone.config.frame_lengths)
+        data, characters, targets = prepare(data, backbone, config)
         clips = {part: Clips(getattr(data, part).paths, title=f"decoding {part}") for part in PARTS}
     learner = build_learner(config, backbone, characters)
     print(f"{backbone.count_params():,} parameters, {2 * backbone.count_params() / 1e6:.1f} MB as a preset")
@@ -214,8 +225,7 @@ def check(config: Config) -> None:
     print(f"{config.data}: {data.counts()}, {data.train.seconds.sum() / 3600:.1f} hours of training clips")
     print(*(f"  {sentence}" for sentence in data.advice()), sep="\n")
     backbone = Wav2Vec2Backbone(network(config))
-    characters = build_characters(data.train.texts)
-    data, targets = writable_clips(data, characters, backbone.config.frame_lengths)
+    data, characters, targets = prepare(data, backbone, config)
     learner = build_learner(config, backbone, characters)
     print(f"{backbone.count_params():,} parameters, {2 * backbone.count_params() / 1e6:.1f} MB as a preset")
     clips, change = Clips(data.train.paths, title=""), augmentation(config)
@@ -262,7 +272,7 @@ def compile_learner(config: Config, learner: keras.Model, steps: int) -> None:
     learner.compile(optimizer=optimizer, jit_compile=False)
 
 
-def scorer(config: Config, learner, backbone, characters: Characters, data: SpeechSet, clips):
+def scorer(config: Config, learner, backbone, characters: Characters | None, data: SpeechSet, clips):
     """Return a function: name of a part -> the scores of the learner as it is then."""
     if config.objective == "contrastive":
         return lambda part: speech_models.contrastive_scores(
@@ -282,10 +292,10 @@ def scorer(config: Config, learner, backbone, characters: Characters, data: Spee
     return score
 
 
-def save_preset(config: Config, learner: keras.Model, backbone: Wav2Vec2Backbone, characters: Characters) -> Path:
-    """Write the model as a folder that `--source preset:` and transformers read; weights as float16."""
+def save_preset(config: Config, learner: keras.Model, backbone: Wav2Vec2Backbone, characters: Characters | None):
+    """Write the model as a folder that `--source preset:` and transformers read, weights as float16; return it."""
     preset = Path(config.out) / "preset"
-    if config.objective == "contrastive":
+    if characters is None:
         return save_wav2vec2(preset, backbone, half=True)
     return save_wav2vec2(preset, backbone, learner.network.get_layer("head"), characters.to_json(), half=True)
 
@@ -322,6 +332,7 @@ def conclude(config: Config, data: SpeechSet, test, untrained, learner, backbone
         "command": runs.command("pretraining_speech", config),
         "seconds": seconds,
         "test": {name: value for name, value in test.items() if np.isscalar(value)},
+        "notes": data.advice(),
         "versions": metrics["versions"],
     }
     runs.write_json(preset / "card.json", card)

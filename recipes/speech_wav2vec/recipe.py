@@ -6,9 +6,10 @@
 
 CLIPS.tsv has the columns path and text, and better also speaker; Common Voice and LibriSpeech are read as they are. A
 pretrained wav2vec 2.0 (arXiv:2006.11477) hears, and a head learns to write characters (CTC): first the head alone,
-then the transformer below it, more slowly. With --task commands the head names the whole clip instead. No speaker is
-in two parts. The report plays the worst clips and sets the result beside the baselines. The SavedModel takes wav files
-of any length, and has been proved in a fresh process to write what the evaluation read.
+then the transformer below it, more slowly. With --task commands the head names the whole clip instead. Where the data
+says who speaks, what is split here has no speaker in two parts. The report plays the worst clips and sets the result
+beside the baselines. The SavedModel takes wav files of any rate, and has been proved in a fresh process to write what
+the evaluation read.
 
 What to expect, measured, with commands and machine: `python -m recipes show speech_wav2vec`.
 """
@@ -24,7 +25,7 @@ import keras
 import numpy as np
 
 from common import checking, exporting, freezing, recognising, runs, speech_models, speech_report, training
-from common.characters import CASES, POLICIES, Characters, build_characters, samples_needed
+from common.characters import CASES, POLICIES, Characters, build_characters, samples_needed, with_more
 from common.checkpoints import fit_with_checkpoints
 from common.concluding import conclude
 from common.data import speech_batches
@@ -36,7 +37,15 @@ from common.data.speech_sets import DATA_KINDS, SpeechSet, load_speech_set
 from common.progress import format_seconds
 from common.recognising import CommandModel, Recogniser, Transcripts
 from common.serving.files import write_serving_files
-from common.specs import check_choice, check_range, parse_baselines, parse_data, parse_list, parse_source
+from common.specs import (
+    check_choice,
+    check_range,
+    parse_baselines,
+    parse_data,
+    parse_list,
+    parse_policy,
+    parse_source,
+)
 from common.speech_decoding import write_with_beams
 from common.speech_metrics import count_errors
 from common.speech_sources import SpeechSource, load_speech_source
@@ -44,6 +53,7 @@ from common.speech_sources import SpeechSource, load_speech_source
 BASELINES = ("zero_shot", "frozen", "scratch")
 AUGMENTATIONS = ("speed", "noise", "gain")
 SHOWN = 16  # clips of the page that `check` writes
+LOOKS = 30  # at validation while a stage trains, about
 
 
 @dataclass(frozen=True)
@@ -77,6 +87,8 @@ class Config:
     """Go on with the run that was stopped in this folder, with its settings; no other flag is needed."""
     save_every: float = 30.0
     """Seconds between checkpoints: a killed run loses no more than that."""
+    max_seconds: float = 40.0
+    """A longer clip is left out, of the test as well: attention takes memory with the square of the length."""
     case: str | None = None
     """Letters of the transcripts: lower, upper or keep; as the source writes them where nothing is said, else lower."""
     outside: str = "drop"
@@ -84,9 +96,9 @@ class Config:
     unfreeze: str = "encoder"
     """What learns after the head: encoder (all but the convolutions that read samples), all, or another policy."""
     head_epochs: int | None = None
-    """Passes in which only the head learns; the default is as many as make 100 steps, or 2."""
+    """Passes in which only the head learns; the default is 2, and more for few clips."""
     epochs: int | None = None
-    """Passes in which the encoder learns as well; the default is as many as make 600 steps, or 10."""
+    """Passes in which the encoder learns as well; the default is 10, and more for few clips."""
     batch_size: int = 16
     """Clips in a step, at most."""
     batch_seconds: float = 80.0
@@ -103,11 +115,12 @@ class Config:
     """A text file: words that follow each other in it are preferred by the beam search of the evaluation."""
     beams: int = 16
     """Beginnings that the beam search of the evaluation follows; 0 leaves it out. The export decodes greedily."""
-    baselines: str = "zero_shot"
+    baselines: str | None = None
     """What the result is set beside: some of zero_shot (the source as it is), frozen (only the head learns), scratch
-    (random weights); the last two take as long again. none for none."""
+    (random weights), or none; the last two take as long again. The default is zero_shot, for commands frozen."""
     shots: int | None = None
-    """Train on this many clips of each word or sentence, drawn by the seed: what would so few give?"""
+    """Train on this many clips of each word or sentence that is said again and again, drawn by the seed: what would so
+    few give? Nothing is chosen on validation then, whose clips would be labelled ones too: the last pass stays."""
     limit: int | None = None
     """Use at most this many clips of each part: a quick look."""
     strict: bool = False
@@ -123,14 +136,17 @@ class Config:
             check_choice("--case", self.case, CASES)
         check_choice("--outside", self.outside, POLICIES)
         parse_list("--augment", self.augment, AUGMENTATIONS, alone=("none",))
-        wanted = parse_baselines(self.baselines, BASELINES)
-        if self.task == "commands" and "zero_shot" in wanted and self.baselines != Config.baselines:
+        if self.unfreeze != "encoder":
+            parse_policy(self.unfreeze)
+        if "zero_shot" in parse_baselines(self.baselines or "none", BASELINES) and self.task == "commands":
             raise ValueError("--baselines zero_shot is for --task transcribe: no source knows your classes.")
+        if self.language_model and (self.task == "commands" or not self.beams):
+            raise ValueError("--language-model is for --task transcribe with --beams 1 or more.")
         if self.language_model and not Path(self.language_model).expanduser().is_file():
             raise ValueError(f"--language-model {self.language_model!r} is no file. Give a file of sentences.")
         check_range(self, 0, inf, "save_every", "weight_decay", "seed", "head_epochs", "epochs", "learning_rate")
         check_range(self, 0, 1024, "beams")
-        check_range(self, 1, inf, "batch_size", "batch_seconds", "limit", "shots")
+        check_range(self, 1, inf, "max_seconds", "batch_size", "batch_seconds", "limit", "shots")
         check_range(self, 1e-9, inf, "head_rate")
 
 
@@ -142,7 +158,7 @@ def load_data(config: Config) -> SpeechSet:
     )  # fmt: skip
     data = load_speech_set(
         config.data, task="commands" if config.task == "commands" else "transcripts", columns=columns,
-        limit=config.limit, strict=config.strict, share_speakers=config.share_speakers,
+        limit=config.limit, strict=config.strict, share_speakers=config.share_speakers, max_seconds=config.max_seconds,
     )  # fmt: skip
     return draw_shots(data, config.shots, config.seed) if config.shots else data
 
@@ -167,11 +183,14 @@ class Lesson:
 
 
 def prepare(data: SpeechSet, source: SpeechSource, config: Config) -> Lesson:
-    """Choose the characters from the training transcripts, and leave out clips from which CTC cannot learn them."""
+    """Choose the characters: those of the training transcripts and those that the source can write. Leave out clips
+    from which CTC cannot learn."""
     characters, targets, references = None, data.train.labels, {}
     if config.task == "transcribe":
         case = config.case or (source.characters.case if source.characters else "lower")
         characters = build_characters(data.train.texts, case)
+        if source.characters:  # what it can write, it shall be able to write when it knows another voice as well
+            characters = with_more(characters, source.characters)
         data, targets = writable_clips(data, characters, source.backbone.config.frame_lengths, config.outside)
         references = {part: [characters.normalise(text) for text in getattr(data, part).texts] for part in PARTS}
     clips = {part: Clips(getattr(data, part).paths, title=f"decoding {part}") for part in PARTS}
@@ -209,9 +228,19 @@ def train(source: SpeechSource, model: keras.Model, lesson: Lesson, config: Conf
         return stream.map(speech_models.as_inputs(source.normalises), 2)
 
     answer = answering(source, model, lesson)
+    between = max(1, epochs // LOOKS)  # passes; where clips are few there are hundreds
 
-    def watch(epoch, logs):  # what is best is decided on validation, by what users will read
-        logs.update({f"val_{name}": value for name, value in mark(answer("val"), lesson, "val").items()})
+    def look() -> dict[str, float]:
+        return {f"val_{name}": value for name, value in mark(answer("val"), lesson, "val").items()}
+
+    def watch(epoch, logs):
+        if (epoch + 1) % between == 0 or epoch + 1 == epochs:
+            logs.update(look())
+
+    checkpoint, keep = Path(config.out) / "checkpoints" / f"{stage}.npz", None
+    if not config.shots:  # what is best is decided on validation, by what users will read
+        rival = (look(), model.get_weights()) if stage == "finetune" and not checkpoint.exists() else None
+        keep = training.KeepBest(None, rival, rank=best_of)
 
     # The head is new, the encoder has heard much: it learns more slowly. With random weights nobody has heard anything.
     scratch = stage == "scratch"
@@ -224,8 +253,8 @@ def train(source: SpeechSource, model: keras.Model, lesson: Lesson, config: Conf
     learner.compile(optimizer=optimizer, jit_compile=False)
     history = fit_with_checkpoints(
         learner, batches_from, epochs=epochs, lines=training.EpochLines(stage, epochs, steps),
-        keep=training.KeepBest(None, rank=best_of), callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=watch)],
-        checkpoint=Path(config.out) / "checkpoints" / f"{stage}.npz", save_every=config.save_every,
+        keep=keep, callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=watch)], checkpoint=checkpoint,
+        save_every=config.save_every,
     )  # fmt: skip
     return history, counts.parameters
 
@@ -258,12 +287,9 @@ def main(config: Config) -> dict:
         history += rows
     with clock("evaluate"):
         answer = answering(source, model, lesson)
-        said = answer("test", title="test clips")
-        decoders = write_with_beams(
-            said.log_probabilities, answer("val").log_probabilities, lesson.references["val"], lesson.characters,
-            width=config.beams, text=config.language_model,
-        ) if lesson.characters else {}  # fmt: skip
-    for name in wanted_baselines(config, source) & {"frozen", "scratch"}:
+        said = answer("test", title="test clips", keep=config.beams > 0)
+        decoders = decode_with_beams(said, answer, lesson, config) if config.beams and lesson.characters else {}
+    for name in [name for name in ("frozen", "scratch") if name in wanted_baselines(config, source)]:
         with clock(f"baseline_{name}"):
             theirs, rows = baseline(name, lesson, config)
         baselines[name], history = (theirs, clock.report()[f"baseline_{name}"]), history + rows
@@ -333,13 +359,23 @@ def answering(source: SpeechSource, model: keras.Model, lesson: Lesson):
     known = spoken(source, model, lesson)
     if isinstance(known, CommandModel):
         listen = recognising.build_command_listener(known)
-        return lambda part, title="": recognising.classify(
+        return lambda part, title="", keep=False: recognising.classify(
             listen, lesson.clips[part], getattr(lesson.data, part).seconds, title=title
         )
     listen = recognising.build_listener(known)
-    return lambda part, title="": recognising.transcribe(
-        listen, lesson.clips[part], getattr(lesson.data, part).seconds, known.characters, title=title
-    )
+    return lambda part, title="", keep=False: recognising.transcribe(
+        listen, lesson.clips[part], getattr(lesson.data, part).seconds, known.characters, title=title,
+        keep_log_probabilities=keep,
+    )  # fmt: skip
+
+
+def decode_with_beams(said: Transcripts, answer, lesson: Lesson, config: Config) -> dict[str, list[str]]:
+    """Return what beam search writes of the test clips, with a language model where there is one."""
+    val = answer("val", keep=True).log_probabilities if config.language_model else ()
+    return write_with_beams(
+        said.log_probabilities, val, lesson.references["val"], lesson.characters, width=config.beams,
+        text=config.language_model,
+    )  # fmt: skip
 
 
 def mark(said: Transcripts | np.ndarray, lesson: Lesson, part: str) -> dict[str, float]:
@@ -357,10 +393,12 @@ def mark(said: Transcripts | np.ndarray, lesson: Lesson, part: str) -> dict[str,
 
 
 def best_of(logs: dict[str, float]) -> tuple[float, float]:
-    """Rank an epoch by its word error rate on validation, of several by characters; by accuracy where classes are."""
-    if "val_wer" in logs:
-        return -round(logs["val_wer"], 6), -logs["val_cer"]
-    return training.by_accuracy(logs)
+    """Rank an epoch by its word error rate on validation, then by that of characters; classes by accuracy."""
+    if "val_accuracy" in logs:
+        return training.by_accuracy(logs)
+    if "val_wer" not in logs:  # nobody looked
+        return -inf, -inf
+    return -round(logs["val_wer"], 6), -logs["val_cer"]
 
 
 def passes(config: Config, steps: int) -> dict[str, int]:
@@ -385,8 +423,9 @@ def augmentation(config: Config) -> Augmentation | None:
 
 def wanted_baselines(config: Config, source: SpeechSource) -> set[str]:
     """Return the baselines to set the result beside; a source that cannot write has no zero_shot."""
-    wanted = set(parse_baselines(config.baselines, BASELINES))
-    return wanted if config.task == "transcribe" and source.characters else wanted - {"zero_shot"}
+    default = "frozen" if config.task == "commands" else "zero_shot"
+    wanted = set(parse_baselines(config.baselines or default, BASELINES))
+    return wanted if source.characters else wanted - {"zero_shot"}
 
 
 def zero_shot(source: SpeechSource, lesson: Lesson) -> list[str]:
@@ -396,7 +435,9 @@ def zero_shot(source: SpeechSource, lesson: Lesson) -> list[str]:
         source.normalises,
     )  # fmt: skip
     test = lesson.data.test.seconds
-    said = recognising.transcribe(recognising.build_listener(before), lesson.clips["test"], test, before.characters)
+    said = recognising.transcribe(
+        recognising.build_listener(before), lesson.clips["test"], test, before.characters, keep_log_probabilities=False
+    )
     return [lesson.characters.normalise(text) for text in said.texts]
 
 
