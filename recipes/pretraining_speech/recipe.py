@@ -260,7 +260,7 @@ def training_stream(config: Config, data: SpeechSet, clips: Clips, targets, leas
 
 def augmentation(config: Config) -> Augmentation:
     """Return what happens to training clips."""
-    return Augmentation(noise_share=0.7, microphone=config.microphone)
+    return Augmentation(speed=(0.85, 1.2), noise_share=0.7, microphone=config.microphone)
 
 
 def compile_learner(config: Config, learner: keras.Model, steps: int) -> None:
