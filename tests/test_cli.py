@@ -392,7 +392,7 @@ def test_predict_answers_every_readable_file(
         return read_bytes(path)
 
     monkeypatch.setattr(Path, "read_bytes", read_unless_locked)
-    monkeypatch.setattr("recipes.execution.PREDICT_BATCH", 3)
+    monkeypatch.setattr("recipes.predicting.BATCH", 3)
 
     assert exit_code(["predict", str(run), *files], tmp_path) == 1
     captured = capsys.readouterr()

@@ -403,8 +403,8 @@ def best_of(logs: dict[str, float]) -> tuple[float, float]:
 
 def passes(config: Config, steps: int) -> dict[str, int]:
     """Return the passes of each stage; where clips are few, enough steps to learn something."""
-    head = max(2, ceil(100 / steps)) if config.head_epochs is None else config.head_epochs
-    finetune = max(10, ceil(600 / steps)) if config.epochs is None else config.epochs
+    head = max(2, ceil(60 / steps)) if config.head_epochs is None else config.head_epochs
+    finetune = max(10, ceil(300 / steps)) if config.epochs is None else config.epochs
     return {"head": head, "finetune": finetune, "frozen": head + finetune, "scratch": head + finetune}
 
 
