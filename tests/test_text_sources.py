@@ -325,7 +325,11 @@ def preset_of(family: str, folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("family", ["Bert", "DistilBert", "Roberta", "DebertaV3", "GPT2"])
+QUICKLY = ["Roberta", "DebertaV3", "GPT2"]  # the bundled BERT is served by the quick run of its recipe
+SLOWLY = [pytest.param(family, marks=pytest.mark.slow) for family in ("Bert", "DistilBert")]
+
+
+@pytest.mark.parametrize("family", [*QUICKLY, *SLOWLY])
 def test_a_preset_of_each_family_is_served_as_it_was_trained(family, tmp_path):
     source = load_text_source(f"preset:{preset_of(family, tmp_path / 'preset')}")
     model = build_classifier(build_encoder(source), 2, dropout=0.1)

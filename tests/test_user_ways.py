@@ -33,7 +33,9 @@ def test_photos_to_predictions(two_classes: Path, tmp_path: Path, capsys):
     assert capsys.readouterr().out.count("hell") >= 3
 
 
-@pytest.mark.parametrize("method", ["frozen", "fewshot", pytest.param("lora", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "method", ["fewshot", *(pytest.param(method, marks=pytest.mark.slow) for method in ("frozen", "lora"))]
+)
 def test_texts_to_predictions(method: str, tmp_path: Path, capsys):
     """The way of a user with a table of reviews, three labels, and each method but the default one."""
     table, out = tmp_path / "reviews.csv", tmp_path / "run"
@@ -97,6 +99,7 @@ def test_same_seed_same_result(two_classes: Path, tmp_path: Path):
     np.testing.assert_allclose(found[0], found[1], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow  # the quick run of pretraining writes the preset, and tests of sources load others
 def test_pretrained_preset_is_a_source(tmp_path: Path, capsys):
     out = tmp_path / "pretraining"
     assert main(["run", "pretraining", *QUICK_PRETRAINING, "--out", str(out)]) == 0
