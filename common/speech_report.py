@@ -14,11 +14,13 @@ from matplotlib.figure import Figure
 
 from common import reporting, runs, speech_metrics
 from common.data.audio import SAMPLE_RATE
+from common.data.speech_batches import Augmentation, Clips
 from common.data.speech_sets import SpeechExamples, SpeechSet
 from common.playback import MAX_SECONDS, embed_sounds, encode_sound
 from common.speech_metrics import DECODERS, DELETION, INSERTION, Edit
 
 MAX_WORST, MAX_RIGHT = 9, 3  # clips that can be played
+MAX_SAMPLES = 16  # clips to listen to before training
 MAX_PIECES = 150  # words of a text that is shown, or characters of one without spaces
 MAX_SPEAKERS = 50
 BASELINES = {
@@ -201,19 +203,28 @@ def write_report(
     return reporting.render(Path(out) / "report.html", context, "speech_report.html")
 
 
-def write_samples(path: Path, clips: Sequence[np.ndarray], texts: Sequence[str]) -> Path:
-    """Write a page to listen to before training.
+def write_samples(
+    path: Path, clips: Clips, texts: Sequence[str], augmentation: Augmentation | None, seed: int
+) -> Path:  # fmt: skip
+    """Write a page to listen to before training: the first clips, as they are trained on.
 
     Args:
         path: of the page.
-        clips: mono, 16 kHz, float32 [samples] each; the first 15 s are played.
-        texts: what is said in each.
+        clips: n clips.
+        texts: what is said in each, n.
+        augmentation: random changes, or None.
+        seed: decides them.
 
     Returns:
         The path.
     """
-    sounds = [encode_sound(clip[: MAX_SECONDS * SAMPLE_RATE]) for clip in clips]
-    return reporting.render(path, {"clips": list(zip(sounds, texts, strict=True))}, "speech_samples.html")
+    heard = []
+    for place in range(min(MAX_SAMPLES, len(clips))):
+        clip = clips[place]
+        if augmentation:
+            clip = augmentation(clip, np.random.default_rng((seed, place)))
+        heard.append((encode_sound(clip[: MAX_SECONDS * SAMPLE_RATE]), texts[place]))
+    return reporting.render(path, {"clips": heard}, "speech_samples.html")
 
 
 def write_model_card(

@@ -38,6 +38,7 @@ from common.sources import Source, load_source
 from common.specs import check_choice, check_range, parse_baselines, parse_list, parse_source
 
 BASELINES = ("frozen", "scratch")
+AUGMENTATIONS = ("flip", "scale", "crop", "color")  # those of box_images, which a wrong flag must not import
 
 
 @dataclass(frozen=True)
@@ -267,8 +268,8 @@ def training_stream(data: BoxSet, size: tuple[int, int], config: Config, first=(
 def augmentations(config: Config) -> tuple[str, ...]:
     """Return the names of what changes the pictures while training."""
     if config.augment is None:
-        return ("flip", "crop", "color") if config.data == "demo" else ("flip", "scale", "crop", "color")
-    names = parse_list("--augment", config.augment, ("flip", "scale", "crop", "color"), alone=("none",))
+        return tuple(name for name in AUGMENTATIONS if config.data != "demo" or name != "scale")
+    names = parse_list("--augment", config.augment, AUGMENTATIONS, alone=("none",))
     return () if names == ("none",) else names
 
 

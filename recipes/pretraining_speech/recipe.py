@@ -41,7 +41,6 @@ from common.speech_sources import load_speech_source
 from common.wav2vec2_weights import save_wav2vec2
 
 HEAD_WIDTH = 48  # of an attention head
-SHOWN = 16  # clips of the page that `check` writes
 
 
 @dataclass(frozen=True)
@@ -228,10 +227,10 @@ def check(config: Config) -> None:
     data, characters, targets = prepare(data, backbone, config)
     learner = build_learner(config, backbone, characters)
     print(f"{backbone.count_params():,} parameters, {2 * backbone.count_params() / 1e6:.1f} MB as a preset")
-    clips, change = Clips(data.train.paths, title=""), augmentation(config)
-    shown = range(min(SHOWN, len(clips)))
-    heard = [change(clips[place], np.random.default_rng((config.seed, place))) for place in shown]
-    page = speech_report.write_samples(Path(config.out) / "samples.html", heard, data.train.texts[: len(shown)])
+    clips = Clips(data.train.paths, title="")
+    page = speech_report.write_samples(
+        Path(config.out) / "samples.html", clips, data.train.texts, augmentation(config), config.seed
+    )
     print(f"clips as trained on: {page}")
     steps = speech_batches.steps_per_epoch(data.train.seconds, config.batch_seconds, config.seed)
     compile_learner(config, learner, steps)

@@ -52,7 +52,6 @@ from common.speech_sources import SpeechSource, load_speech_source
 
 BASELINES = ("zero_shot", "frozen", "scratch")
 AUGMENTATIONS = ("speed", "noise", "gain")
-SHOWN = 16  # clips of the page that `check` writes
 LOOKS = 30  # at validation while a stage trains, about
 
 
@@ -324,9 +323,10 @@ def check(config: Config) -> None:
     print(f"{seconds.sum() / 60:.1f} minutes of training clips, {np.median(seconds):.1f} s in the median one")
     if lesson.characters:
         print(f"characters: {' '.join(lesson.characters.symbols[2:])}")
-    shown, change = range(min(SHOWN, len(seconds))), augmentation(config) or (lambda clip, rng: clip)
-    heard = [change(lesson.clips["train"][place], np.random.default_rng((config.seed, place))) for place in shown]
-    page = speech_report.write_samples(Path(config.out) / "samples.html", heard, lesson.data.train.texts[: len(shown)])
+    page = speech_report.write_samples(
+        Path(config.out) / "samples.html", lesson.clips["train"], lesson.data.train.texts, augmentation(config),
+        config.seed,
+    )  # fmt: skip
     print(f"clips as trained on: {page}")
 
     stream = speech_batches.training_batches(
