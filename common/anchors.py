@@ -32,14 +32,17 @@ class Anchors:
         return f"anchors of {self.size:.2g} cells and up, height over width {ratios}"
 
 
-def fit_anchors(boxes: np.ndarray, strides: Sequence[int]) -> Anchors:
+def fit_anchors(boxes: np.ndarray, labels: np.ndarray, strides: Sequence[int]) -> Anchors:
     """Choose the anchors that suit the boxes of a data set.
 
     The ratios are the middles of three groups of boxes (k-means over the logarithm, so that twice as wide is as far
-    from square as twice as high). The size is the one with which boxes overlap most with the best anchor's shape.
+    from square as twice as high). The size is the one with which boxes overlap most with the best anchor, as far as its
+    centre is from theirs on average: small anchors of a coarse level may have the shape of a box, but seldom its place.
+    Each class counts the same, however many boxes it has.
 
     Args:
         boxes: in pixels of the input, float32 [n, 4]; at least one.
+        labels: class of each, int [n].
         strides: pixels of a cell at each level.
     """
     sides = np.maximum(boxes[:, 2:] - boxes[:, :2], 1e-3)
@@ -48,7 +51,8 @@ def fit_anchors(boxes: np.ndarray, strides: Sequence[int]) -> Anchors:
     middles = KMeans(groups, n_init=10, random_state=0).fit(shapes).cluster_centers_.ravel()
     ratios = tuple(float(ratio) for ratio in np.exp(np.sort(middles)))
     sizes = np.geomspace(1.0, 8.0, 19)
-    fit = [_shape_overlap(sides, _shapes(size, ratios, strides)).mean() for size in sizes]
+    weights = 1 / np.bincount(labels)[labels]
+    fit = [weights @ _best_overlap(sides, *_shapes(size, ratios, strides)) for size in sizes]
     return Anchors(float(sizes[int(np.argmax(fit))]), ratios)
 
 
@@ -80,14 +84,20 @@ def check_anchors(anchors: np.ndarray, boxes: np.ndarray, labels: np.ndarray, cl
     return f"{covered.mean():.1%} of the training boxes have an anchor that overlaps by {LEARNED:.0%} or more"
 
 
-def _shapes(size: float, ratios: Sequence[float], strides: Sequence[int]) -> np.ndarray:
-    """Return width and height of every anchor, float [m, 2]."""
-    sides = np.array([stride * size * 2 ** (step / _SCALES) for stride in strides for step in range(_SCALES)])
-    roots = np.sqrt(np.array(ratios))
-    return np.stack([np.outer(sides, 1 / roots).ravel(), np.outer(sides, roots).ravel()], axis=1)
+def _shapes(size: float, ratios: Sequence[float], strides: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Return width and height of every anchor, float [m, 2], and the pixels from one to the next, float [m]."""
+    steps = np.repeat(strides, _SCALES * len(ratios)).astype(float)
+    scales = np.tile(np.repeat(2 ** (np.arange(_SCALES) / _SCALES), len(ratios)), len(strides))
+    roots = np.sqrt(np.tile(ratios, _SCALES * len(strides)))
+    return (steps * size * scales)[:, None] * np.stack([1 / roots, roots], axis=1), steps
 
 
-def _shape_overlap(sides: np.ndarray, shapes: np.ndarray) -> np.ndarray:
-    """Return the IoU of each box with the best shape, as if both had one centre."""
-    shared = np.minimum(sides[:, None], shapes[None]).prod(axis=2)
+def _best_overlap(sides: np.ndarray, shapes: np.ndarray, steps: np.ndarray) -> np.ndarray:
+    """Return the IoU of each box with the best anchor, whose centre lies a quarter of a step beside its own each way.
+
+    A quarter is what a box that lies anywhere is off on average, since half is the most.
+    """
+    fitting = np.minimum(sides[:, None], shapes[None])
+    beside = (sides[:, None] + shapes[None]) / 2 - steps[:, None] / 4
+    shared = np.maximum(np.minimum(fitting, beside), 0).prod(axis=2)
     return (shared / (sides.prod(axis=1)[:, None] + shapes.prod(axis=1)[None] - shared)).max(axis=1)

@@ -18,6 +18,7 @@ RetinaNet = keras_hub.models.RetinaNetObjectDetector
 
 _PRIOR = 0.01  # score before training: nearly every anchor holds nothing
 _FORMAT = "xyxy"
+_CANDIDATES = 1000  # as in the paper: many anchors find the same object
 
 
 def anchor_strides(source: Source) -> list[int]:
@@ -95,7 +96,7 @@ def build_detector(source: Source, classes: int, anchors: Anchors, whole: Retina
         _take_over(model, whole)
 
     def candidates(said, images):
-        return keep_surest(**model.decode_predictions(said, images))
+        return keep_surest(**model.decode_predictions(said, images), candidates=_CANDIDATES)
 
     return Detector(
         model=model,

@@ -21,9 +21,9 @@ from common.specs import parse_source
 SIZE, STRIDES = (64, 64), [8, 16, 32, 64, 128]
 
 
-def small_source(last_stride: int = 32) -> SimpleNamespace:
+def small_source(last_stride: int = 32, size: tuple[int, int] = SIZE) -> SimpleNamespace:
     """A backbone of a few layers, as `load_source` would give one."""
-    pixels = keras.Input((*SIZE, 3))
+    pixels = keras.Input((*size, 3))
     x = preprocessed = keras.layers.Rescaling(1 / 127.5, -1.0)(pixels)
     inside = y = keras.Input(preprocessed.shape[1:])
     stride = 1
@@ -33,7 +33,7 @@ def small_source(last_stride: int = 32) -> SimpleNamespace:
         y = keras.layers.Activation("relu")(keras.layers.GroupNormalization(8)(y))
     backbone = keras.Model(inside, y, name="backbone")
     extractor = keras.Model(pixels, keras.layers.GlobalAveragePooling2D()(backbone(x)))
-    return SimpleNamespace(spec="keras:Small", image_size=SIZE, backbone=backbone, extractor=extractor)
+    return SimpleNamespace(spec="keras:Small", image_size=size, backbone=backbone, extractor=extractor)
 
 
 def squares(count: int = 16, seed: int = 0):
@@ -53,7 +53,8 @@ def build(name: str):
     source = small_source()
     if name == "yolov8":
         return yolov8.build_detector(source, 2)
-    return retinanet.build_detector(source, 2, anchors.fit_anchors(squares()[1][:, 0], STRIDES))
+    _, boxes, labels = squares()
+    return retinanet.build_detector(source, 2, anchors.fit_anchors(boxes[:, 0], labels[:, 0], STRIDES))
 
 
 @pytest.mark.slow  # a minute each; the quick tests below see the start without which nothing is learned
@@ -137,8 +138,25 @@ def test_anchors_follow_the_shapes_of_the_boxes():
     rng = np.random.default_rng(0)
     sides = rng.choice([[20.0, 40.0], [30.0, 30.0], [80.0, 20.0]], 300) * rng.uniform(0.9, 1.1, (300, 1))
     corners = rng.uniform(0, 100, (300, 2))
-    fitted = anchors.fit_anchors(np.concatenate([corners, corners + sides], axis=1), STRIDES)
+    fitted = anchors.fit_anchors(np.concatenate([corners, corners + sides], axis=1), np.zeros(300, int), STRIDES)
     assert fitted.ratios == pytest.approx((0.25, 1.0, 2.0), rel=0.05)
+
+
+def test_anchors_reach_boxes_wherever_they_lie_and_rare_classes_too():
+    """With anchors of the right shape, but too far from one to the next, a detector of blood cells learned nothing."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1], [180, 20])  # many of 50 pixels, few of 20
+    sides = np.where(labels, 20.0, 50.0)[:, None] * rng.uniform(0.8, 1.2, (200, 2))
+    corners = rng.uniform(0, 256 - 60, (200, 2))
+    boxes = np.concatenate([corners, corners + sides], axis=1)
+    source = small_source(size=(256, 256))
+    detector = retinanet.build_detector(source, 2, anchors.fit_anchors(boxes, labels, STRIDES))
+    best = overlaps(boxes, retinanet.anchor_boxes(detector))
+    reached = (best >= anchors.LEARNED).sum(axis=1)
+    for kind, least in ((0, 5), (1, 3)):
+        of_class = reached[labels == kind]
+        assert (of_class > 0).mean() > 0.9, kind
+        assert np.median(of_class) >= least, kind
 
 
 def test_a_class_without_anchors_stops_the_run():

@@ -139,7 +139,8 @@ def build(data: BoxSet, config: Config, *, random_weights: bool = False) -> tupl
     if config.detector == "yolov8":
         return source, yolov8.build_detector(source, classes)
     whole = None if random_weights else retinanet.load_whole(parse_source(config.source))
-    chosen = retinanet.anchors_of(whole) if whole else anchors.fit_anchors(boxes, retinanet.anchor_strides(source))
+    strides = retinanet.anchor_strides(source)
+    chosen = retinanet.anchors_of(whole) if whole else anchors.fit_anchors(boxes, labels, strides)
     detector = retinanet.build_detector(source, classes, chosen, whole)
     covered = anchors.check_anchors(retinanet.anchor_boxes(detector), boxes, labels, data.class_names)
     print(f"{chosen}; {covered}")
