@@ -33,18 +33,13 @@ from common import runs  # noqa: E402
 from common.data.audio import SAMPLE_RATE, read_sound  # noqa: E402
 from common.data.speech_sets import load_speech_set  # noqa: E402
 from common.long_sound import transcribe_long  # noqa: E402
-from common.recognising import (  # noqa: E402
-    Recogniser,
-    as_served_wav,
-    build_listener,
-    export_recogniser,
-    write_text,
-)
+from common.recognising import build_listener, write_text  # noqa: E402
 from common.serving.files import write_serving_files  # noqa: E402
 from common.serving.models import ModelConfig  # noqa: E402
 from common.serving.server import Address, Server  # noqa: E402
+from common.speech_exporting import as_served_wav, export_recogniser  # noqa: E402
 from common.speech_metrics import transcription_metrics  # noqa: E402
-from common.speech_models import recogniser_of  # noqa: E402
+from common.speech_models import as_recogniser  # noqa: E402
 from common.speech_sources import load_speech_source  # noqa: E402
 
 REAL = {"LibriSpeech, 6 sentences": "folder:../shared/data/librispeech_84_121123",
@@ -53,16 +48,9 @@ PADDED_SECONDS = 10
 HOUR = 3600
 
 
-def load(spec: str) -> Recogniser:
-    """Return the recogniser that a source is."""
-    source = load_speech_source(spec)
-    model = recogniser_of(source.backbone, source.head)
-    return Recogniser(model, source.backbone.config, source.characters, source.normalises)
-
-
 def padding(run: Path) -> dict:
     """Compare what a model writes of each clip alone and beside ten seconds of padding."""
-    recogniser = load(f"preset:{(run / 'preset').absolute()}")
+    recogniser = as_recogniser(load_speech_source(f"preset:{(run / 'preset').absolute()}"))
     listen = build_listener(recogniser)
 
     def write(audio: np.ndarray, counts: list[int]) -> list[bytes]:
@@ -86,7 +74,7 @@ def padding(run: Path) -> dict:
 
 def real_voices() -> dict:
     """Export the bundled source as it is, serve it, and ask it about real recordings with the client."""
-    recogniser, found = load("bundled:wav2vec2_mini"), {}
+    recogniser, found = as_recogniser(load_speech_source("bundled:wav2vec2_mini")), {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         export_recogniser(recogniser, folder / "serving" / "speech")
@@ -109,7 +97,7 @@ def real_voices() -> dict:
 
 def an_hour() -> dict:
     """Write down a recording of an hour; the memory that it took beside what was there before."""
-    recogniser = load("bundled:wav2vec2_mini")
+    recogniser = as_recogniser(load_speech_source("bundled:wav2vec2_mini"))
     clips = [read_sound(path).samples for path in sorted(Path("../shared/data/librispeech_84_121123").glob("*.flac"))]
     with tempfile.TemporaryDirectory() as folder:
         path, written = Path(folder) / "hour.flac", 0

@@ -326,7 +326,7 @@ def prove_sound_classifier(
 
     Args:
         version: folder of the SavedModel.
-        paths: n files that the graph can decode; `common.recognising.prove_commands` sees to that.
+        paths: n files that the graph can decode; `common.speech_exporting.prove_commands` sees to that.
         probabilities, class_names: as for `prove_image_classifier`.
 
     Returns:

@@ -118,6 +118,11 @@ def join_words(words: Sequence[Word], characters: Characters) -> str:
     return _between(characters).join(word.text for word in words)
 
 
+def confidence_of(words: Sequence[Word]) -> float:
+    """Return how sure a model is of its words: their geometric mean, 0 of none."""
+    return math.exp(sum(math.log(max(word.confidence, 1e-30)) for word in words) / len(words)) if words else 0.0
+
+
 def _between(characters: Characters) -> str:
     """Return what stands between words: a space, or nothing in a script that has none."""
     letters = [symbol for symbol in characters.symbols if symbol.isalpha()]

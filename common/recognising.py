@@ -1,34 +1,21 @@
-"""From a trained speech model to text or labels, the same in evaluation and serving, and the proof of it."""
+"""From a trained speech model to text or labels, the same in evaluation and serving."""
 
 from __future__ import annotations
 
 import functools
-import json
-import os
-import subprocess
-import sys
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import keras
 import numpy as np
-import soundfile
 import tensorflow as tf
 
-from common import exporting, runs
 from common.characters import Characters
-from common.data.audio import UnreadableSound, read_frames
-from common.data.sound_in_graph import check_levels, checked, prepare_wav_in_graph
 from common.data.speech_batches import Clips, ordered_batches, padded
-from common.errors import UserError
 from common.models.wav2vec2 import Wav2Vec2Config, normalise
 from common.progress import ProgressLine
 
-TOLERANCE = 1e-3  # of a confidence, in the proof; texts must be identical
 BATCH_SECONDS = 60.0
-_IN_GRAPH = ("PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE")  # what the served graph decodes, in WAV files
 
 # (audio float32 [batch, time] at 16 kHz, samples int32 [batch]) -> (logits float32 [batch, frames, vocabulary], frames
 # int32 [batch])
@@ -206,6 +193,25 @@ def classify(
     return np.stack([found[place] for place in range(len(clips))])
 
 
+def build_answering(known: Recogniser | CommandModel) -> Callable[..., Transcripts | np.ndarray]:
+    """Return what asks a model about clips, as often as you like: its weights may learn in between.
+
+    Args:
+        known: either kind of model.
+
+    Returns:
+        (clips, their seconds, title="", keep_log_probabilities=False) -> Transcripts, or the probabilities of classes,
+        float32 [n, classes].
+    """
+    if isinstance(known, CommandModel):
+        listen = build_command_listener(known)
+        return lambda clips, seconds, title="", **_: classify(listen, clips, seconds, title=title)
+    listen = build_listener(known)
+    return lambda clips, seconds, title="", keep_log_probabilities=False: transcribe(
+        listen, clips, seconds, known.characters, title=title, keep_log_probabilities=keep_log_probabilities
+    )
+
+
 def _batches(
     clips: Clips, seconds: np.ndarray, batch_seconds: float, title: str
 ) -> Iterator[tuple[list[int], dict[str, np.ndarray]]]:
@@ -223,227 +229,3 @@ def _batches(
             progress.update(done)
     if progress:
         progress.close()
-
-
-# --- export -----------------------------------------------------------------------------------------------
-
-
-def export_recogniser(recogniser: Recogniser, folder: Path, *, example: Path | None = None) -> Path:
-    """Write a recogniser as FOLDER/<next integer>/: bytes of WAV files of any rate and length in, text out.
-
-    Args:
-        recogniser: float32.
-        folder: the servable's folder; its name is the name of the model on the server.
-        example: a sound that a server asks each signature about when it loads the model. It stays in the export.
-
-    Returns:
-        The folder of the new version. Signatures: `serving_default` (`audio`, string [batch], WAV files) and `tensors`
-        (`samples` float32 [batch, time], mono at 16 kHz, and how many of each row are real, `lengths` int32 [batch])
-        give `text` string [batch] and `confidence` float32 [batch], as `write_text` defines it. `logits` (`audio`) is
-        for who decodes with a language model: `logits` float32 [batch, frames, vocabulary], how many `frames` are real,
-        int32 [batch], and the `characters` that the tokens stand for, string [batch, vocabulary], empty for the blank.
-
-    Raises:
-        UserError: the disk is full, or the example cannot be read.
-    """
-    characters = recogniser.characters
-    if len(characters) != recogniser.model.output.shape[-1]:
-        raise ValueError(
-            f"The model writes {recogniser.model.output.shape[-1]} tokens, and its characters are {len(characters)}."
-        )
-    exporting.check_float32(recogniser.model)
-    listen, symbols = build_listener(recogniser), tf.constant(list(characters.symbols))
-
-    def answer(audio, samples):
-        text, confidence = write_text(*listen(audio, samples), characters)
-        return {"text": text, "confidence": confidence}
-
-    def say_logits(audio):
-        logits, frames = listen(*_decoded(audio))
-        return {
-            "logits": logits,
-            "frames": frames,
-            "characters": tf.tile(symbols[None], [tf.shape(logits)[0], 1]),
-        }
-
-    audio = [tf.TensorSpec([None], tf.string, name="audio")]
-    signatures = {
-        "serving_default": tf.function(lambda audio: answer(*_decoded(audio)), input_signature=audio),
-        "tensors": _of_tensors(answer),
-        "logits": tf.function(say_logits, input_signature=audio),
-    }
-    return exporting.save_servable(recogniser.model, folder, signatures, _requests(signatures, example))
-
-
-def export_commands(commands: CommandModel, folder: Path, *, example: Path | None = None) -> Path:
-    """Write a classifier of clips as FOLDER/<next integer>/: bytes of WAV files of any rate and length in, labels out.
-
-    Args:
-        commands: float32.
-        folder, example: as for `export_recogniser`.
-
-    Returns:
-        The folder of the new version. Signatures: `serving_default` (`audio`) and `tensors` (`samples`, `lengths`), as
-        for `export_recogniser`, give `label` string [batch], `probabilities` float32 [batch, classes] and `class_names`
-        string [batch, classes].
-
-    Raises:
-        UserError: the disk is full, or the example cannot be read.
-    """
-    exporting.check_float32(commands.model)
-    listen, names = build_command_listener(commands), tf.constant(list(commands.class_names))
-
-    def answer(audio, samples):
-        return exporting.labelled(names, listen(audio, samples))
-
-    audio = [tf.TensorSpec([None], tf.string, name="audio")]
-    serve = tf.function(lambda audio: answer(*_decoded(audio)), input_signature=audio)
-    signatures = {"serving_default": serve, "tensors": _of_tensors(answer)}
-    return exporting.save_servable(commands.model, folder, signatures, _requests(signatures, example))
-
-
-def _decoded(audio: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Return WAV files, string [batch], as (samples float32 [batch, time] at 16 kHz, lengths int32 [batch])."""
-    spec = tf.RaggedTensorSpec([None], tf.float32)
-    ragged = tf.map_fn(prepare_wav_in_graph, audio, fn_output_signature=spec)
-    return ragged.to_tensor(), tf.cast(ragged.row_lengths(), tf.int32)
-
-
-def _of_tensors(answer: Callable) -> tf.types.experimental.PolymorphicFunction:
-    """Return the signature of samples; they lose their mean, as those of files do."""
-
-    def tensors(samples, lengths):
-        time = tf.shape(samples)[1]
-        fitting = tf.reduce_all(tf.logical_and(lengths >= 0, lengths <= time))
-        samples = checked(samples, fitting, "`lengths` must be 0 to the length of a row of `samples`:", lengths, time)
-        real = tf.sequence_mask(lengths, time)
-        samples = check_levels(tf.where(real, samples, 0.0))  # behind its end a row may hold anything
-        total = tf.reduce_sum(tf.cast(samples, tf.float64), axis=1)
-        mean = tf.cast(total / tf.cast(tf.maximum(lengths, 1), tf.float64), tf.float32)
-        return answer(tf.where(real, samples - mean[:, None], 0.0), lengths)
-
-    specs = [tf.TensorSpec((None, None), tf.float32, name="samples"), tf.TensorSpec([None], tf.int32, name="lengths")]
-    return tf.function(tensors, input_signature=specs)
-
-
-def _requests(signatures: dict, example: Path | None) -> dict[str, dict[str, np.ndarray]]:
-    """Return what a server asks each signature when it loads the model."""
-    if example is None:
-        return {}
-    with tempfile.TemporaryDirectory() as folder:
-        encoded = np.array([as_served_wav(example, Path(folder)).read_bytes()], dtype=object)
-    samples, lengths = (tensor.numpy() for tensor in _decoded(tf.constant(encoded)))
-    requests = {name: {"audio": encoded} for name in signatures}
-    return requests | {"tensors": {"samples": samples, "lengths": lengths}}
-
-
-# --- proof ------------------------------------------------------------------------------------------------
-
-
-def as_served_wav(path: Path | str, folder: Path) -> Path:
-    """Return a sound as a file that the served graph decodes: itself, or rewritten without loss.
-
-    A graph has no decoder for flac, ogg and mp3, nor for WAV files that hold something else than plain samples. These
-    are written as floats at their own rate and with their own channels.
-
-    Args:
-        path: any sound that `audio.decode_sound` reads.
-        folder: where the rewritten file goes.
-
-    Returns:
-        `path`, or a new file in the folder.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    path = Path(path)
-    try:
-        info = soundfile.info(str(path))
-        with path.open("rb") as file:
-            if file.read(4) == b"RIFF" and info.format in ("WAV", "WAVEX") and info.subtype in _IN_GRAPH:
-                return path
-    except (soundfile.SoundFileError, OSError):
-        pass  # the reader below knows why, or passes over what is wrong
-    try:
-        frames, rate = read_frames(path)
-    except UnreadableSound as error:
-        raise UserError(f"{path} {error}.") from error
-    number = sum(1 for _ in folder.iterdir())
-    rewritten = folder / f"{number}_{path.stem[:80]}.wav"
-    soundfile.write(str(rewritten), frames, rate, subtype="FLOAT", format="WAV")
-    return rewritten
-
-
-def prove_recogniser(version: Path, paths: Sequence[str], texts: Sequence[str], confidences: np.ndarray) -> dict:
-    """Send the raw files to the SavedModel in a fresh process that imports only tensorflow, and compare every text.
-
-    Args:
-        version: folder of the SavedModel.
-        paths: n sound files; those that no graph decodes are rewritten first, see `as_served_wav`.
-        texts: what evaluation wrote of them.
-        confidences: of the texts, float32 [n].
-
-    Returns:
-        {"examples", "agreement" (share of identical texts), "max_abs_diff" (of a confidence), "ops_outside_tf_serving",
-        "tolerance", "rewritten" (files), "passed"}; "first_difference" (path, expected and served text) where texts
-        differ, and "error" where the process failed.
-
-    Raises:
-        UserError: a file cannot be read, or there is no room for those that are rewritten.
-    """
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        sent = _sent(paths, folder)
-        questions, answers, result = (folder / one for one in ("inputs.json", "expected.npz", "proof.json"))
-        questions.write_text(json.dumps({"paths": list(map(str, sent)), "texts": list(texts)}), "utf-8")
-        np.savez(answers, confidences=confidences)
-        script = Path(__file__).with_name("speech_proof.py")
-        # -I: no PYTHONPATH and no current directory, so that nothing of this project can be imported.
-        command = [sys.executable, "-I", str(script), *map(str, (version, questions, answers, result))]
-        finished = subprocess.run(
-            command, capture_output=True, text=True, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
-        )
-        known = {"examples": len(paths), "tolerance": TOLERANCE, "rewritten": _rewritten(paths, sent)}
-        if finished.returncode or not result.exists():
-            error = (finished.stderr.strip().splitlines() or ["no message"])[-1]
-            return {**known, "agreement": 0.0, "max_abs_diff": None, "ops_outside_tf_serving": [], "passed": False,
-                    "error": error}  # fmt: skip
-        proof = json.loads(result.read_text("utf-8"))
-    if (first := proof.pop("first_different")) is not None:
-        place, served = first
-        proof["first_difference"] = {"path": str(paths[place]), "expected": texts[place], "served": served}
-    passed = proof["agreement"] == 1.0 and proof["max_abs_diff"] <= TOLERANCE and not proof["ops_outside_tf_serving"]
-    return {**known, **proof, "passed": passed}
-
-
-def prove_commands(version: Path, paths: Sequence[str], probabilities: np.ndarray, class_names: Sequence[str]) -> dict:
-    """Send the raw files to the SavedModel in a fresh process that imports only tensorflow, and compare every label.
-
-    Args:
-        version: folder of the SavedModel.
-        paths: n sound files; those that no graph decodes are rewritten first, see `as_served_wav`.
-        probabilities: what evaluation saw for them, float32 [n, classes].
-        class_names: one for each probability.
-
-    Returns:
-        As `exporting.prove_image_classifier`, and "rewritten" (files).
-
-    Raises:
-        UserError: as for `prove_recogniser`.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        sent = _sent(paths, Path(folder))
-        proof = exporting.prove_sound_classifier(version, list(map(str, sent)), probabilities, class_names)
-    return {**proof, "rewritten": _rewritten(paths, sent)}
-
-
-def _sent(paths: Sequence[str], folder: Path) -> list[Path]:
-    """Return the files to send, those that no graph decodes rewritten in the folder."""
-    sounds = folder / "sounds"
-    sounds.mkdir()
-    with runs.room_for("the proof, which writes sounds that no graph decodes as WAV files", folder):
-        return [as_served_wav(path, sounds) for path in paths]
-
-
-def _rewritten(paths: Sequence[str], sent: Sequence[Path]) -> int:
-    return sum(Path(path) != one for path, one in zip(paths, sent, strict=True))

@@ -82,8 +82,11 @@ def _write(
 ) -> list[str]:
     texts, progress = [], ProgressLine(title, len(clips))
     for log_probabilities in clips:
-        tokens, _ = beam_search(log_probabilities, width, language)[0]
-        texts.append(characters.decode(tokens))
+        found: dict[str, float] = {}  # "a", and "a" with a space behind it, are one text
+        for tokens, score in beam_search(log_probabilities, width, language):
+            text = characters.decode(tokens)
+            found[text] = np.logaddexp(found.get(text, -np.inf), score)
+        texts.append(max(found, key=found.get))
         progress.update(len(texts))
     progress.close()
     return texts

@@ -26,6 +26,7 @@ from common.models.wav2vec2 import (
 )
 from common.models.wav2vec2 import build_classifier as classifier_of
 from common.models.wav2vec2 import build_recogniser as recogniser_of
+from common.recognising import Recogniser
 from common.speech_sources import SpeechSource
 from common.wav2vec2_weights import save_wav2vec2
 
@@ -58,6 +59,12 @@ def build_recogniser(source: SpeechSource, characters: Characters) -> keras.Mode
             kernel[:, place], bias[place] = known_kernel[:, known], known_bias[known]
         head.dense.set_weights([kernel, bias])
     return model
+
+
+def as_recogniser(source: SpeechSource) -> Recogniser:
+    """Return a source that can write, as it is."""
+    model = recogniser_of(source.backbone, source.head)
+    return Recogniser(model, source.backbone.config, source.characters, source.normalises)
 
 
 def head_places(known: Characters, wanted: Characters) -> dict[int, int]:

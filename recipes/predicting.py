@@ -79,14 +79,13 @@ def _predict_files(signature, what: str, options) -> int:
         return [_answer(outputs, row) for row in range(len(contents))]
 
     failed, files = 0, [Path(name) for name in options.inputs]
+    places, writes = _places(files, options.run / "predictions"), "text" in signature.structured_outputs
     size = BATCH if what == "image" else SOUNDS
     for start in range(0, len(files), size):
         answers: list[tuple[Path, dict[str, Any] | str]] = []
         readable: list[tuple[Path, bytes]] = []
         for file in files[start : start + size]:
-            content = (
-                _picture(file) if what == "image" else _sound(file, options.run, "text" in signature.structured_outputs)
-            )
+            content = _picture(file) if what == "image" else _sound(file, options.run, writes, places[file])
             if isinstance(content, bytes):
                 readable.append((file, content))
             else:
@@ -100,15 +99,15 @@ def _predict_files(signature, what: str, options) -> int:
             elif options.json:
                 print(json.dumps({"file": str(file), **answer}, ensure_ascii=False))
             else:
-                print(_line(file, answer, options.run / "predictions"))
+                print(_line(file, answer, places[file]))
     return 1 if failed else 0
 
 
-def _line(file: Path, answer: dict[str, Any], folder: Path) -> str:
+def _line(file: Path, answer: dict[str, Any], place: Path) -> str:
     """Return an answer as people read it; boxes are drawn, and the words of a long recording written as subtitles."""
     if "objects" in answer:
         found = "; ".join(f"{one['label']} {one['score']:.2f}" for one in answer["objects"]) or "nothing"
-        return f"{file}  {found}  drawn: {_draw(file, answer['objects'], folder)}"
+        return f"{file}  {found}  drawn: {_draw(file, answer['objects'], place)}"
     if "text" in answer:
         written = f"  subtitles: {answer['subtitles']}" if "subtitles" in answer else ""
         return f"{file}  {answer['text']!r}  {answer['confidence']:.4f}{written}"
@@ -126,11 +125,11 @@ def _picture(file: Path) -> bytes | str:
     return why_unusable(content) or content
 
 
-def _sound(file: Path, run: Path, writes: bool) -> bytes | str | dict[str, Any]:
+def _sound(file: Path, run: Path, writes: bool, place: Path) -> bytes | str | dict[str, Any]:
     """Return a sound as the bytes of a WAV file, why it cannot be used, or of a long recording what is said in it."""
     import soundfile
 
-    from common.recognising import as_served_wav
+    from common.speech_exporting import as_served_wav
 
     try:
         long = writes and soundfile.info(str(file)).duration > LONG_SECONDS
@@ -138,34 +137,33 @@ def _sound(file: Path, run: Path, writes: bool) -> bytes | str | dict[str, Any]:
         long = False  # what reads it below says what is wrong
     try:
         if long:
-            return _words_of(file, run)
+            return _words_of(file, run, place)
         with tempfile.TemporaryDirectory() as folder:
             return as_served_wav(file, Path(folder)).read_bytes()
     except UserError as problem:
         return str(problem).removeprefix(f"{file} ")
 
 
-def _words_of(file: Path, run: Path) -> dict[str, Any]:
+def _words_of(file: Path, run: Path, place: Path) -> dict[str, Any]:
     """Write down a long recording with the model of the run, which its export was proved to equal."""
-    from common.long_sound import join_words, transcribe_long, write_srt
-    from common.models.wav2vec2 import build_recogniser
-    from common.recognising import Recogniser, build_listener
+    from common.long_sound import confidence_of, join_words, transcribe_long, write_srt
+    from common.recognising import build_listener
+    from common.speech_models import as_recogniser
     from common.speech_sources import load_speech_source
 
-    source = load_speech_source(f"preset:{(run / 'preset').absolute()}")
-    network, characters = source.backbone.config, source.characters
-    recogniser = Recogniser(build_recogniser(source.backbone, source.head), network, characters, source.normalises)
-    words = transcribe_long(build_listener(recogniser), network, characters, file)
-    (run / "predictions").mkdir(exist_ok=True)
+    recogniser = as_recogniser(load_speech_source(f"preset:{(run / 'preset').absolute()}"))
+    characters = recogniser.characters
+    words = transcribe_long(build_listener(recogniser), recogniser.config, characters, file)
+    place.parent.mkdir(exist_ok=True)
     return {
         "text": join_words(words, characters),
-        "confidence": sum(word.confidence for word in words) / max(1, len(words)),
-        "subtitles": str(write_srt(words, characters, run / "predictions" / f"{file.name}.srt")),
+        "confidence": confidence_of(words),
+        "subtitles": str(write_srt(words, characters, Path(f"{place}.srt"))),
         "words": [vars(word) for word in words],
     }
 
 
-def _draw(file: Path, objects: list[dict[str, Any]], folder: Path) -> Path:
+def _draw(file: Path, objects: list[dict[str, Any]], place: Path) -> Path:
     """Write a picture with the boxes that were found in it."""
     import numpy as np
     import tensorflow as tf
@@ -183,7 +181,17 @@ def _draw(file: Path, objects: list[dict[str, Any]], folder: Path) -> Path:
         names,
         np.array([one["score"] for one in objects]),
     )
-    return write_atomically(folder / f"{file.name}.png", lambda partial: picture.save(partial, "PNG"))
+    return write_atomically(Path(f"{place}.png"), lambda partial: picture.save(partial, "PNG"))
+
+
+def _places(files: list[Path], folder: Path) -> dict[Path, Path]:
+    """Return the beginning of the path of what is written about each file; equal names get a number."""
+    files = list(dict.fromkeys(files))
+    names = [file.name for file in files]
+    return {
+        file: folder / (file.name if names.count(file.name) == 1 else f"{number}_{file.name}")
+        for number, file in enumerate(files, 1)
+    }
 
 
 def _is_file(name: str) -> bool:

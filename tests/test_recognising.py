@@ -12,7 +12,6 @@ import pytest
 import soundfile
 import tensorflow as tf
 
-from common import recognising
 from common.characters import Characters
 from common.ctc_decoding import best_path
 from common.data.audio import read_sound
@@ -24,19 +23,22 @@ from common.proof import ops_outside_tf_serving
 from common.recognising import (
     CommandModel,
     Recogniser,
-    as_served_wav,
+    Transcripts,
     build_command_listener,
     build_listener,
     classify,
-    export_commands,
-    export_recogniser,
-    prove_commands,
-    prove_recogniser,
     transcribe,
     write_text,
 )
 from common.serving.refusals import Refusal
 from common.serving.servables import Servable, replay_warmup
+from common.speech_exporting import (
+    as_served_wav,
+    export_commands,
+    export_recogniser,
+    prove_commands,
+    prove_recogniser,
+)
 from common.warmup import read_warmup
 
 TINY = Wav2Vec2Config(
@@ -100,7 +102,7 @@ def served(tmp_path_factory, written):
 
 
 @pytest.fixture(scope="module")
-def transcripts(served, written) -> recognising.Transcripts:
+def transcripts(served, written) -> Transcripts:
     """What evaluation wrote of the clips."""
     paths, seconds = written
     return transcribe(build_listener(served[0]), Clips(paths, title=""), seconds, LETTERS, 3.0, title="")
@@ -303,6 +305,22 @@ def test_bad_samples_say_what_is_wrong(served, length: int, value: float, says: 
     samples = np.full((1, 8000), value, np.float32)
     with pytest.raises(tf.errors.InvalidArgumentError, match=says):
         served[2].signatures["tensors"](samples=tf.constant(samples), lengths=tf.constant([length], tf.int32))
+
+
+def test_a_request_that_would_take_all_memory_is_refused(tmp_path: Path):
+    version = export_recogniser(recogniser(), tmp_path / "speech", longest_seconds=2.0)
+    signatures = tf.saved_model.load(str(version)).signatures
+    long, most = wav(tmp_path, chirp(2.1)), wav(tmp_path, chirp(2.0))
+    of_files, of_samples = signatures["serving_default"], signatures["tensors"]
+    assert len(of_files(audio=tf.constant([most] * 10))["text"]) == 10
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"may have 2 seconds.*predict.*2\.1"):
+        of_files(audio=tf.constant([most, long]))
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"may hold 20 seconds.*fewer.*\[22\]"):
+        of_files(audio=tf.constant([wav(tmp_path, chirp(0.1))] * 10 + [most]))
+    with pytest.raises(tf.errors.InvalidArgumentError, match="may have 2 seconds"):
+        of_samples(samples=tf.zeros((1, 33_000)), lengths=tf.constant([100]))
+    with pytest.raises(tf.errors.InvalidArgumentError, match="may hold 20 seconds"):
+        of_samples(samples=tf.zeros((11, 32_000)), lengths=tf.constant([100] * 11))
 
 
 def test_loads_the_way_tf_serving_loads(served, written, transcripts):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -62,12 +63,14 @@ def test_a_run_is_the_source_of_the_next_and_words_are_decoded(tiny, tmp_path: P
     samples = np.concatenate([soundfile.read(path)[0] for path in sorted((DEMO.parent / "clips").glob("*.flac"))[:110]])
     soundfile.write(tmp_path / "long.flac", samples, 16_000)
     (tmp_path / "text.wav").write_text("this is no sound")
+    (tmp_path / "again").mkdir()
+    shutil.copy(tmp_path / "long.flac", tmp_path / "again")
     capsys.readouterr()
-    files = [str(tmp_path / name) for name in ("long.flac", "text.wav")]
+    files = [str(tmp_path / name) for name in ("long.flac", "text.wav", "again/long.flac")]
     assert main(["predict", str(one), *files]) == 1  # one of them has no answer
     told = capsys.readouterr()
     assert "subtitles:" in told.out and "text.wav: cannot be decoded" in told.err
-    assert (one / "predictions" / "long.flac.srt").exists()
+    assert sorted(file.name for file in (one / "predictions").iterdir()) == ["1_long.flac.srt", "3_long.flac.srt"]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,6 @@ What to expect, measured, with commands and machine: `python -m recipes show spe
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
 from math import ceil, inf
 from pathlib import Path
@@ -24,7 +23,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from common import checking, exporting, freezing, recognising, runs, speech_models, speech_report, training
+from common import checking, exporting, freezing, runs, speech_models, speech_report, training
 from common.characters import CASES, POLICIES, Characters, build_characters, samples_needed, with_more
 from common.checkpoints import fit_with_checkpoints
 from common.concluding import conclude
@@ -35,8 +34,7 @@ from common.data.speech_lessons import draw_shots, writable_clips
 from common.data.speech_rows import SpeechColumns
 from common.data.speech_sets import DATA_KINDS, SpeechSet, load_speech_set
 from common.progress import format_seconds
-from common.recognising import CommandModel, Recogniser, Transcripts
-from common.serving.files import write_serving_files
+from common.recognising import CommandModel, Recogniser, Transcripts, build_answering
 from common.specs import (
     check_choice,
     check_range,
@@ -47,6 +45,7 @@ from common.specs import (
     parse_source,
 )
 from common.speech_decoding import write_with_beams
+from common.speech_exporting import LONGEST_SECONDS, export_and_prove
 from common.speech_metrics import count_errors
 from common.speech_sources import SpeechSource, load_speech_source
 
@@ -286,7 +285,7 @@ def main(config: Config) -> dict:
         history += rows
     with clock("evaluate"):
         answer = answering(source, model, lesson)
-        said = answer("test", title="test clips", keep=config.beams > 0)
+        said = answer("test", title="test clips", keep_log_probabilities=config.beams > 0)
         decoders = decode_with_beams(said, answer, lesson, config) if config.beams and lesson.characters else {}
     for name in [name for name in ("frozen", "scratch") if name in wanted_baselines(config, source)]:
         with clock(f"baseline_{name}"):
@@ -296,7 +295,10 @@ def main(config: Config) -> dict:
     with clock("export"):
         exporting.save_keras_model(model, out / "model.keras")
         speech_models.save_source(out / "preset", model, source, lesson.characters)  # a --source of other runs
-        version, proof = export_and_prove(source, model, lesson, said, out / "serving" / "speech_wav2vec")
+        version, proof = export_and_prove(
+            spoken(source, model, lesson), lesson.data.test.paths, said, out / "serving" / "speech_wav2vec",
+            longest_seconds=max(LONGEST_SECONDS, config.max_seconds),
+        )  # fmt: skip
 
     told = dict(
         history=history, seconds=clock.report(), parameters=parameters, proof=proof, baselines=baselines,
@@ -356,22 +358,13 @@ def spoken(source: SpeechSource, model: keras.Model, lesson: Lesson) -> Recognis
 
 def answering(source: SpeechSource, model: keras.Model, lesson: Lesson):
     """Return a function: name of a part -> what the model says of it as it is then, Transcripts or probabilities."""
-    known = spoken(source, model, lesson)
-    if isinstance(known, CommandModel):
-        listen = recognising.build_command_listener(known)
-        return lambda part, title="", keep=False: recognising.classify(
-            listen, lesson.clips[part], getattr(lesson.data, part).seconds, title=title
-        )
-    listen = recognising.build_listener(known)
-    return lambda part, title="", keep=False: recognising.transcribe(
-        listen, lesson.clips[part], getattr(lesson.data, part).seconds, known.characters, title=title,
-        keep_log_probabilities=keep,
-    )  # fmt: skip
+    answer = build_answering(spoken(source, model, lesson))
+    return lambda part, **options: answer(lesson.clips[part], getattr(lesson.data, part).seconds, **options)
 
 
 def decode_with_beams(said: Transcripts, answer, lesson: Lesson, config: Config) -> dict[str, list[str]]:
     """Return what beam search writes of the test clips, with a language model where there is one."""
-    val = answer("val", keep=True).log_probabilities if config.language_model else ()
+    val = answer("val", keep_log_probabilities=True).log_probabilities if config.language_model else ()
     return write_with_beams(
         said.log_probabilities, val, lesson.references["val"], lesson.characters, width=config.beams,
         text=config.language_model,
@@ -430,15 +423,8 @@ def wanted_baselines(config: Config, source: SpeechSource) -> set[str]:
 
 def zero_shot(source: SpeechSource, lesson: Lesson) -> list[str]:
     """Return what the source writes of the test clips before it learns anything, spelled as the lesson is."""
-    before = Recogniser(
-        speech_models.recogniser_of(source.backbone, source.head), source.backbone.config, source.characters,
-        source.normalises,
-    )  # fmt: skip
-    test = lesson.data.test.seconds
-    said = recognising.transcribe(
-        recognising.build_listener(before), lesson.clips["test"], test, before.characters, keep_log_probabilities=False
-    )
-    return [lesson.characters.normalise(text) for text in said.texts]
+    answer = build_answering(speech_models.as_recogniser(source))
+    return [lesson.characters.normalise(text) for text in answer(lesson.clips["test"], lesson.data.test.seconds).texts]
 
 
 def baseline(name: str, lesson: Lesson, config: Config):
@@ -449,18 +435,3 @@ def baseline(name: str, lesson: Lesson, config: Config):
     rows, _ = train(source, model, lesson, config, name)
     said = answering(source, model, lesson)("test")
     return said.texts if isinstance(said, Transcripts) else said, rows
-
-
-def export_and_prove(source: SpeechSource, model: keras.Model, lesson: Lesson, said, folder: Path) -> tuple[Path, dict]:
-    """Write the SavedModel and what stands beside it; prove that it answers as the evaluation did."""
-    known, paths = spoken(source, model, lesson), list(lesson.data.test.paths)
-    with tempfile.TemporaryDirectory() as folder_of_example:  # for a flac, say, which no graph decodes
-        example = recognising.as_served_wav(paths[0], Path(folder_of_example))
-        if isinstance(known, CommandModel):
-            version = recognising.export_commands(known, folder, example=example)
-            proof = recognising.prove_commands(version, paths, said, known.class_names)
-        else:
-            version = recognising.export_recogniser(known, folder, example=example)
-            proof = recognising.prove_recogniser(version, paths, said.texts, said.confidences)
-        write_serving_files(folder.parent, folder.name, input_name="audio", example=example)
-    return version, proof
