@@ -82,6 +82,14 @@ def test_a_language_model_decides_where_the_sound_does_not(tmp_path):
     assert set(write_with_beams(clips, clips, [], LETTERS, width=4)) == {"beam"}
 
 
+def test_beginnings_that_read_alike_count_together():
+    """`ba` is more probable than `a` and than ` a`, and less than both."""
+    frames = np.full((2, len(LETTERS)), 1e-9)
+    blank, space, a, b = 0, LETTERS.numbers[" "], LETTERS.numbers["a"], LETTERS.numbers["b"]
+    frames[0, [blank, space, b]], frames[1, [blank, a]] = (0.1, 0.42, 0.48), (0.4, 0.6)
+    assert write_with_beams([np.log(frames)], [], [], LETTERS, width=16) == {"beam": ["a"]}
+
+
 def test_a_text_without_words_is_told(tmp_path):
     (tmp_path / "none.txt").write_text("... !!\n")
     with pytest.raises(UserError, match="no words"):
