@@ -14,7 +14,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-BASELINES = {"scratch": "from scratch", "words": "counted words", "vectors": "word vectors", "frozen": "frozen source"}
+BASELINES = {
+    "zero_shot": "source as it is", "scratch": "from scratch", "words": "counted words", "vectors": "word vectors",
+    "frozen": "frozen source",
+}  # fmt: skip
 
 
 def write_tables(readme: Path = ROOT / "README.md") -> None:
@@ -22,7 +25,8 @@ def write_tables(readme: Path = ROOT / "README.md") -> None:
     tables: dict[str, Callable[[], list[str]]] = {
         "sources": sources, "side_by_side": side_by_side, "serving": serving, "ways_to_send": ways_to_send,
         "conversions": conversions, "few_shot": few_shot, "padding": padding, "boxes_of_classes": boxes_of_classes,
-        "detection_steps": detection_steps,
+        "detection_steps": detection_steps, "new_voice": new_voice, "speech_checks": speech_checks,
+        "wav2vec2_parity": wav2vec2_parity,
     }  # fmt: skip
     text = readme.read_text("utf-8")
     for name in re.findall(r"<!-- ([\w:]+) -->", text):
@@ -194,6 +198,51 @@ def detection_steps() -> list[str]:
     return lines
 
 
+def new_voice() -> list[str]:
+    """Return the table of benchmarks/new_voice.py."""
+    found = _read("new_voice")
+    lines = [
+        "| word error rate for the voice of | the other four voices, as they are | its few clips alone | both |",
+        "|---|---|---|---|",
+    ]
+    for speaker, row in (found.get("wer", {}) | {"mean": found.get("mean")}).items() if found else ():
+        lines.append(_line([speaker, *(f"{row[name]:.3f}" for name in ("zero_shot", "scratch", "adapted"))]))
+    return lines
+
+
+def speech_checks() -> list[str]:
+    """Return the table of benchmarks/speech_checks.py."""
+    found, lines = _read("speech_checks"), ["| what | measured |", "|---|---|"]
+    if found:
+        padding, hour = found["padding"], found["an_hour"]
+        lines.append(_line([
+            f"clips that read the same alone and beside {padding['seconds']} s of padding",
+            f"{padding['same_transcript']} of {padding['clips']}",
+        ]))  # fmt: skip
+        for title, row in found["real_voices"].items():
+            lines.append(_line([f"word error rate, {title}, source as it is, served", f"{row['wer']:.3f}"]))
+        lines.append(_line([
+            f"a recording of {hour['seconds_of_sound']} s",
+            f"{hour['seconds']:.0f} s; peak memory {hour['after_an_hour']} MB, of its first minute "
+            f"{hour['peak_memory_mb_after_a_minute']} MB",
+        ]))  # fmt: skip
+    return lines
+
+
+def wav2vec2_parity() -> list[str]:
+    """Return the table of benchmarks/wav2vec2_parity.py."""
+    lines = [
+        "| wav2vec 2.0 | largest difference: hidden states, logits | a training step of ours | of PyTorch's |",
+        "|---|---|---|---|",
+    ]
+    for size, row in _read("wav2vec2_parity").get("sizes", {}).items():
+        parity = row["parity"]
+        cells = [f"{parity[name]:.0e}" for name in ("max_abs_diff_states", "max_abs_diff_logits")]
+        steps = [f"{row[part]['median_seconds_a_step']:.2f} s" for part in ("ours", "theirs")]
+        lines.append(_line([f"{size}, {parity['parameters']:,} parameters", ", ".join(cells), *steps]))
+    return lines
+
+
 def _line(cells: list[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
@@ -202,6 +251,8 @@ def _score(metric: dict | None) -> str:
     if not metric:
         return ""
     score = next(metric[name] for name in ("accuracy", "ap50", "wer") if name in metric)
+    if len(score.get("seeds", ())) == 1:
+        return f"{score['mean']:.3f}, one seed"
     return f"{score['mean']:.3f} ± {score['std']:.3f}"
 
 

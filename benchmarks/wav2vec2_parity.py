@@ -1,7 +1,7 @@
 """Our wav2vec 2.0 against that of transformers at full size: the same answers, and the speed of a step of training.
 
     pip install -r requirements-parity.txt # PyTorch and transformers, the reference
-    python benchmarks/wav2vec2_parity.py   # --size tiny for a quick look
+    python benchmarks/wav2vec2_parity.py   # --size stable: norms before each part, as in XLS-R; tiny for a quick look
 
 The reference is drawn at random and written by save_pretrained; we load that folder. Compared are hidden states of
 every layer and logits. A step is forward, CTC loss, backward and AdamW with clipped gradients, on the same clips, each
@@ -206,11 +206,12 @@ def main() -> None:
         part, folder, *numbers = given.part
         print(json.dumps(PARTS[part](Path(folder), *(float(n) if "." in n else int(n) for n in numbers))))
         return
-    found = {
-        "made_by": "benchmarks/wav2vec2_parity.py", "size": given.size, "clips": CLIPS, "seconds": given.seconds,
-        "threads": THREADS, **measure(given.size, given.seconds, given.steps, given.rounds),
-        "machine": f"{os.cpu_count()} cores", "date": time.strftime("%Y-%m-%d"),
+    sizes = json.loads(given.out.read_text("utf-8"))["sizes"] if given.out.exists() else {}
+    sizes[given.size] = {
+        "clips": CLIPS, "seconds": given.seconds, "threads": THREADS,
+        **measure(given.size, given.seconds, given.steps, given.rounds), "date": time.strftime("%Y-%m-%d"),
     }  # fmt: skip
+    found = {"made_by": "benchmarks/wav2vec2_parity.py", "machine": f"{os.cpu_count()} cores", "sizes": sizes}
     runs.write_atomically(given.out, lambda partial: partial.write_text(json.dumps(found, indent=2) + "\n"))
     print(json.dumps(found, indent=2))
 

@@ -28,6 +28,7 @@ from common.characters import CASES, POLICIES, Characters, build_characters, sam
 from common.checkpoints import fit_with_checkpoints
 from common.concluding import conclude
 from common.data import speech_batches
+from common.data.audio import SAMPLE_RATE
 from common.data.labelled import PARTS
 from common.data.speech_batches import Augmentation, Clips
 from common.data.speech_lessons import draw_shots, writable_clips
@@ -339,10 +340,15 @@ def check(config: Config) -> None:
     learner.compile(optimizer=training.DiscriminativeAdamW(learning_rate=1e-9), jit_compile=False)
     inputs, targets = next(stream.as_numpy_iterator())
     step = checking.median_seconds(lambda: learner.train_on_batch(inputs, targets))  # the weights are thrown away
+    an_epoch = step * seconds.sum() / (inputs["samples"].size / SAMPLE_RATE)  # batches are of clips of about one length
     steps = speech_batches.steps_per_epoch(seconds, config.batch_seconds, config.seed, config.batch_size)
     epochs = passes(config, steps)
-    whole = sum(epochs[stage] for stage in ("head", "finetune", *(wanted_baselines(config, source) & set(epochs))))
-    print(f"estimate: {format_seconds(whole * steps * step)} of computing, then half a minute for export and proof")
+    answer, val = build_answering(spoken(source, model, lesson)), lesson.data.val
+    few, of_few = Clips(val.paths[:20], title=""), val.seconds[:20]
+    look = checking.median_seconds(lambda: answer(few, of_few)) * val.seconds.sum() / of_few.sum()
+    stages = [epochs[stage] for stage in ("head", "finetune", *(wanted_baselines(config, source) & set(epochs)))]
+    whole = sum(stages) * an_epoch + sum(min(count, LOOKS) for count in stages) * look
+    print(f"estimate: {format_seconds(whole)} of computing, then half a minute for export and proof")
 
 
 # --- small things that the steps above share ----------------------------------------------------------------
