@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 
@@ -86,7 +85,7 @@ class Characters:
         return self.decode(best[changes & (best != self.blank)])
 
     def to_json(self) -> str:
-        """Return the vocabulary as a Hugging Face vocab.json, which `read_characters` reads again."""
+        """Return the vocabulary as a Hugging Face vocab.json: names that `characters_of` takes."""
         names = {number: symbol or f"<{number}>" for number, symbol in enumerate(self.symbols)}
         names |= {self.blank: _BLANK} | {number: _SPACE for number, name in names.items() if name == " "}
         return json.dumps({name: number for number, name in names.items()}, ensure_ascii=False)
@@ -111,38 +110,6 @@ def build_characters(texts: Iterable[str], case: str = "lower") -> Characters:
     if not found - {"'"}:
         raise UserError("The training transcripts hold no letters and no digits: there is nothing to learn to write.")
     return Characters(("", " ", *sorted(found)), case=case)
-
-
-def read_characters(path: Path | str) -> Characters:
-    """Read a vocabulary that a model was trained with: the vocab.json of a Hugging Face CTC model.
-
-    `<pad>` (or `[PAD]`, `<blank>`) is the blank and `|` the space between words; `<s>`, `</s>`, `<unk>` are never
-    written. The case is that of its letters.
-
-    Raises:
-        UserError: it is no such file, or its tokens are no characters.
-    """
-    try:
-        tokens = json.loads(Path(path).expanduser().read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"The vocabulary {path} cannot be read: {getattr(error, 'strerror', None) or error}."
-        ) from error
-    allowed = 'Allowed: the vocab.json of a CTC model, {"<pad>": 0, "|": 1, "a": 2, ...}.'
-    if not isinstance(tokens, dict) or not tokens or not all(type(number) is int for number in tokens.values()):
-        nested = isinstance(tokens, dict) and any(isinstance(value, dict) for value in tokens.values())
-        advice = (
-            f" It holds one for each of {', '.join(list(tokens)[:8])}: write one of them to a file." if nested else ""
-        )
-        raise UserError(f"The vocabulary {path} has no numbers for its characters. {allowed}{advice}")
-    if sorted(tokens.values()) != list(range(len(tokens))):
-        raise UserError(
-            f"The vocabulary {path} does not number its {len(tokens)} characters from 0 without gaps. {allowed}"
-        )
-    blanks = [name for name in _BLANK_NAMES if name in tokens]
-    if not blanks:
-        raise UserError(f"The vocabulary {path} has no blank. Needed: one of {', '.join(_BLANK_NAMES)}. {allowed}")
-    return characters_of(sorted(tokens, key=tokens.get), tokens[blanks[0]])
 
 
 def characters_of(names: Sequence[str], blank: int = 0) -> Characters:

@@ -390,6 +390,9 @@ def _read_json(path: Path) -> dict:
     if not path.is_file():
         return {}
     try:
-        return json.loads(path.read_text("utf-8"))
+        content = json.loads(path.read_text("utf-8"))
     except ValueError as error:
         raise UserError(f"{path} is not JSON. Fetch it again. It said: {first_line(error)}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is no table of names and values. Fetch it again. It begins: {str(content)[:50]}")
+    return content

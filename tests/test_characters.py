@@ -16,7 +16,6 @@ from common.characters import (
     characters_of,
     encode_texts,
     frames_needed,
-    read_characters,
     samples_needed,
     why_impossible,
     with_more,
@@ -32,11 +31,6 @@ def frames_of(samples: int) -> int:
     for kernel, stride in ((10, 5), (3, 2), (3, 2), (3, 2), (3, 2), (2, 2), (2, 2)):
         samples = (samples - kernel) // stride + 1
     return max(0, samples)
-
-
-def vocabulary(folder: Path, tokens: object) -> Path:
-    (folder / "vocab.json").write_text(json.dumps(tokens), "utf-8")
-    return folder / "vocab.json"
 
 
 def test_the_vocabulary_is_what_the_training_texts_are_written_with():
@@ -79,37 +73,17 @@ def test_frames_collapse_as_ctc_does():
     assert last.collapse(np.array([0, 2, 0, 1, 2])) == "aab"
 
 
-def test_a_vocabulary_of_hugging_face_is_read(tmp_path: Path):
-    characters = read_characters(vocabulary(tmp_path, WAV2VEC2))
+def test_a_vocabulary_of_hugging_face_is_read():
+    characters = characters_of(sorted(WAV2VEC2, key=WAV2VEC2.get))
     assert (len(characters), characters.blank, characters.case) == (32, 0, "upper")
     assert characters.encode(characters.normalise("Go, on")).tolist() == [21, 8, 4, 8, 9]
     assert characters.decode([21, 8, 4, 1, 2, 3, 0]) == "GO"
-    last = read_characters(vocabulary(tmp_path, {"a": 0, "b": 1, "-": 2, "|": 3, "[UNK]": 4, "[PAD]": 5}))
+    last = characters_of(["a", "b", "-", "|", "[UNK]", "[PAD]"], blank=5)
     assert (last.blank, last.case) == (5, "lower")
     assert last.normalise("A-b. B") == "a-b b"  # the hyphen is one of its characters
-
-
-def test_a_vocabulary_that_is_written_is_read_again(tmp_path: Path):
-    (tmp_path / "v.json").write_text(build_characters(["Grüße, it's 5!"], "upper").to_json(), "utf-8")
-    assert read_characters(tmp_path / "v.json") == build_characters(["Grüße, it's 5!"], "upper")
-    hugging_face = read_characters(vocabulary(tmp_path, WAV2VEC2))
-    (tmp_path / "w.json").write_text(hugging_face.to_json(), "utf-8")
-    assert read_characters(tmp_path / "w.json") == hugging_face
-
-
-@pytest.mark.parametrize(
-    ("tokens", "says"),
-    [({"a": 0, "b": 1}, "no blank"), ({"<pad>": 0, "a": 2}, "without gaps"), ([], "no numbers"), ({}, "no numbers"),
-     ({"eng": {"a": 0}, "deu": {"a": 0}}, "one for each of eng, deu"),
-     ({"<pad>": 0, "aɪ": 1}, "several characters: 'aɪ'"),
-     ({"<pad>": 0, "a": 1, "b": 1}, "without gaps"), ({"<pad>": 0.0, "a": 1}, "no numbers")],
-)  # fmt: skip
-def test_what_is_no_vocabulary_says_why(tmp_path: Path, tokens: object, says: str):
-    with pytest.raises(UserError, match=says):
-        read_characters(vocabulary(tmp_path, tokens))
-    (tmp_path / "vocab.json").write_text("{")
-    with pytest.raises(UserError, match="cannot be read"):
-        read_characters(tmp_path / "vocab.json")
+    for written in (characters, build_characters(["Grüße, it's 5!"], "upper")):
+        numbers = json.loads(written.to_json())
+        assert characters_of(sorted(numbers, key=numbers.get)) == written
 
 
 def test_characters_that_the_vocabulary_lacks():

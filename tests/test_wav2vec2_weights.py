@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from common import wav2vec2_weights as weights
-from common.characters import Characters, read_characters
+from common.characters import Characters, characters_of
 from common.errors import UserError
 from common.models import wav2vec2
 
@@ -121,6 +121,9 @@ def test_folders_that_cannot_work_say_why(folder, tmp_path):
     (folder / "vocab.json").write_text(json.dumps({"eng": {"a": 1}}))
     with pytest.raises(UserError, match=r"vocab.json .* is not a table of tokens"):
         weights.load_wav2vec2(folder)
+    (folder / "vocab.json").write_text("[1, 2]")
+    with pytest.raises(UserError, match=r"vocab.json is no table"):
+        weights.load_wav2vec2(folder)
     (folder / "vocab.json").write_text("{")
     with pytest.raises(UserError, match=r"vocab.json is not JSON"):
         weights.load_wav2vec2(folder)
@@ -153,7 +156,7 @@ def test_what_is_saved_is_what_was_loaded(folder, tmp_path):
         np.testing.assert_array_equal(ours, theirs)
     for ours, theirs in zip(second.head.get_weights(), head.get_weights(), strict=True):
         np.testing.assert_array_equal(ours, theirs)
-    assert not second.normalises and read_characters(again / "vocab.json") == characters
+    assert not second.normalises and characters_of(second.vocabulary) == characters
 
     half = weights.save_wav2vec2(tmp_path / "half", loaded.backbone, half=True)
     assert load_file(half / "model.safetensors")["feature_projection.projection.weight"].dtype == np.float16
