@@ -313,12 +313,8 @@ def write_model_card(
     Returns:
         The path of the card.
     """
-    name, version = reporting.newest_export(out, metrics)
-    context = _context(title, metrics, config, class_names, sentences) | {
-        "source_card": source_card,
-        "version_folder": f"serving/{name}/{version}",
-    }
-    return reporting.render(Path(out) / "model_card.md", context, "detection_card.md")
+    context = _context(title, metrics, config, class_names, sentences)
+    return reporting.render_card(out, context, source_card, "detection_card.md")
 
 
 def _context(title, metrics, config, class_names, sentences) -> dict:

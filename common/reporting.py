@@ -128,13 +128,25 @@ def write_model_card(
     Returns:
         The path of the card.
     """
-    name, version = newest_export(out, metrics)
-    context = shared_context(title, metrics, config, class_names, sentences) | {
+    return render_card(out, shared_context(title, metrics, config, class_names, sentences), source_card)
+
+
+def render_card(out: Path, context: dict, source_card: dict, template: str | None = None) -> Path:
+    """Write OUT/model_card.md and return its path.
+
+    Args:
+        out: folder of the run.
+        context: of the report, as `shared_context` gives it and other kinds of reports change it.
+        source_card: "spec", "licence", "origin" and "data" of the pretrained model.
+        template: of another card than that of classes.
+    """
+    name, version = newest_export(out, context["metrics"])
+    context = context | {
         "source_card": source_card,
         "served": Markup(shlex.quote(name)),
         "version_folder": f"serving/{name}/{version}",
     }
-    return render(Path(out) / "model_card.md", context)
+    return render(Path(out) / "model_card.md", context, template)
 
 
 def newest_export(out: Path, metrics: dict) -> tuple[str, str]:

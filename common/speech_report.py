@@ -239,12 +239,7 @@ def write_model_card(
     Returns:
         The path of the card.
     """
-    name, version = reporting.newest_export(out, metrics)
-    context = _context(title, metrics, config, sentences) | {
-        "source_card": source_card,
-        "version_folder": f"serving/{name}/{version}",
-    }
-    return reporting.render(Path(out) / "model_card.md", context, "speech_card.md")
+    return reporting.render_card(out, _context(title, metrics, config, sentences), source_card, "speech_card.md")
 
 
 def _context(title, metrics, config, sentences) -> dict:
