@@ -11,7 +11,6 @@ import io
 import json
 import math
 import re
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -143,7 +142,6 @@ def render_card(out: Path, context: dict, source_card: dict, template: str | Non
     name, version = newest_export(out, context["metrics"])
     context = context | {
         "source_card": source_card,
-        "served": Markup(shlex.quote(name)),
         "version_folder": f"serving/{name}/{version}",
     }
     return render(Path(out) / "model_card.md", context, template)

@@ -16,16 +16,18 @@ from common.models.wav2vec2 import (
     CTCHead,
     UtteranceHead,
     Wav2Vec2Config,
-    Wav2Vec2Pretraining,
     ctc_loss,
-    draw_distractors,
     draw_spans,
     normalise,
-    perplexity,
-    pretraining_loss,
 )
 from common.models.wav2vec2 import build_classifier as classifier_of
 from common.models.wav2vec2 import build_recogniser as recogniser_of
+from common.models.wav2vec2_pretraining import (
+    Wav2Vec2Pretraining,
+    draw_distractors,
+    perplexity,
+    pretraining_loss,
+)
 from common.recognising import Recogniser
 from common.speech_sources import SpeechSource
 from common.wav2vec2_weights import save_wav2vec2

@@ -20,7 +20,8 @@ from safetensors.numpy import load_file, save_file
 
 from common import runs
 from common.errors import UserError, first_line
-from common.models.wav2vec2 import CTCHead, Wav2Vec2Backbone, Wav2Vec2Config, Wav2Vec2Pretraining
+from common.models.wav2vec2 import CTCHead, Wav2Vec2Backbone, Wav2Vec2Config
+from common.models.wav2vec2_pretraining import Wav2Vec2Pretraining
 
 # What the network here computes whatever config.json says; what is not stated there is the first one.
 _COMPUTED = {

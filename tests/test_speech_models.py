@@ -13,7 +13,8 @@ from common import freezing, speech_models
 from common.characters import Characters
 from common.data.speech_batches import Clips
 from common.errors import UserError
-from common.models.wav2vec2 import CTCHead, Wav2Vec2Backbone, Wav2Vec2Config, Wav2Vec2Pretraining
+from common.models.wav2vec2 import CTCHead, Wav2Vec2Backbone, Wav2Vec2Config
+from common.models.wav2vec2_pretraining import Wav2Vec2Pretraining
 from common.speech_sources import load_speech_source
 from common.wav2vec2_weights import save_wav2vec2
 

@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 
 from common import wav2vec2_weights as weights
 from common.models import wav2vec2
+from common.models import wav2vec2_pretraining as from_sound
 from common.models.wav2vec2 import Wav2Vec2Backbone, Wav2Vec2Config
 from common.proof import ops_outside_tf_serving
 
@@ -63,9 +64,9 @@ def loaded(folder) -> weights.LoadedWav2Vec2:
 
 
 @pytest.fixture(scope="module")
-def pretraining(loaded, folder) -> wav2vec2.Wav2Vec2Pretraining:
+def pretraining(loaded, folder) -> from_sound.Wav2Vec2Pretraining:
     """The same network with what pre-training needs."""
-    model = wav2vec2.Wav2Vec2Pretraining(loaded.backbone)
+    model = from_sound.Wav2Vec2Pretraining(loaded.backbone)
     weights.load_pretraining(model, folder)
     return model
 
@@ -119,7 +120,7 @@ def test_gradients_of_every_weight_are_those_of_the_reference(golden, loaded):
     inputs = clips(golden)
     layers = {layer.name: layer for layer in loaded.backbone.layers}
     with tf.GradientTape() as tape:
-        hidden = wav2vec2._connect(layers, **inputs, masked=golden["masked"])["hidden"]
+        hidden = wav2vec2.connect(layers, **inputs, masked=golden["masked"])["hidden"]
         frames = loaded.backbone.config.frame_lengths(inputs["lengths"])
         losses = wav2vec2.ctc_loss(golden["labels"], loaded.head(hidden), golden["label_lengths"], frames)
         loss = tf.reduce_sum(losses)
@@ -150,8 +151,8 @@ def test_pretraining_is_that_of_the_reference(golden, pretraining):
     real = np.arange(outputs["predicted"].shape[1]) < golden["frames"][:, None]
     close(np.asarray(outputs["predicted"])[real], golden["pretraining/predicted"][real])
     close(np.asarray(outputs["quantized"])[real], golden["pretraining/quantized"][real])
-    close(wav2vec2.perplexity(outputs["probabilities"], inputs["masked"]), golden["pretraining/perplexity"])
-    losses = wav2vec2.pretraining_loss(outputs, inputs["masked"], distractors, pretraining.backbone.config)
+    close(from_sound.perplexity(outputs["probabilities"], inputs["masked"]), golden["pretraining/perplexity"])
+    losses = from_sound.pretraining_loss(outputs, inputs["masked"], distractors, pretraining.backbone.config)
     count = inputs["masked"].sum()  # theirs is a sum over the masked frames
     close(losses["contrastive"] * count, golden["pretraining/contrastive"])
     close(losses["diversity"] * count, golden["pretraining/diversity"])
@@ -164,7 +165,7 @@ def test_pretraining_with_noise_and_its_gradients_are_those_of_the_reference(gol
     monkeypatch.setattr(keras.random, "uniform", lambda *_, **__: drawn.append(1) or noisy["uniform"])
     with tf.GradientTape() as tape:
         outputs = pretraining(inputs, training=True)
-        losses = wav2vec2.pretraining_loss(outputs, inputs["masked"], distractors, pretraining.backbone.config)
+        losses = from_sound.pretraining_loss(outputs, inputs["masked"], distractors, pretraining.backbone.config)
         loss = losses["loss"] * tf.reduce_sum(tf.cast(inputs["masked"], tf.float32))
     assert drawn == [1]  # nothing else is random in this network
     close(loss, noisy["loss"])
@@ -380,7 +381,7 @@ def test_a_saved_model_with_a_head_comes_back(head, tmp_path):
 
 
 def test_a_saved_pretraining_comes_back_with_its_backbone(tmp_path):
-    model = stirred(wav2vec2.Wav2Vec2Pretraining(Wav2Vec2Backbone(TINY)))
+    model = stirred(from_sound.Wav2Vec2Pretraining(Wav2Vec2Backbone(TINY)))
     model.quantizer.temperature.assign(0.7)
     model.save(tmp_path / "model.keras")
     again = keras.models.load_model(tmp_path / "model.keras")
@@ -423,7 +424,7 @@ def test_the_number_of_spans_is_right_on_average():
 def test_distractors_are_other_masked_frames_of_the_clip_each_as_likely():
     masked = np.zeros((3, 12), bool)
     masked[0, [1, 4, 5, 9]] = masked[1, [0, 11]] = masked[2, 6] = True
-    drawn = np.asarray(wav2vec2.draw_distractors(masked, 3000, 1))
+    drawn = np.asarray(from_sound.draw_distractors(masked, 3000, 1))
     assert drawn.shape == (3, 12, 3000)
     for frame in (1, 4, 5, 9):
         found, counts = np.unique(drawn[0, frame], return_counts=True)
@@ -436,13 +437,13 @@ def test_distractors_are_other_masked_frames_of_the_clip_each_as_likely():
 def test_gumbel_chooses_one_entry_as_often_as_its_probability_and_passes_the_soft_gradient():
     scores = tf.constant([[1.0, 0.0, -1.0]])
     uniform = np.random.default_rng(0).uniform(size=(20000, 3)).astype(np.float32)
-    drawn = wav2vec2.gumbel_one_hot(tf.repeat(scores, 20000, axis=0), -np.log(-np.log(uniform)), 1.0)
+    drawn = from_sound.gumbel_one_hot(tf.repeat(scores, 20000, axis=0), -np.log(-np.log(uniform)), 1.0)
     np.testing.assert_allclose(np.mean(drawn, axis=0), tf.nn.softmax(scores)[0], atol=0.02)
     np.testing.assert_allclose(np.max(drawn, axis=1), 1.0, atol=1e-6)
     weights_of = tf.constant([[0.3, -0.2, 0.5]])
     with tf.GradientTape(persistent=True) as tape:
         tape.watch(scores)
-        hard = tf.reduce_sum(wav2vec2.gumbel_one_hot(scores, 0.0, 0.5) * weights_of)
+        hard = tf.reduce_sum(from_sound.gumbel_one_hot(scores, 0.0, 0.5) * weights_of)
         soft = tf.reduce_sum(tf.nn.softmax(scores / 0.5) * weights_of)
     np.testing.assert_allclose(tape.gradient(hard, scores), tape.gradient(soft, scores), atol=1e-6)
     assert float(hard) == pytest.approx(0.3)
@@ -454,7 +455,7 @@ def test_the_objective_by_hand():
     outputs = {"predicted": predicted, "quantized": quantized, "codes": np.array([[[0], [1], [1], [2]]]),
                "probabilities": np.full((1, 4, 1, 5), 0.2, np.float32)}  # fmt: skip
     masked, distractors = np.array([[True, True, False, True]]), np.array([[[1, 3], [2, 3], [0, 0], [0, 1]]])
-    said = wav2vec2.pretraining_loss(outputs, masked, distractors, TINY)
+    said = from_sound.pretraining_loss(outputs, masked, distractors, TINY)
 
     def cosine(a, b):
         return a @ b / np.linalg.norm(a) / np.linalg.norm(b) / 0.1
@@ -466,14 +467,14 @@ def test_the_objective_by_hand():
     assert float(said["contrastive"]) == pytest.approx(total / 3, rel=1e-4)
     assert float(said["diversity"]) == pytest.approx(0.0, abs=1e-5)  # all entries alike
     outputs["probabilities"] = np.eye(5, dtype=np.float32)[np.zeros((1, 4, 1), int)]
-    one_entry = wav2vec2.pretraining_loss(outputs, masked, distractors, TINY)
+    one_entry = from_sound.pretraining_loss(outputs, masked, distractors, TINY)
     assert float(one_entry["diversity"]) == pytest.approx(0.8)
     assert float(one_entry["loss"]) == pytest.approx(float(one_entry["contrastive"]) + 0.08, rel=1e-5)
 
 
 def test_pretraining_lowers_its_loss():
     config = dataclasses.replace(TINY, layerdrop=0.0)
-    model = wav2vec2.Wav2Vec2Pretraining(Wav2Vec2Backbone(config))
+    model = from_sound.Wav2Vec2Pretraining(Wav2Vec2Backbone(config))
     rng = np.random.default_rng(0)
     pitch = np.repeat(rng.uniform(0.02, 1.0, (4, 30)), 400, axis=1)  # clips of tones that last a frame or two
     samples = wav2vec2.normalise(np.sin(np.cumsum(pitch, axis=1)), np.full(4, 12000))
@@ -486,10 +487,10 @@ def test_pretraining_lowers_its_loss():
     @tf.function
     def step():
         masked = wav2vec2.draw_spans(frames, tf.reduce_max(frames), 0.6, 3, 2, random)
-        distractors = wav2vec2.draw_distractors(masked, 5, random)
+        distractors = from_sound.draw_distractors(masked, 5, random)
         with tf.GradientTape() as tape:
             outputs = model({"samples": samples, "lengths": lengths, "masked": masked}, training=True)
-            losses = wav2vec2.pretraining_loss(outputs, masked, distractors, config)
+            losses = from_sound.pretraining_loss(outputs, masked, distractors, config)
         gradients = tape.gradient(losses["loss"], [weight.value for weight in model.trainable_weights])
         optimizer.apply(gradients, model.trainable_weights)
         return losses["contrastive"]

@@ -32,7 +32,8 @@ from common.data.speech_batches import Augmentation, Clips
 from common.data.speech_lessons import writable_clips
 from common.data.speech_rows import SpeechColumns
 from common.data.speech_sets import DATA_KINDS, SpeechSet, load_speech_set
-from common.models.wav2vec2 import CTCHead, Wav2Vec2Backbone, Wav2Vec2Config, Wav2Vec2Pretraining, build_recogniser
+from common.models.wav2vec2 import CTCHead, Wav2Vec2Backbone, Wav2Vec2Config, build_recogniser
+from common.models.wav2vec2_pretraining import Wav2Vec2Pretraining
 from common.progress import format_seconds
 from common.recognising import Recogniser, build_listener, transcribe
 from common.specs import check_choice, check_range, parse_data
