@@ -6,7 +6,6 @@ import copy
 import json
 import re
 from dataclasses import dataclass
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from common import detection_report, reporting
 from common.data.box_sets import BoxExamples, BoxSet
 from common.detection_metrics import Detections
 from common.drawing import colour_of
+from tests.elements import Elements
 
 NAMES = ("cat", "dog", "never")
 CAT, DOG = 0, 1
@@ -41,28 +41,9 @@ class Config:
     seed: int = 7
 
 
-class Elements(HTMLParser):
-    """Collects (tag, attributes) and the text outside style, which is what a reader can see."""
-
-    def __init__(self, html: str):
-        super().__init__()
-        self.found, self.text, self._hidden = [], "", False
-        self.feed(html)
-
-    def handle_starttag(self, tag, attributes):
-        self.found.append((tag, dict(attributes)))
-        self._hidden = tag == "style"
-
-    def handle_endtag(self, tag):
-        self._hidden = False
-
-    def handle_data(self, data):
-        self.text += "" if self._hidden else re.sub(r"\s+", " ", data)
-
-    def pictures(self) -> list[str]:
-        """Return file name and side of each drawn picture, in their order."""
-        alts = [attributes["alt"] for tag, attributes in self.found if tag == "img"]
-        return [alt for alt in alts if alt.endswith((" as labelled", " as answered"))]
+def pictures(elements: Elements) -> list[str]:
+    """Return file name and side of each drawn picture, in their order."""
+    return [one["alt"] for one in elements.all("img") if one["alt"].endswith((" as labelled", " as answered"))]
 
 
 def examples(folder: Path, pictures: dict[str, list[tuple]], crowds: tuple[str, ...] = ()) -> BoxExamples:
@@ -189,7 +170,7 @@ def test_it_has_the_look_of_the_other_reports():
 def test_worst_misses_come_first_then_the_surest_false_alarms_each_picture_once(tmp_path):
     assert conclude(tmp_path)["threshold"] == 0.55
     _, elements = read(tmp_path)
-    shown = [alt.removesuffix(" as labelled") for alt in elements.pictures()[::2]]
+    shown = [alt.removesuffix(" as labelled") for alt in pictures(elements)[::2]]
     assert shown[:3] == ["all missed.png", "renamed.png", "alarm.png"]
     assert sorted(shown[3:]) == ["empty.png", "good.png"]  # by chance
     for text in (
@@ -210,7 +191,7 @@ def test_pictures_that_cannot_be_read_any_more_are_left_out(tmp_path):
     Path(data.test.paths[1]).unlink()
     conclude(tmp_path, data=data)
     _, elements = read(tmp_path)
-    assert {alt.split(" as ")[0] for alt in elements.pictures()} == {"renamed.png", "good.png", "empty.png"}
+    assert {alt.split(" as ")[0] for alt in pictures(elements)} == {"renamed.png", "good.png", "empty.png"}
     assert "2 of 5 pictures miss at least one object; here are the 1 that" in elements.text
 
 
@@ -372,7 +353,7 @@ def test_size_stays_bounded_for_many_pictures_and_classes(tmp_path):
     )  # fmt: skip
     assert path.stat().st_size < 5_000_000
     _, elements = read(tmp_path)
-    assert len(elements.pictures()) == 2 * 3 * detection_report.MAX_PICTURES
+    assert len(pictures(elements)) == 2 * 3 * detection_report.MAX_PICTURES
     assert "The 8 weakest are drawn" in elements.text and "Share of the true class" in elements.text
 
 

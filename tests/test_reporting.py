@@ -6,7 +6,6 @@ import copy
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ import yaml
 from PIL import Image
 
 from common import reporting
+from tests.elements import Elements
 
 METRICS = {
     "recipe": "image_classification",
@@ -43,35 +43,13 @@ HISTORY = [
 ]
 
 
-class _Elements(HTMLParser):
-    """Collects (tag, attributes) and the text outside style, which is what a reader can see."""
-
-    def __init__(self, html: str):
-        super().__init__()
-        self.found, self.text, self._hidden = [], "", False
-        self.feed(html)
-
-    def handle_starttag(self, tag, attributes):
-        self.found.append((tag, dict(attributes)))
-        self._hidden = tag == "style"
-
-    def handle_endtag(self, tag):
-        self._hidden = False
-
-    def handle_data(self, data):
-        self.text += "" if self._hidden else data
-
-    def images(self) -> list[dict]:
-        return [attributes for tag, attributes in self.found if tag == "img"]
-
-
 def _photos(folder: Path, names: list[str]) -> list[str]:
     for number, name in enumerate(names):
         Image.new("RGB", (300, 200), (40 * number % 256, 90, 120)).save(folder / name)
     return [str(folder / name) for name in names]
 
 
-def _report(out: Path, **changes) -> tuple[str, _Elements]:
+def _report(out: Path, **changes) -> tuple[str, Elements]:
     names = changes.get("class_names", ["ants", "bees"])
     labels = np.array([0, 0, 1, 1])
     inputs = {
@@ -89,7 +67,7 @@ def _report(out: Path, **changes) -> tuple[str, _Elements]:
     }
     path = reporting.write_report(out, **(inputs | changes))
     html = path.read_text(encoding="utf-8")
-    return html, _Elements(html)
+    return html, Elements(html)
 
 
 def _card(out: Path, **changes) -> str:
@@ -118,7 +96,7 @@ def test_report_needs_nothing_outside_itself(tmp_path):
             assert str(attributes.get(name, "data:")).startswith("data:"), (tag, attributes)
     assert not re.search(r"url\(|@import|https?://", html)
     assert "default-src 'none'" in html
-    assert len(elements.images()) == 4  # two curves, two mistakes
+    assert len(elements.all("img")) == 4  # two curves, two mistakes
 
 
 def test_report_shows_the_parts_in_order(tmp_path):
@@ -159,7 +137,7 @@ def test_mistakes_are_the_most_confident_ones_that_can_be_read(tmp_path):
     _, elements = _report(
         tmp_path, labels=np.zeros(20, int), image_paths=photos, probabilities=np.stack([1 - wrong, wrong], 1)
     )
-    shown = [attributes for attributes in elements.images() if attributes["alt"].endswith(".jpg")]
+    shown = [attributes for attributes in elements.all("img") if attributes["alt"].endswith(".jpg")]
     assert [attributes["alt"] for attributes in shown] == [f"{number}.jpg" for number in range(16, 4, -1)]
     assert all(attributes["src"].startswith("data:image/jpeg;base64,") for attributes in shown)
     assert "19 of 20 test images got a wrong answer" in elements.text

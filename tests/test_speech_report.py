@@ -8,7 +8,6 @@ import io
 import json
 import re
 from dataclasses import dataclass
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ import yaml
 
 from common import concluding, playback, reporting, speech_report
 from common.data.speech_sets import SpeechExamples, SpeechSet
+from tests.elements import Elements
 
 EVIL = "<script>alert(1)</script>"
 PROOF = {
@@ -42,27 +42,9 @@ class Config:
     seed: int = 7
 
 
-class Elements(HTMLParser):
-    """Collects (tag, attributes) and the text outside style, which is what a reader can see."""
-
-    def __init__(self, html: str):
-        super().__init__()
-        self.found, self.text, self._hidden = [], "", False
-        self.feed(html)
-
-    def handle_starttag(self, tag, attributes):
-        self.found.append((tag, dict(attributes)))
-        self._hidden = tag == "style"
-
-    def handle_endtag(self, tag):
-        self._hidden = False
-
-    def handle_data(self, data):
-        self.text += "" if self._hidden else re.sub(r"\s+", " ", data)
-
-    def sounds(self) -> dict[str, np.ndarray]:
-        """Return the samples that each player holds, int16, by the name of its file."""
-        return {one["title"]: samples_of(one["src"]) for tag, one in self.found if tag == "audio"}
+def sounds(elements: Elements) -> dict[str, np.ndarray]:
+    """Return the samples that each player holds, int16, by the name of its file."""
+    return {one["title"]: samples_of(one["src"]) for one in elements.all("audio")}
 
 
 def samples_of(uri: str) -> np.ndarray:
@@ -165,12 +147,12 @@ def test_report_needs_nothing_outside_itself_and_shows_the_parts_in_order(tmp_pa
 def test_sounds_are_those_of_the_files_worst_first(tmp_path):
     test = examples(tmp_path / "clips")
     conclude(tmp_path, data=data_of(test))
-    sounds = read(tmp_path)[1].sounds()
+    played = sounds(read(tmp_path)[1])
     # 3 errors on 1 word, 4 on 4, 2 on 4, 1 on 3; then the one without an error.
-    assert list(sounds) == ["e.wav", "d.wav", "a.wav", "b.wav", "c.wav"]
+    assert list(played) == ["e.wav", "d.wav", "a.wav", "b.wav", "c.wav"]
     for path in test.paths:
         stored, _ = soundfile.read(path, dtype="int16")
-        heard = sounds[Path(path).name]
+        heard = played[Path(path).name]
         assert len(heard) == len(stored) and np.abs(heard.astype(int) - stored).max() <= 1 + abs(stored.mean())
 
 
@@ -203,7 +185,7 @@ def test_names_and_texts_of_users_are_escaped(tmp_path):
     html, elements = read(tmp_path)
     assert "<script" not in html and EVIL in elements.text and "onerror=alert(2)" in elements.text
     assert "onerror" not in {name for _, attributes in elements.found for name in attributes}
-    assert len(elements.sounds()) == 5
+    assert len(sounds(elements)) == 5
     card = (tmp_path / "run" / "model_card.md").read_text("utf-8")
     assert "<script" not in card and "&lt;script&gt;" in card
 
@@ -214,7 +196,7 @@ def test_sounds_that_are_gone_are_said_and_the_texts_stay(tmp_path):
     Path(test.paths[4]).write_bytes(b"not a sound")
     conclude(tmp_path, data=data_of(test))
     html, elements = read(tmp_path)
-    assert list(elements.sounds()) == ["d.wav", "b.wav", "c.wav"]
+    assert list(sounds(elements)) == ["d.wav", "b.wav", "c.wav"]
     assert "The file is not there." in elements.text and "cannot be decoded" in elements.text
     assert "turn <del>the</del>" in html
 
@@ -239,7 +221,7 @@ def test_size_stays_bounded_for_many_long_clips(tmp_path):
     )  # fmt: skip
     assert path.stat().st_size < playback.MAX_CHARACTERS + 500_000
     _, elements = read(tmp_path)
-    found = [attributes["src"] for tag, attributes in elements.found if tag == "audio"]
+    found = [one["src"] for one in elements.all("audio")]
     assert 3 <= len(found) <= speech_report.MAX_WORST
     assert all(len(samples_of(uri)) == playback.MAX_SECONDS * 16_000 for uri in found)
     for text in ("The first 15 s are played.", "would be too large", "and 350 more, in metrics.json", "and 9,950 more"):
@@ -286,7 +268,7 @@ def test_all_right_all_wrong_and_confidences_that_say_nothing(tmp_path):
     html, elements = read(tmp_path)
     assert "0 of 5 test clips have at least one error" in elements.text and "No word is wrong." in elements.text
     assert len(metrics["by_confidence"]) == 1 and "WER of the surest" not in html  # one point is no curve
-    assert len(elements.sounds()) == speech_report.MAX_RIGHT and "confidence not measured" in elements.text
+    assert len(sounds(elements)) == speech_report.MAX_RIGHT and "confidence not measured" in elements.text
     conclude(tmp_path, hypotheses=[""] * 5)
     assert "Nothing at all is written for 5 of 5 test clips." in read(tmp_path)[1].text
 
@@ -343,7 +325,7 @@ def test_commands_end_as_classification_and_the_surest_mistakes_can_be_played(tm
     )  # fmt: skip
     assert metrics["test"]["accuracy"] == 0.4
     html, elements = read(tmp_path)
-    assert list(elements.sounds()) == ["c.wav", "<b>.wav"] and "media-src data:" in html
-    assert len(elements.sounds()["c.wav"]) == 8_000
+    assert list(sounds(elements)) == ["c.wav", "<b>.wav"] and "media-src data:" in html
+    assert len(sounds(elements)["c.wav"]) == 8_000
     assert "3 of 5 test clips got a wrong answer" in elements.text and "d.wav · The file is not there." in elements.text
     assert "<script" not in html and EVIL in elements.text
