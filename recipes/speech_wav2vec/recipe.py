@@ -51,7 +51,7 @@ from common.speech_metrics import count_errors
 from common.speech_sources import SpeechSource, load_speech_source
 
 BASELINES = ("zero_shot", "frozen", "scratch")
-AUGMENTATIONS = ("speed", "noise", "gain")
+AUGMENTATIONS = ("speed", "noise", "gain", "microphone")
 LOOKS = 30  # at validation while a stage trains, about
 
 
@@ -102,14 +102,15 @@ class Config:
     """Clips in a step, at most."""
     batch_seconds: float = 80.0
     """Seconds of sound in a step, padding included, at most: the memory it takes grows with them."""
-    learning_rate: float = 5e-4
+    learning_rate: float = 1e-3
     """Peak learning rate of the encoder; it warms up, then falls along a cosine."""
     head_rate: float = 2e-3
     """Peak learning rate of the head."""
     weight_decay: float = 0.01
     """Pulls weights towards zero."""
-    augment: str = "speed,noise,gain"
-    """What changes the clips while training: some of speed, noise, gain, or none. Hiding spans is of the source."""
+    augment: str = "speed,noise,gain,microphone"
+    """What changes the clips while training: some of speed, noise, gain, microphone (as another one in another room
+    would have heard them), or none. Hiding spans is of the source."""
     language_model: str | None = None
     """A text file: words that follow each other in it are preferred by the beam search of the evaluation."""
     beams: int = 16
@@ -417,6 +418,7 @@ def augmentation(config: Config) -> Augmentation | None:
         speed=kept.speed if "speed" in names else (1.0, 1.0),
         noise_db=kept.noise_db if "noise" in names else None,
         gain_db=kept.gain_db if "gain" in names else (0.0, 0.0),
+        microphone=0.5 if "microphone" in names else 0.0,
     )
 
 
