@@ -97,7 +97,7 @@ class Config:
     head_epochs: int | None = None
     """Passes in which only the head learns; the default is 2, and more for few clips."""
     epochs: int | None = None
-    """Passes in which the encoder learns as well; the default is 10, and more for few clips."""
+    """Passes in which the encoder learns as well; the default is 10, 20 for a thousand clips, and more for few."""
     batch_size: int = 16
     """Clips in a step, at most."""
     batch_seconds: float = 80.0
@@ -402,9 +402,9 @@ def best_of(logs: dict[str, float]) -> tuple[float, float]:
 
 
 def passes(config: Config, steps: int) -> dict[str, int]:
-    """Return the passes of each stage; where clips are few, enough steps to learn something."""
+    """Return the passes of each stage: 10 to 20, as long as 20 are few steps, and more where clips are few."""
     head = max(2, ceil(60 / steps)) if config.head_epochs is None else config.head_epochs
-    finetune = max(10, ceil(300 / steps)) if config.epochs is None else config.epochs
+    finetune = max(10, min(20, ceil(1500 / steps)), ceil(300 / steps)) if config.epochs is None else config.epochs
     return {"head": head, "finetune": finetune, "frozen": head + finetune, "scratch": head + finetune}
 
 
