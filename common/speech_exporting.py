@@ -69,7 +69,7 @@ def export_and_prove(
 def export_recogniser(
     recogniser: Recogniser, folder: Path, *, example: Path | None = None, longest_seconds: float = LONGEST_SECONDS
 ) -> Path:
-    """Write a recogniser as FOLDER/<next integer>/: bytes of WAV files of any rate and length in, text out.
+    """Write a recogniser as FOLDER/<next integer>/: bytes of WAV files of any rate in, text out.
 
     Args:
         recogniser: float32.
@@ -119,7 +119,7 @@ def export_recogniser(
 def export_commands(
     commands: CommandModel, folder: Path, *, example: Path | None = None, longest_seconds: float = LONGEST_SECONDS
 ) -> Path:
-    """Write a classifier of clips as FOLDER/<next integer>/: bytes of WAV files of any rate and length in, labels out.
+    """Write a classifier of clips as FOLDER/<next integer>/: bytes of WAV files of any rate in, labels out.
 
     Args:
         commands: float32.
