@@ -25,6 +25,7 @@ lint: .venv/installed
 # Needs ../shared/data; hours on 2 cores. Each script alone: see its first lines.
 bench: .venv/installed
 	$(RUN) benchmarks/prepare_data.py --out ../prepared_data
+	$(RUN) benchmarks/prepare_speech.py --out ../prepared_data/fsdd
 	$(RUN) benchmarks/side_by_side.py
 	$(RUN) benchmarks/checks.py
 	$(RUN) benchmarks/hub_layer.py
@@ -35,6 +36,8 @@ bench: .venv/installed
 	$(RUN) benchmarks/conversions.py
 	$(RUN) benchmarks/older_tensorflow.py
 	$(RUN) benchmarks/padding.py
+	$(RUN) benchmarks/detection_steps.py
+	$(RUN) benchmarks/new_voice.py
 	$(RUN) benchmarks/measure.py
 
 clean:

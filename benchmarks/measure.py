@@ -155,7 +155,12 @@ MEASUREMENTS = (
         "Blood cells, the same with keras-cv's YOLOv8",
         ("--data", BCCD, "--source", MOBILENET, "--detector", "yolov8"),
         recipe="object_detection",
-        seeds=(0,),  # minutes a seed
+    ),
+    Measurement(
+        "raccoon_yolov8",
+        "Raccoons, the same with keras-cv's YOLOv8",
+        ("--data", RACCOON, "--source", MOBILENET, "--detector", "yolov8"),
+        recipe="object_detection",
     ),
     Measurement(
         "bccd_retinanet",

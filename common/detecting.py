@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from common import exporting, runs
+from common import exporting, proving
 from common.data.box_images import evaluation_batches, letterbox, to_stored
 from common.data.box_sets import BoxExamples
 from common.detection_metrics import Detections
@@ -154,24 +149,8 @@ def prove_detector(version: Path, examples: BoxExamples, expected: Detections, c
         the tolerance, and none too many), "max_abs_diff" (of a score), "ops_outside_tf_serving", "tolerance",
         "passed"}, and "error" where the process failed.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        questions, answers, result = (Path(folder, name) for name in ("inputs.json", "expected.npz", "proof.json"))
-        with runs.room_for("the proof", Path(folder), 100_000):
-            questions.write_text(json.dumps({"paths": list(examples.paths), "names": list(class_names)}), "utf-8")
-            np.savez(
-                answers, counts=[len(one) for one in expected.scores], boxes=np.concatenate(expected.boxes),
-                scores=np.concatenate(expected.scores), labels=np.concatenate(expected.labels),
-            )  # fmt: skip
-        script = Path(__file__).with_name("detection_proof.py")
-        command = [sys.executable, "-I", str(script), *map(str, (version, questions, answers, result))]
-        finished = subprocess.run(
-            command, capture_output=True, text=True, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
-        )
-        known = {"examples": len(examples), "tolerance": TOLERANCE}
-        if finished.returncode or not result.exists():
-            error = (finished.stderr.strip().splitlines() or ["no message"])[-1]
-            return {**known, "boxes": 0, "agreement": 0.0, "max_abs_diff": None, "ops_outside_tf_serving": [],
-                    "passed": False, "error": error}  # fmt: skip
-        proof = json.loads(result.read_text("utf-8"))
-    passed = proof["agreement"] == 1.0 and proof["max_abs_diff"] <= TOLERANCE and not proof["ops_outside_tf_serving"]
-    return {**known, **proof, "passed": passed}
+    arrays = {name: np.concatenate(getattr(expected, name)) for name in ("boxes", "scores", "labels")}
+    arrays["counts"] = np.array([len(scores) for scores in expected.scores])
+    questions = {"paths": list(examples.paths), "names": list(class_names)}
+    proof = proving.prove("detection_proof.py", version, questions, arrays, TOLERANCE)
+    return {"examples": len(examples), "boxes": len(arrays["boxes"]), **proof}

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import base64
-import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -16,7 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from common import runs
+from common import proving, runs
 from common.data.images import decode_images
 from common.data.texts import TextReader
 from common.slimming import slim_graph
@@ -338,30 +336,10 @@ def prove_sound_classifier(
 def _prove(
     version: Path, input_name: str, kind: str, inputs: Sequence[str], probabilities, class_names, python=sys.executable
 ):
-    with tempfile.TemporaryDirectory() as folder:
-        questions, expected, result = (Path(folder, name) for name in ("inputs.json", "expected.npz", "proof.json"))
-        with runs.room_for("the proof", Path(folder), 2 * probabilities.nbytes):
-            # Not in the array file: numpy drops zeros at the end of a text.
-            content = {"input": input_name, "kind": kind, "inputs": list(map(str, inputs)), "names": list(class_names)}
-            questions.write_text(json.dumps(content), encoding="utf-8")
-            np.savez(expected, probabilities=probabilities)
-        script = Path(__file__).with_name("proof.py")
-        # -I: no PYTHONPATH and no current directory, so that nothing of this project can be imported.
-        command = [python, "-I", str(script), *map(str, (version, questions, expected, result))]
-        finished = subprocess.run(
-            command, capture_output=True, text=True, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
-        )
-        if finished.returncode or not result.exists():
-            error = (finished.stderr.strip().splitlines() or ["no message"])[-1]
-            return {"examples": len(inputs), "agreement": 0.0, "max_abs_diff": None, "ops_outside_tf_serving": [],
-                    "tolerance": PROBABILITY_TOLERANCE, "passed": False, "error": error}  # fmt: skip
-        proof = json.loads(result.read_text("utf-8"))
-    passed = (
-        proof["agreement"] == 1.0
-        and proof["max_abs_diff"] <= PROBABILITY_TOLERANCE
-        and not proof["ops_outside_tf_serving"]
-    )
-    return {**proof, "tolerance": PROBABILITY_TOLERANCE, "passed": passed}
+    questions = {"input": input_name, "kind": kind, "inputs": list(map(str, inputs)), "names": list(class_names)}
+    expected = {"probabilities": probabilities}
+    proof = proving.prove("proof.py", version, questions, expected, PROBABILITY_TOLERANCE, python=python)
+    return {"examples": len(inputs), **proof}
 
 
 def size_report(version: Path, model: keras.Model) -> dict[str, float]:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,7 +11,7 @@ import numpy as np
 import soundfile
 import tensorflow as tf
 
-from common import exporting, runs
+from common import exporting, proving, runs
 from common.data.audio import SAMPLE_RATE, UnreadableSound, read_frames
 from common.data.sound_in_graph import check_levels, checked, prepare_wav_in_graph
 from common.errors import UserError
@@ -259,29 +255,14 @@ def prove_recogniser(version: Path, paths: Sequence[str], texts: Sequence[str], 
     Raises:
         UserError: a file cannot be read, or there is no room for those that are rewritten.
     """
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        sent = _sent(paths, folder)
-        questions, answers, result = (folder / one for one in ("inputs.json", "expected.npz", "proof.json"))
-        questions.write_text(json.dumps({"paths": list(map(str, sent)), "texts": list(texts)}), "utf-8")
-        np.savez(answers, confidences=confidences)
-        script = Path(__file__).with_name("speech_proof.py")
-        # -I: no PYTHONPATH and no current directory, so that nothing of this project can be imported.
-        command = [sys.executable, "-I", str(script), *map(str, (version, questions, answers, result))]
-        finished = subprocess.run(
-            command, capture_output=True, text=True, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
-        )
-        known = {"examples": len(paths), "tolerance": TOLERANCE, "rewritten": _rewritten(paths, sent)}
-        if finished.returncode or not result.exists():
-            error = (finished.stderr.strip().splitlines() or ["no message"])[-1]
-            return {**known, "agreement": 0.0, "max_abs_diff": None, "ops_outside_tf_serving": [], "passed": False,
-                    "error": error}  # fmt: skip
-        proof = json.loads(result.read_text("utf-8"))
-    if (first := proof.pop("first_different")) is not None:
+    with tempfile.TemporaryDirectory() as folder:
+        sent = _sent(paths, Path(folder))
+        questions = {"paths": list(map(str, sent)), "texts": list(texts)}
+        proof = proving.prove("speech_proof.py", version, questions, {"confidences": confidences}, TOLERANCE)
+    if (first := proof.pop("first_different", None)) is not None:
         place, served = first
         proof["first_difference"] = {"path": str(paths[place]), "expected": texts[place], "served": served}
-    passed = proof["agreement"] == 1.0 and proof["max_abs_diff"] <= TOLERANCE and not proof["ops_outside_tf_serving"]
-    return {**known, **proof, "passed": passed}
+    return {"examples": len(paths), "rewritten": _rewritten(paths, sent), **proof}
 
 
 def prove_commands(version: Path, paths: Sequence[str], probabilities: np.ndarray, class_names: Sequence[str]) -> dict:
