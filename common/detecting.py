@@ -16,7 +16,7 @@ from common.detection_metrics import Detections
 from common.detectors import Detector
 from common.progress import ProgressLine
 
-MOST = 100  # boxes of one picture, at most; as many as COCO's evaluation looks at
+MOST = 100  # boxes of one picture, at most; COCO's evaluation looks at as many of each class
 LOWEST = 0.01  # score under which a box is not worth a line, not even for AP
 OVERLAP = 0.5  # IoU from which two boxes of one class are one object; the surer one stays
 TOLERANCE = 1e-3  # of a score, in the proof

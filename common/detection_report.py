@@ -147,7 +147,7 @@ def findings(examples: BoxExamples, ours: Detections, baselines: dict[str, Detec
         elif low > 0:
             text = f"Fine-tuning gains {points} over the frozen backbone."
         elif worse:
-            text = f"Fine-tuning hurts: the frozen backbone is better by {points}. Try --unfreeze frozen."
+            text = f"Fine-tuning hurts: the frozen backbone is better by {points}. Try --epochs 0."
         else:
             text = f"Fine-tuning and the frozen backbone are too close to call: {points}."
         sentences.append(text)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import keras
 import tensorflow as tf
 
+from common.data.box_images import CROWD, PADDING
 from common.errors import UserError
 from common.sources import Source
 
@@ -96,19 +97,22 @@ def feature_pyramid(source: Source, widths: Sequence[int] = ()) -> Pyramid:
     return Pyramid(pixels, named, name="pyramid")
 
 
-def boxes_with_padding(labels_name: str, nowhere: float):
+def boxes_with_padding(labels_name: str, nowhere: float, *, crowds: bool):
     """Return a function for tf.data that hands boxes to a detector which makes its own targets.
 
     Args:
         labels_name: under which the detector wants the labels.
-        nowhere: coordinate of what is no box. Crowds are none: these detectors know no "not asked".
+        nowhere: coordinate of what is no box.
+        crowds: whether the detector is asked nothing where a box has the label CROWD. Else crowds are no boxes, and
+            what they hold is learned as background.
     """
 
     def targets(images, boxes, labels):
+        labels = labels if crowds else tf.where(labels == CROWD, tf.cast(PADDING, labels.dtype), labels)
         # One row more: these detectors cannot bear a batch without a box.
-        boxes = tf.where(labels[..., None] >= 0, boxes, nowhere)
+        boxes = tf.where(labels[..., None] != PADDING, boxes, nowhere)
         boxes = tf.pad(boxes, [[0, 0], [0, 1], [0, 0]], constant_values=nowhere)
-        labels = tf.pad(tf.maximum(labels, -1), [[0, 0], [0, 1]], constant_values=-1)
+        labels = tf.pad(labels, [[0, 0], [0, 1]], constant_values=PADDING)
         return images, {"boxes": boxes, labels_name: tf.cast(labels, tf.float32)}
 
     return targets

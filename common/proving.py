@@ -29,8 +29,8 @@ def prove(
         python: whose tensorflow is asked.
 
     Returns:
-        What the script found, "agreement", "max_abs_diff" and "ops_outside_tf_serving" among it, "tolerance" and
-        "passed"; and "error" where the process failed.
+        What the script found, "agreement", "max_abs_diff" (None for NaN) and "ops_outside_tf_serving" among it,
+        "tolerance" and "passed"; and "error" where the process failed.
 
     Raises:
         UserError: there is no room for the questions.
@@ -51,5 +51,6 @@ def prove(
             return {"agreement": 0.0, "max_abs_diff": None, "ops_outside_tf_serving": [], "tolerance": tolerance,
                     "passed": False, "error": error}  # fmt: skip
         proof = json.loads(result.read_text("utf-8"))
-    passed = proof["agreement"] == 1.0 and proof["max_abs_diff"] <= tolerance and not proof["ops_outside_tf_serving"]
+    near = proof["max_abs_diff"] is not None and proof["max_abs_diff"] <= tolerance
+    passed = proof["agreement"] == 1.0 and near and not proof["ops_outside_tf_serving"]
     return {**proof, "tolerance": tolerance, "passed": passed}

@@ -108,7 +108,7 @@ def build_detector(source: Source, classes: int, anchors: Anchors, whole: Retina
             # Keras takes means over coordinates and over classes where the paper takes sums.
             "loss_weights": {"bbox_regression": 4.0, "cls_logits": float(classes)},
         },
-        targets=boxes_with_padding("labels", 0.0),
+        targets=boxes_with_padding("labels", 0.0, crowds=True),
         candidates=candidates,
     )
 

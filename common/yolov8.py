@@ -12,6 +12,7 @@ from common.sources import Source
 
 _PRIOR = 0.01  # score before training: nearly every cell holds nothing (arXiv:1708.02002)
 _FORMAT = "xyxy"
+_CANDIDATES = 1000  # up to ten cells learn to find the same object
 # Channels at 1/8, 1/16 and 1/32, as in the smallest YOLOv8. The head takes its width from the maps, and those of
 # classifiers are several times as wide.
 _WIDTHS = (64, 128, 256)
@@ -47,8 +48,8 @@ def build_detector(source: Source, classes: int) -> Detector:
     return Detector(
         model=model,
         losses={"box_loss": "ciou", "classification_loss": "binary_crossentropy"},
-        targets=boxes_with_padding("classes", -1.0),
-        candidates=lambda said, images: keep_surest(*model.decode_predictions(said, images)),
+        targets=boxes_with_padding("classes", -1.0, crowds=False),
+        candidates=lambda said, images: keep_surest(*model.decode_predictions(said, images), _CANDIDATES),
     )
 
 

@@ -483,6 +483,11 @@ def test_yolo_lists_of_pictures_tell_the_parts(tmp_path):
     rows, noticed = read(data)
     assert {Path(row.path).stem: row.part for row in rows} == {"0": "train", "1": "train", "8": "val"}
     assert len(noticed["pictures that data.yaml names in no part, left out"]) == 9 and len(noticed) == 1
+    write(tmp_path / "set" / "val.txt", "C:\\set\\images\\val\\8.jpg\n")  # written on Windows
+    assert {Path(row.path).stem: row.part for row in read(data)[0]} == {"0": "train", "1": "train", "8": "val"}
+    write(tmp_path / "set" / "val.txt", "images/val/eight.jpg\n")
+    with pytest.raises(UserError, match=r"val.txt, which data.yaml names for val, lists no picture.*eight.jpg"):
+        read(data)
     write(tmp_path / "set" / "val.txt", "images/train/0.jpg\n")
     with pytest.raises(UserError, match=r"puts images/train/0.jpg into train and into val"):
         read(data)
@@ -520,7 +525,7 @@ def tfds(tmp_path_factory):
     label = kinds.ClassLabel(names=list(NAMES))
 
     class WithBoxes(core.GeneratorBasedBuilder):
-        VERSION, SPLITS = core.Version("1.0.0"), ("train", "test", "unlabelled")
+        VERSION, SPLITS = core.Version("1.0.0"), ("train", "test", "unlabelled", "validation")
         OBJECTS = kinds.Sequence({"bbox": kinds.BBoxFeature(), "label": label, "is_crowd": np.bool_})
 
         def _info(self):
@@ -538,7 +543,7 @@ def tfds(tmp_path_factory):
                         "label": name,
                         "is_crowd": n == 0,
                     }
-                    for name, (a, b, c, d) in boxes_of(n)
+                    for name, (a, b, c, d) in (boxes_of(n) if n < 12 else ())  # the last split keeps them to itself
                 ]
                 yield n, {"image": io.BytesIO(picture(n)), "objects": objects}
 
@@ -554,7 +559,7 @@ def tfds(tmp_path_factory):
 
 
 def test_tfds(tfds, tmp_path):
-    rows = tfds_rows("tiny_boxes", tmp_path)
+    rows = tfds_rows("tiny_boxes", tmp_path, noticed := defaultdict(list))
     found = {Path(row.path).read_bytes(): row for row in rows}
     assert {row.part for row in rows} == {"train", "test"} and len(found) == 8
     for n in range(8):
@@ -563,16 +568,17 @@ def test_tfds(tfds, tmp_path):
         expected = np.reshape([box for _, box in boxes_of(n)], (-1, 4))
         np.testing.assert_allclose(row.boxes * ([WIDTH, HEIGHT] * 2), expected, atol=1e-4)
         assert row.crowds == (n == 0,) * len(expected) and row.relative and Path(row.path).is_relative_to(tmp_path)
+    assert noticed == {"splits without any box, left out": ["validation"]}
 
 
 def test_tfds_sets_that_cannot_work(tfds, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"no split named train, validation or test. Received: \['part_a'"):
-        tfds_rows("odd_boxes", tmp_path)
+        tfds_rows("odd_boxes", tmp_path, defaultdict(list))
     with pytest.raises(UserError, match="no image with a list of bbox"):
-        tfds_rows("wordy_boxes", tmp_path)
+        tfds_rows("wordy_boxes", tmp_path, defaultdict(list))
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     with pytest.raises(UserError, match="pip install tensorflow-datasets"):
-        tfds_rows("coco", tmp_path)
+        tfds_rows("coco", tmp_path, defaultdict(list))
 
 
 # --- the demo ---------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from PIL import Image
 
 from common.data.box_sets import PARTS, BoxExamples, BoxSet, load_box_set, turn_boxes
 from common.errors import UserError
+from recipes.object_detection.recipe import Config, input_size
 
 WIDTH, HEIGHT = 40, 30
 GOOD = "5,6,15,20"
@@ -164,6 +165,17 @@ def test_boxes_in_the_wrong_unit_are_refused(tmp_path):
         load(f"yolo:{tmp_path / 'set'}", tmp_path)
 
 
+def test_a_wrong_unit_is_told_though_some_boxes_are_wrong_as_well(tmp_path):
+    lines = [*plain(tmp_path / "set", boxes="0.1,0.2,0.5,1.0"), "3.jpg,0.1,0.2,0.5,1.2,cat"]
+    with pytest.raises(UserError, match="needs boxes in pixels, and 20 of 21 lie between 0 and 1"):
+        load(table(tmp_path / "set", lines), tmp_path)
+    lines = plain(tmp_path / "percent", boxes="10,20,60,95.5")
+    for number in range(20):
+        (tmp_path / "percent" / f"{number}.jpg").write_bytes(picture(number, size=(400, 300)))
+    (sentence,) = [one for one in load(table(tmp_path / "percent", lines), tmp_path).advice() if "percent" in one]
+    assert "No box reaches beyond 95.5" in sentence
+
+
 def test_shares_become_pixels_of_each_picture(tmp_path):
     plain(tmp_path / "set", 8)
     (tmp_path / "set" / "0.jpg").write_bytes(picture(100, size=(200, 10)))
@@ -210,6 +222,9 @@ def test_a_class_without_training_boxes_is_refused_with_what_to_type(tmp_path):
     with pytest.raises(UserError, match=r"no training box for 'dog'.*--class-names cat\."):
         load(data, tmp_path)
     assert load(data, tmp_path, class_names=["cat"]).class_names == ("cat",)
+    lines += ["0.jpg,1,1,4,4,red cell,train", "16.jpg,1,1,4,4,red cell,test"]
+    with pytest.raises(UserError, match=r"no training box for 'dog'.*--class-names cat 'red cell'\."):
+        load(table(tmp_path / "set", lines, "path,xmin,ymin,xmax,ymax,label,split"), tmp_path)
 
 
 def test_a_class_missing_in_the_test_part_is_told(tmp_path):
@@ -248,10 +263,17 @@ def converted(mode: str, form: str, **options) -> bytes:
     return file.getvalue()
 
 
+def flipped(content: bytes, place: int) -> bytes:
+    """One byte is wrong, and the file has its end."""
+    return content[:place] + bytes([content[place] ^ 0xFF]) + content[place + 1 :]
+
+
 BAD = {
     "empty.jpg": (b"", "is empty (0 bytes)"),
     "truncated.jpg": (picture(1)[:-200], "cannot be read as a picture"),
     "truncated.png": (picture(1, "PNG")[:-200], "cannot be read as a picture"),
+    "flipped.png": (flipped(picture(1, "PNG"), 100), "cannot be read as a picture"),
+    "flipped.jpg": (flipped(picture(1), 180), "cannot be read as a picture"),
     "header.jpg": (picture(1)[:20], "cannot be read as a picture"),
     "text.jpg": (b"404 not found", "cannot be read as a picture"),
     "scan.tiff": (converted("RGB", "TIFF"), "convert it to JPEG or PNG"),
@@ -382,6 +404,17 @@ def test_boxes_of_turned_photos_stay_on_their_objects(orientation, labelled, tmp
 
 
 # --- parts ------------------------------------------------------------------------------------------------
+
+
+def test_the_input_has_the_shape_that_the_decoder_sees(tmp_path):
+    """Portraits of a phone are stored lying on their side, and their boxes say nothing of it."""
+    lines = plain(tmp_path / "set")
+    for number in range(20):
+        (tmp_path / "set" / f"{number}.jpg").write_bytes(picture(number, orientation=6, size=(400, 300)))
+    data = load(table(tmp_path / "set", lines), tmp_path)
+    assert data.train.sizes[0].tolist() == [400, 300]
+    height, width = input_size(data, Config(image_size=320))
+    assert (height, width) == (256, 320)
 
 
 def contents(examples) -> set[bytes]:

@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 
 from common import anchors, retinanet, training, yolov8
+from common.data.box_images import CROWD
 from common.detecting import build_finder
 from common.detection_proof import overlaps
 from common.detectors import feature_pyramid
@@ -91,6 +92,19 @@ def test_nothing_is_found_before_training_and_no_box_is_no_error(name, tmp_path)
     said, again = detector.model(images, training=False), loaded(images, training=False)
     for key in said:
         np.testing.assert_array_equal(said[key], again[key])
+
+
+def test_retinanet_is_asked_nothing_where_a_crowd_is():
+    detector, images = build("retinanet"), tf.zeros((1, *SIZE, 3))
+
+    def told(boxes, labels):
+        _, truth = detector.targets(images, tf.constant([boxes]), tf.constant([labels]))
+        return detector.model.label_encoder(images, truth["boxes"], truth["labels"])[1].numpy()
+
+    an_object, elsewhere = [2.0, 2.0, 26.0, 26.0], [34.0, 34.0, 60.0, 60.0]
+    alone, crowded = told([an_object], [0]), told([an_object, elsewhere], [0, CROWD])
+    assert (crowded[alone == -1] == CROWD).any()
+    np.testing.assert_array_equal(crowded[crowded != CROWD], alone[crowded != CROWD])
 
 
 def test_kerashub_still_puts_the_prior_on_the_boxes():

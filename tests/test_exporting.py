@@ -144,13 +144,15 @@ def test_proof_passes_for_the_true_export(tmp_path: Path, pictures: list[str]):
     assert proof["max_abs_diff"] <= 1e-5 and proof["ops_outside_tf_serving"] == []
 
 
-@pytest.mark.parametrize("lie", ["probabilities", "labels"])
+@pytest.mark.parametrize("lie", ["probabilities", "labels", "nan"])
 def test_proof_notices_an_export_that_answers_otherwise(tmp_path: Path, pictures: list[str], lie: str):
     model = small_classifier()
     version = exporting.export_image_classifier(model, tmp_path / "servable", ("dark", "hell"))
     probabilities, names = predicted(model, pictures), ("dark", "hell")
     if lie == "probabilities":
         probabilities = probabilities + np.array([3e-4, -3e-4], "float32")
+    elif lie == "nan":
+        probabilities[1, 1 - probabilities[1].argmax()] = np.nan  # the first: each larger number passes over it
     else:
         names = ("hell", "dark")
     proof = exporting.prove_image_classifier(version, pictures, probabilities, names)

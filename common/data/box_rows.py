@@ -499,9 +499,16 @@ def _yolo_parts(root: Path, settings: dict[str, Any], pictures: list[Path]) -> d
                 continue
             if target.is_file():  # a list of pictures
                 # Paths there begin anywhere, often on another machine: what counts is how they end.
-                lines = [line.strip().split("/") for line in target.read_text("utf-8", errors="replace").splitlines()]
+                text = target.read_text("utf-8", errors="replace").replace("\\", "/")
+                lines = [line.strip().split("/") for line in text.splitlines()]
                 ends = {"/".join(line[at:]) for line in lines for at in range(len(line))}
                 chosen = [picture for picture in pictures if picture.relative_to(root).as_posix() in ends]
+                if not chosen:
+                    raise UserError(
+                        f"--data yolo:{root}: {_under(root, target)}, which data.yaml names for {part}, lists no "
+                        f"picture of that folder. Its first line: {text.strip().splitlines()[:1]}. Needed: lines that "
+                        "end as the paths of pictures under the folder do, or no such entry."
+                    )
             else:
                 chosen = [picture for picture in pictures if target in picture.parents]
             for picture in chosen:
@@ -568,8 +575,10 @@ def _yolo_row(
 # --- TensorFlow Datasets and the demo ---------------------------------------------------------------------
 
 
-def tfds_rows(name: str, folder: Path) -> list[BoxRow]:
+def tfds_rows(name: str, folder: Path, noticed: Noticed) -> list[BoxRow]:
     """Write the pictures of a TensorFlow data set into a folder, as the files they are, and list them with their boxes.
+
+    A split without any box is left out: COCO and VOC keep the boxes of their test part to themselves.
 
     Raises:
         UserError: it cannot be loaded, or has no image with boxes and labels.
@@ -593,7 +602,11 @@ def tfds_rows(name: str, folder: Path) -> list[BoxRow]:
     for split, part in parts.items():
         if part is None:
             continue
-        for index, example in enumerate(builder.as_dataset(split=split, decoders=decoders).as_numpy_iterator()):
+        examples = builder.as_dataset(split=split, decoders=decoders)
+        if not any(len(example[objects]["bbox"]) for example in examples.as_numpy_iterator()):
+            noticed["splits without any box, left out"].append(split)
+            continue
+        for index, example in enumerate(examples.as_numpy_iterator()):
             path = folder / split / f"{index:07d}.img"
             write_picture(path, example["image"])
             found = example[objects]

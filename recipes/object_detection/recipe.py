@@ -27,7 +27,7 @@ from common.checking import median_seconds, write_sample_grid
 from common.checkpoints import fit_with_checkpoints
 from common.data import box_images
 from common.data.box_sets import BoxSet, load_box_set
-from common.detecting import build_finder, detect, export_detector, prove_detector
+from common.detecting import MOST, build_finder, detect, export_detector, prove_detector
 from common.detection_metrics import Detections, evaluate, recommend_threshold, threshold_table
 from common.detection_report import conclude
 from common.detectors import Detector
@@ -118,8 +118,9 @@ def load_data(config: Config) -> BoxSet:
 
 
 def input_size(data: BoxSet, config: Config) -> tuple[int, int]:
-    """Return (height, width) of the input: that of the median picture, scaled."""
-    return box_images.picture_size(data.train.sizes, config.image_size or (128 if config.data == "demo" else 320))
+    """Return (height, width) of the input: of the shape that the median picture has in its file."""
+    side = config.image_size or (128 if config.data == "demo" else 320)
+    return box_images.picture_size(data.train.as_stored().sizes, side)
 
 
 def build(data: BoxSet, config: Config, *, random_weights: bool = False) -> tuple[Source, Detector]:
@@ -127,6 +128,10 @@ def build(data: BoxSet, config: Config, *, random_weights: bool = False) -> tupl
     source = load_source(config.source, input_size(data, config), random_weights=random_weights)
     classes = len(data.class_names)
     boxes, labels, pictures = box_images.input_boxes(data.train, source.image_size)
+    if crowded := int((np.bincount(pictures) > MOST).sum()):
+        print(
+            f"{crowded} training pictures hold more than {MOST} objects; no more than {MOST} of a picture can be found"
+        )
     if config.detector == "fcos":
         stride = config.stride or (4 if config.data == "demo" else 8)
         hidden = anchor_free.boxes_that_hide(boxes, labels, pictures, stride)
@@ -174,8 +179,9 @@ def train(source: Source, detector: Detector, data: BoxSet, config: Config, stag
     compile_detector(detector, source, config, steps=epochs * steps, scratch=stage == "scratch")
     history = fit_with_checkpoints(
         model, batches_from, epochs=epochs, lines=training.EpochLines(stage, epochs, steps),
-        # By AP and not AP50: where validation is small, many epochs have the same AP50, and early ones by chance.
-        keep=training.KeepBest(None, rank=lambda logs: (round(logs["val_ap"], 4), logs["val_ap50"])),
+        # By AP and not AP50: where validation is small, many epochs have the same AP50, and early ones by chance. By
+        # the loss while nothing is found yet.
+        keep=training.KeepBest(None, rank=lambda logs: (round(logs["val_ap"], 4), logs["val_ap50"], -logs["loss"])),
         callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=watch)],
         checkpoint=Path(config.out) / "checkpoints" / f"{stage}.npz", save_every=config.save_every,
     )  # fmt: skip
