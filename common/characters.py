@@ -19,7 +19,7 @@ from common.specs import check_choice
 CASES = ("lower", "upper", "keep")
 POLICIES = ("drop", "skip", "error")
 _APOSTROPHES = dict.fromkeys(map(ord, "\u2018\u2019\u02bc\u02b9\u0060\u00b4\uff07"), "'")
-_SPOKEN_PUNCTUATION = set("%&@#§")  # read aloud, though Unicode calls them punctuation
+_SPOKEN_SIGNS = set("%&@#§+=°±\u00d7\u00f7")  # read aloud, as currencies are; other symbols are not
 _BLANK, _SPACE = "<pad>", "|"  # as Hugging Face writes them
 _BLANK_NAMES = (_BLANK, "[PAD]", "<blank>", "<ctc_blank>", "[BLANK]", "<blk>")
 _SPACE_NAMES = (_SPACE, " ", "<space>", "[SPACE]", "\u2581")
@@ -52,9 +52,9 @@ class Characters:
     def normalise(self, text: str) -> str:
         """Return a transcript as it is trained on and scored: one spelling of each character, no punctuation.
 
-        Unicode NFKC, the case of the vocabulary, one apostrophe; punctuation that the vocabulary lacks becomes a
-        space, and so do runs of spaces. Letters, digits and signs that are spoken (%, &, currencies) stay, whether or
-        not the vocabulary has them: what becomes of them is the choice of `encode_texts`.
+        Unicode NFKC, the case of the vocabulary, one apostrophe; punctuation and symbols (emoji, notes of music) that
+        the vocabulary lacks become a space, and so do runs of spaces. Letters, digits and signs that are spoken (%, &,
+        currencies) stay, whether or not the vocabulary has them: what becomes of them is the choice of `encode_texts`.
         """
         text = _in_case(unicodedata.normalize("NFKC", text).translate(_APOSTROPHES), self.case)
         text = unicodedata.normalize("NFKC", text)  # a change of case may take letters apart
@@ -159,7 +159,12 @@ def _in_case(text: str, case: str) -> str:
 def _instead(character: str) -> str:
     """Return what stands for a character that is not heard: nothing for marks within words, else a space."""
     joins = unicodedata.category(character) == "Cf" and character != "\u200b"  # soft hyphens, joiners of Persian
-    return "" if joins else " "
+    return "" if joins or _is_of_emoji(character) else " "
+
+
+def _is_of_emoji(character: str) -> bool:
+    """Return whether a mark says how a symbol is drawn: variation selectors, key caps."""
+    return "\ufe00" <= character <= "\ufe0f" or unicodedata.category(character) == "Me"
 
 
 def _is_written(character: str) -> bool:
@@ -173,7 +178,9 @@ def _is_spoken(text: str, place: int) -> bool:
     character = text[place]
     if character == "'":
         return any(other.isalpha() for other in text[max(0, place - 1) : place + 2])
-    return unicodedata.category(character)[0] in "LMNS" or character in _SPOKEN_PUNCTUATION
+    category = unicodedata.category(character)
+    heard = (category[0] in "LMN" and not _is_of_emoji(character)) or category == "Sc"
+    return heard or character in _SPOKEN_SIGNS
 
 
 # --- transcripts to labels --------------------------------------------------------------------------------

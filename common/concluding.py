@@ -82,6 +82,6 @@ def conclude(
         explanation=explanation, **examples, **told,
     )  # fmt: skip
     reporting.write_model_card(out, source_card=source_card, **told)
-    runs.finish(out, metrics, history)
+    runs.finish(out, metrics, history, data.skipped)
     print(evaluation.summary(metrics, sentences, out))
     return metrics

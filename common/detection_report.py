@@ -104,7 +104,7 @@ def conclude(
         thresholds=thresholds, skipped=data.skipped, **told,
     )  # fmt: skip
     write_model_card(out, source_card=source_card, **told)
-    runs.finish(out, metrics, history)
+    runs.finish(out, metrics, history, data.skipped)
     print(summary(metrics, sentences, out))
     return metrics
 

@@ -267,12 +267,15 @@ def command(recipe: str, config) -> str:
     return " ".join([*parts, "--out OUT"])
 
 
-def finish(out: Path, metrics: Mapping, history: Sequence[Mapping]) -> None:
-    """Write history.csv and, last of the numbers, metrics.json, which marks the run as finished.
+def finish(out: Path, metrics: Mapping, history: Sequence[Mapping], skipped: Sequence[tuple[str, str]] = ()) -> None:
+    """Write history.csv, skipped.csv and, last of the numbers, metrics.json, which marks the run as finished.
 
     What only `--resume` needed is removed then: checkpoints and stored features may be larger than the model.
     """
     write_history(out / "history.csv", history)
+    if skipped:  # a report names some only
+        rows = [{"path": path, "reason": reason} for path, reason in skipped]
+        write_table(out / "skipped.csv", rows, ("path", "reason"))
     write_json(out / "metrics.json", metrics)
     for folder in ("checkpoints", "features"):
         shutil.rmtree(out / folder, ignore_errors=True)

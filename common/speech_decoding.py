@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -46,10 +47,10 @@ def write_with_beams(
 ) -> dict[str, list[str]]:
     """Return what beam search writes of the test clips.
 
-    How much the language counts is chosen on validation.
+    How much the language counts is chosen on validation, where its clips are given.
 
     Args:
-        test, val: of each clip float32 [frames, vocabulary], natural logarithms.
+        test, val: of each clip float32 [frames, vocabulary], natural logarithms; val may have none.
         val_references: what was said in the validation clips.
         characters: of the vocabulary.
         width: beginnings that are followed; 0 for no beam search.
@@ -63,16 +64,15 @@ def write_with_beams(
     written = {"beam": _write(test, characters, width, None, "beam search")}
     if text:
         ngrams = read_language(text, characters)
-        tried = {}
-        for weight, bonus in product(_WEIGHTS, _BONUSES):
-            language = LanguageModel(ngrams.log_probability, characters.symbols, weight, bonus)
-            said = _write(val[:_TRIED_ON], characters, width, language, f"language model, weight {weight:g}")
+        language, tried = LanguageModel(ngrams.log_probability, characters.symbols), {}
+        for weight, bonus in product(_WEIGHTS, _BONUSES) if len(val) else ():
+            candidate = replace(language, weight=weight, word_bonus=bonus)
+            said = _write(val[:_TRIED_ON], characters, width, candidate, f"language model, weight {weight:g}")
             errors, words = count_errors(val_references[:_TRIED_ON], said)
-            tried[weight, bonus] = errors.sum() / words.sum()
-        weight, bonus = min(tried, key=tried.get)
-        best = f"WER {tried[weight, bonus]:.3f} on validation"
-        print(f"language model: weight {weight:g}, {bonus:g} for each word ({best})")
-        language = LanguageModel(ngrams.log_probability, characters.symbols, weight, bonus)
+            tried[candidate] = errors.sum() / words.sum()
+        language = min(tried, key=tried.get, default=language)
+        found = f" (WER {tried[language]:.3f} on validation)" if tried else ""
+        print(f"language model: weight {language.weight:g}, {language.word_bonus:g} for each word{found}")
         written["beam_lm"] = _write(test, characters, width, language, "beam search with the language model")
     return written
 

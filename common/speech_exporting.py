@@ -162,7 +162,7 @@ def _refuse_too_much(value: tf.Tensor, clips: tf.Tensor, longest: tf.Tensor, lon
     seconds = tf.cast(longest, tf.float32) / SAMPLE_RATE  # of no clip it is below 0
     value = checked(
         value, seconds <= longest_seconds, f"A clip may have {longest_seconds:g} seconds. Send a longer recording in "
-        "pieces, or let `python -m recipes predict` read it. Received, seconds:", seconds,
+        "pieces; `python -m recipes predict` does so where a recording is transcribed. Received, seconds:", seconds,
     )  # fmt: skip
     whole = seconds * tf.cast(clips, tf.float32)
     most = MOST_AT_ONCE * longest_seconds

@@ -33,13 +33,15 @@ def load_recipe(recipe: Recipe) -> ModuleType:
 
 @contextlib.contextmanager
 def trouble_told_plainly(recipe: Recipe, settings) -> Iterator[None]:
-    """While a recipe runs: a full disk or a picture that goes away becomes a UserError. A bug keeps its traceback."""
+    """While a recipe runs: a full disk or a file that goes away becomes a UserError. A bug keeps its traceback."""
     try:
         with room_for("what this run writes", Path(settings.out)):
             yield
     except UserError:
         raise
     except Exception as error:
+        if "UserError: " in str(error):  # of ours, raised within tf.data
+            raise UserError(str(error).partition("UserError: ")[2].splitlines()[0]) from error
         lost = _lost_picture(error)
         if not lost:
             raise

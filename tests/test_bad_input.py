@@ -33,6 +33,7 @@ from common.data.images import RESIZE_MODES, decode_image, training_batches
 from common.errors import UserError
 from common.sources import Source, load_source
 from recipes.__main__ import main
+from recipes.execution import trouble_told_plainly
 
 SIZE = (16, 16)
 ORIENTATION = 0x0112
@@ -201,7 +202,7 @@ def test_the_advice_stands_in_the_report(photos, tmp_path, capsys):
     (photos / "cat" / "phone.jpg").write_bytes(turned(noise(9, 9, 3), "JPEG", 6))
     data = load(photos)
     probabilities = np.eye(2, dtype="float32")[data.test.labels]
-    config = types.SimpleNamespace(out=str(tmp_path / "run"), data="folder:photos", seed=0)
+    config = types.types.SimpleNamespace(out=str(tmp_path / "run"), data="folder:photos", seed=0)
     conclude(
         "toy", config, data, probabilities=probabilities, baselines={}, history=[], seconds={"total": 1.0},
         parameters={}, proof={"passed": False}, export={},
@@ -448,6 +449,16 @@ victim = Path(data.test.paths[0])
 {spoil}
 list(image_batches(data.test.paths, (8, 8), 4))
 """
+
+
+def test_what_we_say_within_a_stream_reaches_the_user_as_we_say_it(tmp_path):
+    def clips():
+        yield 1.0
+        raise UserError("a.wav is gone. Put it back.")
+
+    with pytest.raises(UserError) as told, trouble_told_plainly(None, types.SimpleNamespace(out=str(tmp_path))):
+        list(tf.data.Dataset.from_generator(clips, output_signature=tf.TensorSpec((), tf.float32)))
+    assert str(told.value) == "a.wav is gone. Put it back."
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,8 @@ def test_the_vocabulary_is_what_the_training_texts_are_written_with():
      ("'tis the boys' '", "'tis the boys'"), ("ﬁne Ｆｕｌｌ", "fine full"), ("e\u0301té", "été"),
      ("co\u00adop", "coop"),
      ("می\u200cخواهم", "میخواهم"), ("नमस्ते दुनिया!", "नमस्ते दुनिया"), ("今日は、世界。", "今日は 世界"), ("¿Qué?", "qué"),
-     ("50 % & $3", "50 % & $3"), ("", ""), ("?!", "")],
+     ("50 % & $3", "50 % & $3"), ("", ""), ("?!", ""), ("♪ la ♪", "la"), ("I ❤️ it 👍🏽 1️⃣", "i it 1"),
+     ("2+2=4, 20 °C", "2+2=4 20 °c")],
 )  # fmt: skip
 def test_one_spelling_of_every_text(text: str, normal: str):
     characters = build_characters(["a", text or "a", "'"])

@@ -55,6 +55,8 @@ def test_clips_that_cannot_be_learned_are_named_and_test_stays_as_it_is():
         writable_clips(a_set(["a" * 60]), LETTERS, frames_of)
     with pytest.raises(UserError, match="--outside skip"):
         writable_clips(a_set(train), LETTERS, frames_of, "error")
+    with pytest.raises(UserError, match=r"--strict: 2 clip\(s\) cannot be used; the first is a+_1.wav"):
+        writable_clips(a_set(train), LETTERS, frames_of, strict=True)
 
 
 def said(text: str, unsure: str = "", chance: float = 0.4) -> np.ndarray:
@@ -78,6 +80,7 @@ def test_a_language_model_decides_where_the_sound_does_not(tmp_path):
     )  # fmt: skip
     assert found["beam"] == ["no dad one", "no bad node"]
     assert found["beam_lm"] == ["no bad one", "no bad code"]
+    assert write_with_beams(clips, [], [], LETTERS, width=8, text=str(text))["beam_lm"] == found["beam_lm"]
     assert write_with_beams(clips, clips, [], LETTERS, width=0) == {}
     assert set(write_with_beams(clips, clips, [], LETTERS, width=4)) == {"beam"}
 

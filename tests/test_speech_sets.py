@@ -279,6 +279,34 @@ def test_copies_leave_training_whatever_their_names_and_formats(tmp_path: Path):
     assert found.counts() == {"train": 12, "val": 4, "test": 4, "skipped": 4}
 
 
+def test_texts_that_sound_alike_are_no_contradiction(tmp_path: Path):
+    lines = lines_of(tmp_path)
+    shutil.copy(tmp_path / "9.wav", tmp_path / "twice.wav")
+    lines.append(dict(lines[9], path="twice.wav", text=lines[9]["text"].upper() + "."))
+    assert not load_speech_set(write_table(tmp_path / "t.csv", lines)).skipped
+
+
+def test_a_clip_stands_in_one_table_of_a_part(tmp_path: Path):
+    lines = lines_of(tmp_path)
+    for name, some in (("train", lines[:12]), ("dev", lines[12:16]), ("test", lines[16:])):
+        write_table(tmp_path / f"{name}.csv", some)
+    found = load_speech_set(f"csv:{tmp_path}")
+    assert len(found.test) == len(lines[16:])
+    write_table(tmp_path / "test_old.csv", [dict(line, text="other") for line in lines[16:]])
+    with pytest.raises(UserError, match=r"test\.csv and test_old\.csv are both read as test, and both name"):
+        load_speech_set(f"csv:{tmp_path}")
+
+
+def test_classes_that_only_held_out_speakers_say_are_told(tmp_path: Path):
+    lines = [dict(line, text="all") for line in lines_of(tmp_path, 40, 5)]
+    for line in lines[::2]:
+        line["text"] = f"own {line['speaker']}"
+    table = write_table(tmp_path / "t.csv", [{**line, "label": line["text"]} for line in lines])
+    with pytest.raises(UserError, match=r"nobody in training says 'own s\d'.*only 's\d'.*--share-speakers"):
+        load_speech_set(table, task="commands")
+    assert len(load_speech_set(table, task="commands", share_speakers=True).class_names) == 6
+
+
 def test_a_limit_reads_few_and_takes_speakers_in_turn(tmp_path: Path):
     lines = [dict(line, split="test" if n % 5 == 0 else "train") for n, line in enumerate(lines_of(tmp_path, 60, 5))]
     found = load_speech_set(write_table(tmp_path / "t.csv", lines), limit=2)

@@ -36,7 +36,12 @@ def draw_shots(data: SpeechSet, shots: int, seed: int) -> SpeechSet:
 
 
 def writable_clips(
-    data: SpeechSet, characters: Characters, frames_of: Callable[[int], int], outside: str = "drop"
+    data: SpeechSet,
+    characters: Characters,
+    frames_of: Callable[[int], int],
+    outside: str = "drop",
+    *,
+    strict: bool = False,
 ) -> tuple[SpeechSet, list[np.ndarray]]:
     """Leave out what CTC cannot learn, and what has no transcript to be judged by.
 
@@ -46,12 +51,14 @@ def writable_clips(
         frames_of: the frames that the model makes of so many samples.
         outside: what becomes of characters that cannot be written, as `characters.encode_texts` has it. In validation
             and test they stay, and each is a mistake: leaving them out would make the result look better.
+        strict: make a clip that is left out an error.
 
     Returns:
         (the set; the numbers of each training transcript, int32 [characters]).
 
     Raises:
-        UserError: a part has no clip left, or `outside` is `error` and there are such characters.
+        UserError: a part has no clip left, `outside` is `error` and there are such characters, or a clip is left out
+            though `strict`.
     """
     parts, skipped, notes, targets = {}, list(data.skipped), list(data.notes), []
     for name in PARTS:
@@ -68,13 +75,15 @@ def writable_clips(
             strangers = encode_texts(characters, part.texts).strangers
             if strangers:
                 notes.append(
-                    f"The {name} transcripts hold {sum(strangers.values()):,} character(s) that the training "
-                    f"transcripts lack ({', '.join(map(repr, list(strangers)[:10]))}): each is a mistake."
+                    f"The {name} transcripts hold {sum(strangers.values()):,} character(s) that cannot be written, "
+                    f"as no training transcript spells them ({', '.join(map(repr, list(strangers)[:10]))}): each is "
+                    "a mistake."
                 )
         kept = np.array([not reason for reason in reasons], bool)
-        skipped += [
-            (printable(path), reason) for path, reason in zip(part.paths, reasons, strict=True) if reason
-        ]  # fmt: skip
+        left_out = [(printable(path), reason) for path, reason in zip(part.paths, reasons, strict=True) if reason]
+        if strict and left_out:
+            raise UserError(f"--strict: {len(left_out)} clip(s) cannot be used; the first is {': '.join(left_out[0])}")
+        skipped += left_out
         parts[name] = part.take(np.flatnonzero(kept))
         if not len(parts[name]):
             raise UserError(

@@ -210,11 +210,16 @@ def table_rows(kind: str, path: Path, task: str, columns: SpeechColumns) -> list
     elif kind == "csv" and (path / "metadata.csv").is_file():
         rows = list(_file_rows(kind, path / "metadata.csv", task, columns, None))
     else:
-        rows = [
-            row
-            for file, part in _tables_of_parts(kind, path).items()
-            for row in _file_rows(kind, file, task, columns, part)
-        ]
+        rows, names = [], {}
+        for file, part in _tables_of_parts(kind, path).items():
+            for row in _file_rows(kind, file, task, columns, part):
+                other = names.setdefault((row.part, row.path, row.begin), file)
+                if other != file:
+                    raise UserError(
+                        f"--data {kind}:{path}: {other.name} and {file.name} are both read as {row.part}, and both "
+                        f"name {row.path!r}. Keep one of them in the folder, or name it alone: --data {kind}:{other}"
+                    )
+                rows.append(row)
     if len({row.part is None for row in rows}) > 1:
         raise UserError(
             f"--data {kind}:{path}: some lines have a split and some have none. Fill all or remove the column."

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from common.characters import Characters
 from common.data import splits
 from common.data.audio import SAMPLE_RATE, Clip, UnreadableSound, read_sound
 from common.data.folders import printable
@@ -25,6 +26,7 @@ DATA_KINDS = ("demo", "folder", "csv", "tsv", "manifest")
 DEMO = Path(__file__).parent / "spoken_words" / "manifest.tsv"  # benchmarks/speak.py wrote it
 _LOOKED_AT_FOR_LIMIT = 10  # times --limit: enough to split, and few enough for a quick look
 _OFFSET_WORTH_A_NOTE = 0.01  # of full scale
+_HEARD = Characters(("", " "))  # spells a transcript as it is scored
 _OTHER_LENGTH = 0.5  # seconds by which a file may differ from what its manifest states
 
 
@@ -150,12 +152,13 @@ def load_speech_set(
     needed = {"transcripts": "transcript", "commands": "label", "sounds": ""}[task]
     wanted = _Wanted(needed, rate, silence, min_seconds, max_seconds)
     kept, skipped = _left_out(_check_all(rows, wanted), lambda clips: [clip.reason for clip in clips])
+    kept, contradicting = _left_out(kept, lambda clips: _contradictions(clips, task))
+    skipped += contradicting
     if strict and skipped:
         raise UserError(f"--strict: {len(skipped)} clip(s) cannot be used; the first is {': '.join(skipped[0])}")
     left_out = f"{len(skipped)} clip(s) left out{', the first is ' + ': '.join(skipped[0]) if skipped else ''}"
     if not kept:
         raise UserError(f"--data {data!r} holds no clip that can be used: {left_out}.")
-    kept, contradicting = _left_out(kept, _contradictions)
 
     parts, more_notes = _assign_parts(data, task, kept, share_speakers, val_share)
     split = _split_commands if task == "commands" else _split_transcripts
@@ -164,9 +167,7 @@ def load_speech_set(
     examples = {part: _examples([kept[i] for i in chosen], labels[chosen]) for part, chosen in indices.items()}
     chosen = [kept[i] for part in PARTS for i in indices[part]]
     notes += more_notes + _notes_on_speakers(kept, examples) + _notes_on_sound(chosen, rate)
-    return SpeechSet(
-        data, **examples, skipped=(*skipped, *contradicting, *copies), notes=tuple(notes), class_names=class_names
-    )
+    return SpeechSet(data, **examples, skipped=(*skipped, *copies), notes=tuple(notes), class_names=class_names)
 
 
 def _demo_rows(task: str) -> list[SpeechRow]:
@@ -287,11 +288,12 @@ def _left_out(
     return kept, [(printable(clip.row.path), reason) for clip, reason in zip(clips, reasons, strict=True) if reason]
 
 
-def _contradictions(clips: list[_Checked]) -> list[str]:
+def _contradictions(clips: list[_Checked], task: str) -> list[str]:
     """Return why a clip teaches nothing: the same sound with another text. A given val or test stays as it is."""
     texts: dict[str, set[str]] = defaultdict(set)
-    for clip in clips:
-        texts[clip.content].add(" ".join(clip.row.text.casefold().split()))
+    for clip in clips:  # of transcripts, what is heard: punctuation is not
+        label = " ".join(clip.row.text.casefold().split())
+        texts[clip.content].add(_HEARD.normalise(clip.row.text) if task == "transcripts" else label)
     return [
         f"the same sound has the texts {some(sorted(texts[clip.content]))}"
         if len(texts[clip.content]) > 1 and clip.row.part in (None, "train")
@@ -354,8 +356,22 @@ def _assign_parts(
     if note := _why_by_content([clips[i] for i in pool], clips, set(speakers), len(shares), share_speakers):
         return parts, [note]
     parts[pool] = split_by_speaker(speakers, shares)
+    if task == "commands":
+        _refuse_classes_held_out(data, [clips[i] for i in pool], parts[pool])
     unknown = sum(not clips[i].row.speaker for i in pool)
     return parts, [f"{unknown:,} clips have no speaker: who speaks there may be in two parts."] if unknown else []
+
+
+def _refuse_classes_held_out(data: str, pool: Sequence[_Checked], parts: np.ndarray) -> None:
+    """Refuse a split by speaker that leaves a class untaught, because only held-out speakers say it."""
+    taught = {clip.row.text for clip, part in zip(pool, parts, strict=True) if part == "train"}
+    if untaught := sorted({clip.row.text for clip in pool} - taught):
+        who = sorted({clip.row.speaker for clip in pool if clip.row.text in untaught} - {""})
+        raise UserError(
+            f"--data {data!r}: nobody in training says {some(untaught)}: only {some(who)}, whom the split by speaker "
+            "holds out for validation and test. Record them from more speakers, leave these classes out, say who is in "
+            "which part (a column split), or let voices of the test be in training: --share-speakers"
+        )
 
 
 def _why_by_content(

@@ -126,7 +126,7 @@ def prepare(data: SpeechSet, backbone: Wav2Vec2Backbone, config: Config):
     if config.objective == "contrastive":
         return data, None, data.train.labels
     characters = build_characters(data.train.texts)
-    data, targets = writable_clips(data, characters, backbone.config.frame_lengths)
+    data, targets = writable_clips(data, characters, backbone.config.frame_lengths, strict=config.strict)
     return data, characters, targets
 
 
@@ -341,7 +341,7 @@ def conclude(config: Config, data: SpeechSet, test, untrained, learner, backbone
         Path(config.out), title="Pretraining speech", metrics=metrics, config=vars(config), history=history,
         sentences=sentences, skipped=data.skipped,
     )  # fmt: skip
-    runs.finish(Path(config.out), metrics, history)
+    runs.finish(Path(config.out), metrics, history, data.skipped)
     print("\n".join(["", *pretraining_report.score_lines(metrics), "", *(f"  {line}" for line in sentences)]))
     print(f"  Report: {Path(config.out) / 'report.html'}\n")
     return metrics

@@ -45,7 +45,7 @@ from common.specs import (
     parse_policy,
     parse_source,
 )
-from common.speech_decoding import write_with_beams
+from common.speech_decoding import read_language, write_with_beams
 from common.speech_exporting import LONGEST_SECONDS, export_and_prove
 from common.speech_metrics import count_errors
 from common.speech_sources import SpeechSource, load_speech_source
@@ -120,7 +120,8 @@ class Config:
     (random weights), or none; the last two take as long again. The default is zero_shot, for commands frozen."""
     shots: int | None = None
     """Train on this many clips of each word or sentence that is said again and again, drawn by the seed: what would so
-    few give? Nothing is chosen on validation then, whose clips would be labelled ones too: the last pass stays."""
+    few give? Nothing is chosen on validation then, whose clips would be labelled ones too: the last pass stays, and
+    --language-model counts as it does by default."""
     limit: int | None = None
     """Use at most this many clips of each part: a quick look."""
     strict: bool = False
@@ -191,7 +192,11 @@ def prepare(data: SpeechSet, source: SpeechSource, config: Config) -> Lesson:
         characters = build_characters(data.train.texts, case)
         if source.characters:  # what it can write, it shall be able to write when it knows another voice as well
             characters = with_more(characters, source.characters)
-        data, targets = writable_clips(data, characters, source.backbone.config.frame_lengths, config.outside)
+        if config.language_model:  # a file that cannot be read is told now, not after the training
+            read_language(config.language_model, characters)
+        data, targets = writable_clips(
+            data, characters, source.backbone.config.frame_lengths, config.outside, strict=config.strict
+        )
         references = {part: [characters.normalise(text) for text in getattr(data, part).texts] for part in PARTS}
     clips = {part: Clips(getattr(data, part).paths, title=f"decoding {part}") for part in PARTS}
     return Lesson(data, clips, targets, characters, references)
@@ -267,12 +272,12 @@ def main(config: Config) -> dict:
 
     with clock("data"):
         data = load_data(config)
-    print(f"{config.data}: {data.counts()}")
     keras.utils.set_random_seed(config.seed)
     source = load_speech_source(config.source)
     runs.remember_inputs(out, data.fingerprint() + source.fingerprint())
     with clock("data"):
         lesson = prepare(data, source, config)
+    print(f"{config.data}: {lesson.data.counts()}")
     baselines, history = {}, []
     if "zero_shot" in wanted_baselines(config, source):
         with clock("baseline_zero_shot"):
@@ -317,10 +322,11 @@ def main(config: Config) -> dict:
 def check(config: Config) -> None:
     """Say what a run would read and how long it would take; train nothing and write what is learned as a page."""
     data = load_data(config)
-    print(f"{config.data}: {data.counts()}")
-    print(*(f"  {sentence}" for sentence in data.advice()), sep="\n")
     source = load_speech_source(config.source)
     lesson = prepare(data, source, config)
+    print(f"{config.data}: {lesson.data.counts()}")
+    print(*(f"  {path}: {reason}" for path, reason in lesson.data.skipped[:10]), sep="\n")
+    print(*(f"  {sentence}" for sentence in lesson.data.advice()), sep="\n")
     model = build(source, lesson)
     print(f"source: {source.card}\n{model.count_params():,} parameters")
     seconds = lesson.data.train.seconds
@@ -371,7 +377,8 @@ def answering(source: SpeechSource, model: keras.Model, lesson: Lesson):
 
 def decode_with_beams(said: Transcripts, answer, lesson: Lesson, config: Config) -> dict[str, list[str]]:
     """Return what beam search writes of the test clips, with a language model where there is one."""
-    val = answer("val", keep_log_probabilities=True).log_probabilities if config.language_model else ()
+    chosen = config.language_model and not config.shots
+    val = answer("val", keep_log_probabilities=True).log_probabilities if chosen else ()
     return write_with_beams(
         said.log_probabilities, val, lesson.references["val"], lesson.characters, width=config.beams,
         text=config.language_model,
