@@ -80,6 +80,7 @@ def test_ids_are_those_of_the_reference(prefix_space, texts, trained):
     assert differences(ours, reference_of(trained["vocab"], trained["merges"], prefix_space), texts) == []
 
 
+@pytest.mark.slow
 def test_every_character_is_cut_as_in_the_reference():
     points = settled_characters()
     assert len(points) > 90_000
@@ -134,6 +135,7 @@ def test_special_tokens_in_a_text_are_text(trained):
     assert trained["vocab"][END] not in ids
 
 
+@pytest.mark.slow
 def test_it_is_exported_with_core_ops_alone(texts, trained, tmp_path):
     module = tf.Module()
     module.tokenize = ours_of(trained["vocab"], trained["merges"])

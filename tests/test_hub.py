@@ -322,6 +322,7 @@ def test_a_clone_has_weights_of_its_own(kind, folder):
         np.testing.assert_array_equal(untouched, fresh)
 
 
+@pytest.mark.slow
 def test_the_exports_need_nothing_else(folders, tmp_path):
     expected = {}
     for name, kind in KINDS.items():
@@ -377,6 +378,7 @@ def test_sequential_and_subclassed_models(folders):
         assert len(model.trainable_weights) == kind.trains + 2
 
 
+@pytest.mark.slow
 def test_mirrored_on_two_devices(folders):
     program = """
 import sys, numpy as np, tensorflow as tf

@@ -60,6 +60,7 @@ def write(folder: Path, rows: int = len(WORDS), lowercase: bool | None = True, w
     return folder
 
 
+@pytest.mark.slow
 def test_it_is_fine_tuned_and_served(tmp_path):
     source = load_text_source(f"hub:{write(tmp_path / 'hub')}")
     assert source.max_length == 16 and source.tokenize(["Wörld wing"]).to_list() == [[5, 6, 8]]

@@ -165,6 +165,7 @@ print("equal")
 """
 
 
+@pytest.mark.slow
 def test_two_devices_learn_what_one_learns():
     """In a process of its own: how many logical devices there are is decided once, before the first operation."""
     finished_process = subprocess.run([sys.executable, "-c", MIRRORED], cwd=ROOT, capture_output=True, text=True)

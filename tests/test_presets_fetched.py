@@ -80,7 +80,10 @@ def fetch(source: str, upstream: Upstream, tmp_path: Path) -> subprocess.Complet
 
 @pytest.mark.parametrize(
     ("play", "source"),
-    [(play_hugging_face, "preset:hf://owner/tiny"), (play_kaggle, "preset:kaggle://owner/tiny/keras/small/1")],
+    [
+        (play_hugging_face, "preset:hf://owner/tiny"),
+        pytest.param(play_kaggle, "preset:kaggle://owner/tiny/keras/small/1", marks=pytest.mark.slow),
+    ],
 )
 def test_a_preset_is_fetched_and_loads_without_network(play, source, upstream, preset, tmp_path):
     play(upstream, preset)
@@ -98,7 +101,10 @@ def test_a_preset_is_fetched_and_loads_without_network(play, source, upstream, p
     assert asked
 
 
-@pytest.mark.parametrize("source", ["preset:hf://owner/none", "preset:kaggle://owner/none/keras/small/1"])
+@pytest.mark.parametrize(
+    "source",
+    ["preset:hf://owner/none", pytest.param("preset:kaggle://owner/none/keras/small/1", marks=pytest.mark.slow)],
+)
 def test_what_is_not_there_is_told(source, upstream, tmp_path):
     finished = fetch(source, upstream, tmp_path)
     assert finished.returncode == 2 and "Traceback" not in finished.stderr, finished.stderr

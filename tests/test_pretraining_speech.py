@@ -56,6 +56,7 @@ def test_the_preset_is_half_as_large_and_a_source(finished: Path):
     assert "Use it" in (finished / "report.html").read_text("utf-8")
 
 
+@pytest.mark.slow
 def test_a_stopped_run_ends_as_if_it_had_not_been(finished: Path, tmp_path: Path, monkeypatch, capsys):
     seen = []
 
@@ -77,6 +78,7 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(finished: Path, tmp_path: Path
         np.testing.assert_array_equal(ours[name], array)
 
 
+@pytest.mark.slow
 def test_without_transcripts(tmp_path: Path):
     """A folder of sounds, and nothing else."""
     for number, clip in enumerate(sorted((DEMO.parent / "clips").glob("*.flac"))[:30]):

@@ -186,6 +186,7 @@ def test_preset_is_a_source_of_text(finished: Path):
     assert source.card["data"] == "demo: 108 sentences"
 
 
+@pytest.mark.slow
 def test_a_stopped_run_ends_as_if_it_had_not_been(finished: Path, tmp_path: Path, monkeypatch, capsys):
     """Ctrl-C in the middle of the second pass, the last save one step before it."""
     seen = []

@@ -104,6 +104,7 @@ def test_the_loss_is_that_of_each_clip_alone_per_character(folder):
     assert together == pytest.approx(sum(losses) / 6, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_classes_are_learned_too(folder):
     source = load_speech_source(f"preset:{folder}")
     learner = speech_models.Learner(speech_models.build_classifier(source, 3), source.backbone.config)

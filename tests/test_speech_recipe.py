@@ -33,6 +33,7 @@ def read(out: Path) -> dict:
     return json.loads((out / "metrics.json").read_text("utf-8"))
 
 
+@pytest.mark.slow
 def test_commands_are_named(tiny, tmp_path: Path, capsys):
     out = tmp_path / "run"
     flags = ["--task", "commands", "--source", tiny, *QUICK, "--baselines", "frozen", "--out", str(out)]
@@ -48,6 +49,7 @@ def test_commands_are_named(tiny, tmp_path: Path, capsys):
     assert all(sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-4) for answer in answers)
 
 
+@pytest.mark.slow
 def test_a_run_is_the_source_of_the_next_and_words_are_decoded(tiny, tmp_path: Path, capsys):
     many, one, text = tmp_path / "many", tmp_path / "one", tmp_path / "sentences.txt"
     assert main(["run", "speech_wav2vec", "--source", tiny, *QUICK, "--beams", "0", "--out", str(many)]) == 0

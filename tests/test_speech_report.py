@@ -201,6 +201,7 @@ def test_sounds_that_are_gone_are_said_and_the_texts_stay(tmp_path):
     assert "turn <del>the</del>" in html
 
 
+@pytest.mark.slow
 def test_size_stays_bounded_for_many_long_clips(tmp_path):
     noise = np.random.default_rng(0).normal(0, 0.3, 20 * 16_000)
     soundfile.write(tmp_path / "noise.flac", noise, 16_000)

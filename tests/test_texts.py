@@ -56,6 +56,7 @@ def test_windows_read_every_token_of_a_long_text(tokenize: WordPiece, size: int)
         assert joined == ids[1:-1].tolist()
 
 
+@pytest.mark.slow
 def test_an_export_with_windows_answers_the_mean_of_what_they_say(tokenize: WordPiece, tmp_path):
     model, given = toy_classifier(), [*some_texts(30), "bad " * 500, "good " * 29]
     reader = texts.TextReader(tokenize, 16, "windows")

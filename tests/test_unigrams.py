@@ -90,6 +90,7 @@ def test_a_long_text_takes_little_time_and_room(letters, ours, model):
     assert differences(ours, model, [text, "short", ""]) == []
 
 
+@pytest.mark.slow
 def test_it_is_exported_with_core_ops_alone(ours, texts, tmp_path):
     module = tf.Module()
     module.tokenize = ours

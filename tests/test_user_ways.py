@@ -33,9 +33,8 @@ def test_photos_to_predictions(two_classes: Path, tmp_path: Path, capsys):
     assert capsys.readouterr().out.count("hell") >= 3
 
 
-@pytest.mark.parametrize(
-    "method", ["fewshot", *(pytest.param(method, marks=pytest.mark.slow) for method in ("frozen", "lora"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["fewshot", "frozen", "lora"])
 def test_texts_to_predictions(method: str, tmp_path: Path, capsys):
     """The way of a user with a table of reviews, three labels, and each method but the default one."""
     table, out = tmp_path / "reviews.csv", tmp_path / "run"
@@ -56,6 +55,7 @@ def test_texts_to_predictions(method: str, tmp_path: Path, capsys):
         assert parameters["trainable_finetune"] < 0.1 * parameters["total"]
 
 
+@pytest.mark.slow
 def test_long_texts_in_windows_and_cross_validation(tmp_path: Path, capsys):
     table, out = tmp_path / "reviews.csv", tmp_path / "run"
     filler = "and then something happened that nobody will remember "
@@ -79,6 +79,7 @@ def test_long_texts_in_windows_and_cross_validation(tmp_path: Path, capsys):
     assert loaded.signatures["serving_default"](text=tf.constant([], tf.string))["probabilities"].shape == (0, 2)
 
 
+@pytest.mark.slow
 def test_mixed_precision_trains_and_exports_float32(two_classes: Path, tmp_path: Path):
     out = tmp_path / "run"
     arguments = ["--data", f"folder:{two_classes}", "--epochs", "1", "--mixed-precision", "--out", str(out)]
