@@ -41,7 +41,7 @@ bench: .venv/installed
 	$(RUN) benchmarks/measure.py
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv runs/demo
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv

@@ -1,7 +1,7 @@
 """Measure the recipes on real data and write recipes/*/results.json and the tables of README.md from it.
 
     python benchmarks/prepare_data.py                        # once: the data, outside the checkout
-    python benchmarks/measure.py                             # everything; half an hour on 2 cores
+    python benchmarks/measure.py                             # everything; a night on 2 cores
     python benchmarks/measure.py hymenoptera demo            # only these; the others keep their last numbers
     python benchmarks/tables.py                              # only write the tables of README.md again
 
@@ -184,7 +184,7 @@ MEASUREMENTS = (
     ),
     Measurement(
         "fsdd",
-        "Spoken digits at 8 kHz (FSDD), 1,250 clips",
+        "Spoken digits at 8 kHz (FSDD), 1,250 clips, voices heard in training",
         (*FSDD, "--baselines", "zero_shot"),
         recipe="speech_wav2vec",
     ),

@@ -36,8 +36,9 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, default=Path("../shared/data"))
     parser.add_argument("--out", type=Path, default=Path("../prepared_data/fsdd"))
     options = parser.parse_args()
-    if options.out.exists():
-        raise SystemExit(f"error: {options.out} is there already. Remove it first, or name another folder: --out")
+    if (options.out / "all.tsv").exists():
+        print(f"{options.out} is there already. Remove it to write it anew.")
+        return
     options.out.mkdir(parents=True)
     extract_tar(options.shared / "fsdd" / "recordings.tar", options.out)
     with open(options.shared / "fsdd" / "split.csv", newline="", encoding="utf-8") as file:

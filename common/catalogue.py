@@ -53,18 +53,19 @@ def user_cache() -> Path:
 
 
 _IMAGES = ("image_classification",)
+_BOXES = (*_IMAGES, "object_detection")
 _KERAS = "the hash that Keras publishes"
 _NONE = "nobody: upstream publishes no hash"
 
 # Parameters as tests/test_sourcing.py counts them.
 _ENTRIES = (
     CatalogueEntry(
-        "resnet_mini", _IMAGES, "small ResNet of this project, 64 pixels; in the checkout", 2_779_584,
+        "resnet_mini", _BOXES, "small ResNet of this project, 64 pixels; in the checkout", 2_779_584,
         "pictures, 64 x 64", "research only (trained on Tiny ImageNet)", "bundled:resnet_mini",
         verified_by="git",
     ),
     CatalogueEntry(
-        "mobilenet_v2", _IMAGES, "fast on a CPU; the first to try", 2_257_984, "pictures, 224 x 224", "Apache-2.0",
+        "mobilenet_v2", _BOXES, "fast on a CPU; the first to try", 2_257_984, "pictures, 224 x 224", "Apache-2.0",
         "keras:MobileNetV2", verified_by=_NONE,
     ),
     CatalogueEntry(
@@ -72,7 +73,7 @@ _ENTRIES = (
         "Apache-2.0", "keras:EfficientNetV2B0", verified_by=_KERAS,
     ),
     CatalogueEntry(
-        "resnet50", _IMAGES, "the reference of the literature", 23_587_712, "pictures, 224 x 224", "MIT",
+        "resnet50", _BOXES, "the reference of the literature", 23_587_712, "pictures, 224 x 224", "MIT",
         "keras:ResNet50", verified_by=_KERAS,
     ),
     CatalogueEntry(

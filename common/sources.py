@@ -439,7 +439,8 @@ def _load_preset(spec: SourceSpec, wanted: tuple[int, int] | None, random_weight
     preprocessing = Preprocessing(_channels(spec, scale, 1.0), _channels(spec, offset, 0.0))
     card = _read_card(Path(name) / "card.json")
     unknown = "see the preset's own page"
-    card = {"licence": unknown, "data": unknown, **{key: card[key] for key in ("licence", "data") if key in card}}
+    licence = spec.entry.licence if spec.entry else unknown
+    card = {"licence": licence, "data": unknown, **{key: card[key] for key in ("licence", "data") if key in card}}
     card["origin"] = f"KerasHub preset {spec.name}"
     if random_weights:
         card |= {"origin": card["origin"] + ", initial weights", "data": "none"}

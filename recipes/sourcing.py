@@ -18,7 +18,8 @@ def list_sources(arguments: list[str], root: Path) -> int:
     parser.add_argument("--for", dest="recipe", metavar="RECIPE", help="only those that suit this recipe")
     wanted = parser.parse_args(arguments).recipe
     if wanted and wanted not in {recipe for entry in CATALOGUE.values() for recipe in entry.recipes}:
-        raise UserError(f"No source is recommended for {find_recipe(root, wanted).name}; it takes none.")
+        name = find_recipe(root, wanted).name
+        raise UserError(f"No source is recommended for {name}. All of them: python -m recipes sources")
     for entry in CATALOGUE.values():
         if wanted and wanted not in entry.recipes:
             continue

@@ -59,7 +59,8 @@ class Config:
     save_every: float = 30.0
     """Seconds between checkpoints: a killed run loses no more than that."""
     detector: str = "fcos"
-    """What learns: fcos (small, without anchors), retinanet (of KerasHub) or yolov8 (of keras-cv); see the README."""
+    """What learns: fcos (small, without anchors), retinanet (of KerasHub) or yolov8 (of keras-cv, not on
+    bundled:resnet_mini); see the README."""
     image_size: int | None = None
     """Longer side of the input in pixels; the other follows the pictures. The default is 128 for demo, else 320."""
     stride: int | None = None
