@@ -202,7 +202,7 @@ def test_the_advice_stands_in_the_report(photos, tmp_path, capsys):
     (photos / "cat" / "phone.jpg").write_bytes(turned(noise(9, 9, 3), "JPEG", 6))
     data = load(photos)
     probabilities = np.eye(2, dtype="float32")[data.test.labels]
-    config = types.types.SimpleNamespace(out=str(tmp_path / "run"), data="folder:photos", seed=0)
+    config = types.SimpleNamespace(out=str(tmp_path / "run"), data="folder:photos", seed=0)
     conclude(
         "toy", config, data, probabilities=probabilities, baselines={}, history=[], seconds={"total": 1.0},
         parameters={}, proof={"passed": False}, export={},

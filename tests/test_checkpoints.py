@@ -113,6 +113,7 @@ def test_a_finished_stage_hands_on_its_best_weights_without_training(tmp_path):
     assert again[2] == 0
 
 
+@pytest.mark.slow
 def test_early_stopping_is_remembered(tmp_path):
     whole = fit(None, patience=1, rate=3.0)
     assert len(whole[1]) < EPOCHS

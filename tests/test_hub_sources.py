@@ -199,6 +199,7 @@ def test_fine_tuning_in_the_recipe_changes_the_module(network, stripes, tmp_path
     assert moved == [True] * len(KERNELS | SCALES | STATISTICS)
 
 
+@pytest.mark.slow
 def test_a_run_proves_it_and_the_export_needs_it_no_more(network, stripes, tmp_path):
     source, out = tmp_path / "source", tmp_path / "run"
     shutil.copytree(network, source)

@@ -78,11 +78,12 @@ def fetch(source: str, upstream: Upstream, tmp_path: Path) -> subprocess.Complet
     return subprocess.run(command, cwd=ROOT, env={**os.environ, **own}, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("play", "source"),
     [
         (play_hugging_face, "preset:hf://owner/tiny"),
-        pytest.param(play_kaggle, "preset:kaggle://owner/tiny/keras/small/1", marks=pytest.mark.slow),
+        (play_kaggle, "preset:kaggle://owner/tiny/keras/small/1"),
     ],
 )
 def test_a_preset_is_fetched_and_loads_without_network(play, source, upstream, preset, tmp_path):

@@ -142,7 +142,12 @@ def test_a_detector_converts_to_litert(finished):
     assert main(["convert", str(out), "--to", "litert", "--int8"]) == 2  # for classifiers only
 
 
-@pytest.mark.parametrize("name", NAMES)
+ALIKE = ("bert_sentiment", "pretraining")  # check as image_classification does
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in ALIKE else name for name in NAMES]
+)
 def test_check_trains_nothing_and_draws_samples(name: str, tmp_path: Path, capsys):
     out = tmp_path / "check"
     assert main(["check", name, *QUICK[name], "--out", str(out)]) == 0

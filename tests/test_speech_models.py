@@ -114,6 +114,7 @@ def test_classes_are_learned_too(folder):
     assert losses[-1] < 0.5 * losses[0]
 
 
+@pytest.mark.slow
 def test_sound_alone_teaches(tmp_path: Path):
     """Tones that stay the same for a while: what is hidden can be told from what is around it."""
     rng = np.random.default_rng(0)
