@@ -166,7 +166,8 @@ class BoxSet:
         sentences = list(untested_classes(self.class_names, tested, "picture"))
         sentences += map(str, self.notes)
         boxes = sum(len(one) for part in PARTS for one in getattr(self, part).boxes)
-        farthest = max(float(one.max()) for part in PARTS for one in getattr(self, part).boxes if len(one))
+        ends = [float(one.max()) for part in PARTS for one in getattr(self, part).boxes if len(one)]
+        farthest = max(ends, default=np.inf)
         if farthest <= 100 and np.median(self.train.sizes) > 200:
             sentences.append(
                 f"No box reaches beyond {farthest:.6g}, and the pictures are larger. If the boxes are in percent of "

@@ -70,7 +70,7 @@ class Config:
     head_epochs: int = 1
     """Passes in which only neck and head learn, on the untouched backbone."""
     epochs: int | None = None
-    """Passes in which the backbone learns as well; the default is 5 for demo, else 12, and more for few pictures."""
+    """Passes in which the backbone learns as well; the default is 4 for demo, else 12, and more for few pictures."""
     batch_size: int = 8
     """Pictures in a step."""
     learning_rate: float = 2e-3
@@ -311,4 +311,4 @@ def passes(data: BoxSet, config: Config) -> int:
     """Return the number of fine-tuning passes: enough steps to learn something, where the pictures are few."""
     if config.epochs is not None:
         return config.epochs
-    return 5 if config.data == "demo" else max(12, ceil(360 * config.batch_size / len(data.train)))
+    return 4 if config.data == "demo" else max(12, ceil(360 * config.batch_size / len(data.train)))
