@@ -39,14 +39,14 @@ def main() -> None:
     if (options.out / "all.tsv").exists():
         print(f"{options.out} is there already. Remove it to write it anew.")
         return
-    options.out.mkdir(parents=True)
+    options.out.mkdir(parents=True, exist_ok=True)
     extract_tar(options.shared / "fsdd" / "recordings.tar", options.out)
     with open(options.shared / "fsdd" / "split.csv", newline="", encoding="utf-8") as file:
         rows = [row | {"text": DIGITS[int(row["digit"])]} for row in csv.DictReader(file)]
-    write_table(options.out / "all.tsv", rows)
     for speaker in sorted({row["speaker"] for row in rows}):
         write_table(options.out / f"others_{speaker}.tsv", [row for row in rows if row["speaker"] != speaker])
         write_table(options.out / f"only_{speaker}.tsv", [row for row in rows if row["speaker"] == speaker])
+    write_table(options.out / "all.tsv", rows)  # the last: where it is, all is there
     print(f"{len(rows):,} clips in {options.out}")
 
 

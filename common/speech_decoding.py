@@ -43,7 +43,7 @@ def write_with_beams(
     characters: Characters,
     *,
     width: int,
-    text: str | None = None,
+    ngrams: WordNgrams | None = None,
 ) -> dict[str, list[str]]:
     """Return what beam search writes of the test clips.
 
@@ -54,7 +54,7 @@ def write_with_beams(
         val_references: what was said in the validation clips.
         characters: of the vocabulary.
         width: beginnings that are followed; 0 for no beam search.
-        text: file of the language model, or None.
+        ngrams: words of the language, as `read_language` counts them, or None.
 
     Returns:
         {"beam": texts, and with a language model "beam_lm": texts}.
@@ -62,8 +62,7 @@ def write_with_beams(
     if not width:
         return {}
     written = {"beam": _write(test, characters, width, None, "beam search")}
-    if text:
-        ngrams = read_language(text, characters)
+    if ngrams:
         language, tried = LanguageModel(ngrams.log_probability, characters.symbols), {}
         for weight, bonus in product(_WEIGHTS, _BONUSES) if len(val) else ():
             candidate = replace(language, weight=weight, word_bonus=bonus)

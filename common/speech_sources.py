@@ -107,9 +107,8 @@ def _folder_of(spec: SourceSpec, text: str) -> Path:
 def _card(spec: SourceSpec, folder: Path, initial: bool = False) -> dict[str, str]:
     file = folder / "card.json"  # of a model that this project made
     own = json.loads(file.read_text("utf-8")) if file.is_file() else {}
-    unknown = spec.entry.licence if spec.entry else "see the model's own page"
+    unknown = "see the model's own page"
+    licence = own.get("licence", spec.entry.licence if spec.entry else unknown)
     if initial:
-        return {"origin": f"{spec.kind} {spec.name}, initial weights", "licence": own.get("licence", unknown),
-                "data": "none"}  # fmt: skip
-    return {"origin": f"{spec.kind} {spec.name}", "licence": own.get("licence", unknown),
-            "data": own.get("data", "see the model's own page")}  # fmt: skip
+        return {"origin": f"{spec.kind} {spec.name}, initial weights", "licence": licence, "data": "none"}
+    return {"origin": f"{spec.kind} {spec.name}", "licence": licence, "data": own.get("data", unknown)}

@@ -81,10 +81,7 @@ def fetch(source: str, upstream: Upstream, tmp_path: Path) -> subprocess.Complet
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("play", "source"),
-    [
-        (play_hugging_face, "preset:hf://owner/tiny"),
-        (play_kaggle, "preset:kaggle://owner/tiny/keras/small/1"),
-    ],
+    [(play_hugging_face, "preset:hf://owner/tiny"), (play_kaggle, "preset:kaggle://owner/tiny/keras/small/1")],
 )
 def test_a_preset_is_fetched_and_loads_without_network(play, source, upstream, preset, tmp_path):
     play(upstream, preset)

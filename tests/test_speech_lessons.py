@@ -76,11 +76,14 @@ def test_a_language_model_decides_where_the_sound_does_not(tmp_path):
     text.write_text("no bad one\nNO, bad code!\n" * 5)
     clips = [said("no bad one", "bd"), said("no bad code", "cn")]
     found = write_with_beams(
-        clips, clips, ["no bad one", "no bad code"], LETTERS, width=8, text=str(text)
+        clips, clips, ["no bad one", "no bad code"], LETTERS, width=8, ngrams=read_language(str(text), LETTERS)
     )  # fmt: skip
     assert found["beam"] == ["no dad one", "no bad node"]
     assert found["beam_lm"] == ["no bad one", "no bad code"]
-    assert write_with_beams(clips, [], [], LETTERS, width=8, text=str(text))["beam_lm"] == found["beam_lm"]
+    assert (
+        write_with_beams(clips, [], [], LETTERS, width=8, ngrams=read_language(str(text), LETTERS))["beam_lm"]
+        == found["beam_lm"]
+    )
     assert write_with_beams(clips, clips, [], LETTERS, width=0) == {}
     assert set(write_with_beams(clips, clips, [], LETTERS, width=4)) == {"beam"}
 

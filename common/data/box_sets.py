@@ -165,9 +165,8 @@ class BoxSet:
         tested = np.flatnonzero(_per_class(self.test, len(self.class_names)))
         sentences = list(untested_classes(self.class_names, tested, "picture"))
         sentences += map(str, self.notes)
-        boxes = sum(len(one) for part in PARTS for one in getattr(self, part).boxes)
-        ends = [float(one.max()) for part in PARTS for one in getattr(self, part).boxes if len(one)]
-        farthest = max(ends, default=np.inf)
+        drawn = [one for part in PARTS for one in getattr(self, part).boxes if len(one)]
+        boxes, farthest = sum(map(len, drawn)), max((float(one.max()) for one in drawn), default=np.inf)
         if farthest <= 100 and np.median(self.train.sizes) > 200:
             sentences.append(
                 f"No box reaches beyond {farthest:.6g}, and the pictures are larger. If the boxes are in percent of "
@@ -203,7 +202,7 @@ def load_box_set(
     class_names: Sequence[str] | None = None,
     val_share: float = splits.VALIDATION_SHARE,
 ) -> BoxSet:
-    """Read a data set, check every picture's header and every box, and split it.
+    """Read a data set, check every picture and every box, and split it.
 
     Labels that differ in case or spaces only are one class. Nothing is changed in silence: boxes that cannot be used
     are left out, those that reach over an edge are cut there, and each such thing is counted in `notes`. A picture
@@ -382,7 +381,7 @@ def _with_wanted_classes(
 
 @dataclass(frozen=True)
 class _Header:
-    """What is known of a picture without decoding it.
+    """What is known of a picture file.
 
     Attributes:
         content: hash of the file.

@@ -11,7 +11,7 @@ from common.characters import Characters, encode_texts, why_impossible
 from common.data.audio import SAMPLE_RATE
 from common.data.folders import printable
 from common.data.labelled import PARTS
-from common.data.speech_sets import SpeechSet
+from common.data.speech_sets import SpeechSet, refuse_skipped
 from common.errors import UserError
 
 
@@ -81,8 +81,8 @@ def writable_clips(
                 )
         kept = np.array([not reason for reason in reasons], bool)
         left_out = [(printable(path), reason) for path, reason in zip(part.paths, reasons, strict=True) if reason]
-        if strict and left_out:
-            raise UserError(f"--strict: {len(left_out)} clip(s) cannot be used; the first is {': '.join(left_out[0])}")
+        if strict:
+            refuse_skipped(left_out)
         skipped += left_out
         parts[name] = part.take(np.flatnonzero(kept))
         if not len(parts[name]):

@@ -210,21 +210,26 @@ def table_rows(kind: str, path: Path, task: str, columns: SpeechColumns) -> list
     elif kind == "csv" and (path / "metadata.csv").is_file():
         rows = list(_file_rows(kind, path / "metadata.csv", task, columns, None))
     else:
-        rows, names = [], {}
-        for file, part in _tables_of_parts(kind, path).items():
-            for row in _file_rows(kind, file, task, columns, part):
-                other = names.setdefault((row.part, row.path, row.begin), file)
-                if other != file:
-                    raise UserError(
-                        f"--data {kind}:{path}: {other.name} and {file.name} are both read as {row.part}, and both "
-                        f"name {row.path!r}. Keep one of them in the folder, or name it alone: --data {kind}:{other}"
-                    )
-                rows.append(row)
+        rows = list(_rows_of_parts(kind, path, task, columns))
     if len({row.part is None for row in rows}) > 1:
         raise UserError(
             f"--data {kind}:{path}: some lines have a split and some have none. Fill all or remove the column."
         )
     return rows
+
+
+def _rows_of_parts(kind: str, folder: Path, task: str, columns: SpeechColumns) -> Iterator[SpeechRow]:
+    """Yield the rows of each part's tables; two tables of one part name no clip twice."""
+    named_by: dict[tuple, Path] = {}
+    for file, part in _tables_of_parts(kind, folder).items():
+        for row in _file_rows(kind, file, task, columns, part):
+            other = named_by.setdefault((row.part, row.path, row.begin), file)
+            if other != file:
+                raise UserError(
+                    f"--data {kind}:{folder}: {other.name} and {file.name} are both read as {row.part}, and both name "
+                    f"{row.path!r}. Keep one of them in the folder, or name it alone: --data {kind}:{other}"
+                )
+            yield row
 
 
 def _tables_of_parts(kind: str, folder: Path) -> dict[Path, str]:

@@ -154,8 +154,8 @@ def load_speech_set(
     kept, skipped = _left_out(_check_all(rows, wanted), lambda clips: [clip.reason for clip in clips])
     kept, contradicting = _left_out(kept, lambda clips: _contradictions(clips, task))
     skipped += contradicting
-    if strict and skipped:
-        raise UserError(f"--strict: {len(skipped)} clip(s) cannot be used; the first is {': '.join(skipped[0])}")
+    if strict:
+        refuse_skipped(skipped)
     left_out = f"{len(skipped)} clip(s) left out{', the first is ' + ': '.join(skipped[0]) if skipped else ''}"
     if not kept:
         raise UserError(f"--data {data!r} holds no clip that can be used: {left_out}.")
@@ -168,6 +168,12 @@ def load_speech_set(
     chosen = [kept[i] for part in PARTS for i in indices[part]]
     notes += more_notes + _notes_on_speakers(kept, examples) + _notes_on_sound(chosen, rate)
     return SpeechSet(data, **examples, skipped=(*skipped, *copies), notes=tuple(notes), class_names=class_names)
+
+
+def refuse_skipped(skipped: Sequence[tuple[str, str]]) -> None:
+    """Refuse a set of which a clip would be left out: what --strict asks for."""
+    if skipped:
+        raise UserError(f"--strict: {len(skipped)} clip(s) cannot be used; the first is {': '.join(skipped[0])}")
 
 
 def _demo_rows(task: str) -> list[SpeechRow]:

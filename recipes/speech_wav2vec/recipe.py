@@ -49,6 +49,7 @@ from common.speech_decoding import read_language, write_with_beams
 from common.speech_exporting import LONGEST_SECONDS, export_and_prove
 from common.speech_metrics import count_errors
 from common.speech_sources import SpeechSource, load_speech_source
+from common.word_ngrams import WordNgrams
 
 BASELINES = ("zero_shot", "frozen", "scratch")
 AUGMENTATIONS = ("speed", "noise", "gain", "microphone")
@@ -174,6 +175,7 @@ class Lesson:
         targets: of training: the numbers of each transcript, n int32 [characters], or class numbers, int64 [n].
         characters: that can be written; None where classes are named.
         references: what was really said in each part, as it is scored; {} where classes are named.
+        ngrams: words of the language model, where there is one.
     """
 
     data: SpeechSet
@@ -181,25 +183,26 @@ class Lesson:
     targets: list[np.ndarray] | np.ndarray
     characters: Characters | None
     references: dict[str, list[str]]
+    ngrams: WordNgrams | None
 
 
 def prepare(data: SpeechSet, source: SpeechSource, config: Config) -> Lesson:
     """Choose the characters: those of the training transcripts and those that the source can write. Leave out clips
     from which CTC cannot learn."""
-    characters, targets, references = None, data.train.labels, {}
+    characters, targets, references, ngrams = None, data.train.labels, {}, None
     if config.task == "transcribe":
         case = config.case or (source.characters.case if source.characters else "lower")
         characters = build_characters(data.train.texts, case)
         if source.characters:  # what it can write, it shall be able to write when it knows another voice as well
             characters = with_more(characters, source.characters)
         if config.language_model:  # a file that cannot be read is told now, not after the training
-            read_language(config.language_model, characters)
+            ngrams = read_language(config.language_model, characters)
         data, targets = writable_clips(
             data, characters, source.backbone.config.frame_lengths, config.outside, strict=config.strict
         )
         references = {part: [characters.normalise(text) for text in getattr(data, part).texts] for part in PARTS}
     clips = {part: Clips(getattr(data, part).paths, title=f"decoding {part}") for part in PARTS}
-    return Lesson(data, clips, targets, characters, references)
+    return Lesson(data, clips, targets, characters, references, ngrams)
 
 
 def build(source: SpeechSource, lesson: Lesson) -> keras.Model:
@@ -377,11 +380,11 @@ def answering(source: SpeechSource, model: keras.Model, lesson: Lesson):
 
 def decode_with_beams(said: Transcripts, answer, lesson: Lesson, config: Config) -> dict[str, list[str]]:
     """Return what beam search writes of the test clips, with a language model where there is one."""
-    chosen = config.language_model and not config.shots
-    val = answer("val", keep_log_probabilities=True).log_probabilities if chosen else ()
+    tuned = lesson.ngrams and not config.shots
+    val = answer("val", keep_log_probabilities=True).log_probabilities if tuned else ()
     return write_with_beams(
         said.log_probabilities, val, lesson.references["val"], lesson.characters, width=config.beams,
-        text=config.language_model,
+        ngrams=lesson.ngrams,
     )  # fmt: skip
 
 
