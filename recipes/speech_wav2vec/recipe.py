@@ -328,7 +328,8 @@ def check(config: Config) -> None:
     source = load_speech_source(config.source)
     lesson = prepare(data, source, config)
     print(f"{config.data}: {lesson.data.counts()}")
-    print(*(f"  {path}: {reason}" for path, reason in lesson.data.skipped[:10]), sep="\n")
+    for path, reason in lesson.data.skipped[:10]:
+        print(f"  {path}: {reason}")
     print(*(f"  {sentence}" for sentence in lesson.data.advice()), sep="\n")
     model = build(source, lesson)
     print(f"source: {source.card}\n{model.count_params():,} parameters")
