@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 
 from common import runs  # noqa: E402 (the script's folder, not the checkout, is on sys.path)
 
-PREPARED = ROOT / ".." / "prepared_data"
+PREPARED, SHARED = ROOT / ".." / "prepared_data", ROOT / ".." / "shared" / "data"
 MOBILENET = "keras:MobileNetV2@../shared/data/weights/mobilenet_imagenet_keras/mobilenet_v2_1.0_224_notop.weights.h5"
 
 
@@ -72,10 +72,10 @@ def extraction(repeats: int = 3) -> dict:
 
     rows = {}
     for name, folder, side in (
-        ("hymenoptera_data, photos", "hymenoptera_data", 224),
-        ("flowers5_128", "flowers5_128", 160),
+        ("hymenoptera_data, photos", PREPARED / "hymenoptera_data", 224),
+        ("ucmerced21_64", SHARED / "ucmerced21_64", 160),
     ):
-        paths = sorted(str(path) for path in (PREPARED / folder).rglob("*.jpg"))[:384]
+        paths = sorted(str(path) for path in folder.rglob("*.jpg"))[:384]
         source = load_source(MOBILENET, side)
         pixels = np.concatenate(list(image_batches(paths, source.image_size, 64).as_numpy_iterator()))
         source.extractor.predict(pixels[:64], batch_size=64, verbose=0)

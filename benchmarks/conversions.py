@@ -5,7 +5,7 @@
     python benchmarks/conversions.py                         # ten minutes on 2 cores
 
 Each run is trained, exported and converted by the command line, as a user does. Ants or bees: MobileNetV2 with ImageNet
-weights. Digits: the bundled ResNet, fine-tuned. CIFAR-10: MobileNetV2, fine-tuned on a thousand pictures. Flowers: a
+weights. Digits: the bundled ResNet, fine-tuned. CIFAR-10: MobileNetV2, fine-tuned on a thousand pictures. Land use: a
 head on a small ResNet that is a SavedModel itself. An 8-bit model that may not be used is a result like any other.
 Writes benchmarks/results/conversions.json.
 """
@@ -36,8 +36,8 @@ RUNS = {
         *("--data", "folder:../prepared_data/cifar10_subset", "--source", MOBILENET),
         *("--image-size", "96", "--limit", "1000", "--epochs", "3"),
     ),
-    "flowers, resnet20_cifar10 at 32 pixels": (
-        *("--data", "csv:../prepared_data/flowers5_128/split.csv", "--source", "hub:../prepared_data/resnet20_cifar10"),
+    "land use, resnet20_cifar10 at 32 pixels": (
+        *("--data", "folder:../shared/data/ucmerced21_64", "--source", "hub:../prepared_data/resnet20_cifar10"),
         *("--image-size", "32", "--unfreeze", "frozen"),
     ),
 }

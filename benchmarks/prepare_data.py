@@ -1,13 +1,11 @@
-"""Turn raw shared image data into plain folders and tables: python benchmarks/prepare_data.py [NAME ...]
+"""Turn raw shared image data into plain folders: python benchmarks/prepare_data.py [NAME ...]
 
 Results, outside the checkout (INDEX is the position in the raw file, so a picture can be traced back to it):
-    tiny_imagenet_200/{train,val}/WNID/INDEX.jpg + classes.csv    cifar10_subset/{train,test}/CLASS/INDEX.jpg
-    flowers5_128/flowers/CLASS/*.jpg + split.csv                  hymenoptera_data/{train,val}/CLASS/*.jpg
+    cifar10_subset/{train,test}/CLASS/INDEX.jpg                   hymenoptera_data/{train,val}/CLASS/*.jpg
     mnist/{train,test}/DIGIT/INDEX.png, usps/... (digits_da)      orl_faces/PERSON/N.png
     resnet20_cifar10, resnet56_cifar10: SavedModels, sources for --source 'hub:FOLDER(size=32)'
 """
 
-import csv
 import difflib
 import gzip
 import shutil
@@ -74,26 +72,11 @@ def extract_tar(archive: Path, target: Path) -> None:
         tar.extractall(target, filter="data")
 
 
-def prepare_tiny_imagenet(raw: Path, target: Path) -> None:
-    """WordNet ids name the class folders: the words are neither unique nor safe as file names."""
-    rows = [line.split("\t") for line in (raw / "classes.txt").read_text("utf-8").splitlines()]
-    for split in ("train", "val"):
-        write_jpegs(raw / f"{split}.npz", target / split, [wnid for _, wnid, _ in rows])
-    with (target / "classes.csv").open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([("wnid", "words"), *((wnid, words) for _, wnid, words in rows)])
-
-
 def prepare_cifar10(raw: Path, target: Path) -> None:
     """Line i of classes.txt names class i."""
     class_names = (raw / "classes.txt").read_text("utf-8").splitlines()
     for split in ("train", "test"):
         write_jpegs(raw / f"{split}.npz", target / split, class_names)
-
-
-def prepare_flowers(raw: Path, target: Path) -> None:
-    """The paths of the table (columns path, label, split) are those inside the tar."""
-    extract_tar(raw / "flowers.tar", target)
-    shutil.copyfile(raw / "split.csv", target / "split.csv")
 
 
 def prepare_hymenoptera(raw: Path, target: Path) -> None:
@@ -141,9 +124,7 @@ def prepare_resnet56(raw: Path, target: Path) -> None:
 
 
 DATA: dict[str, dict[str, Callable[[Path, Path], None]]] = {  # raw folder -> result folder -> what makes it
-    "tiny_imagenet_200": {"tiny_imagenet_200": prepare_tiny_imagenet},
     "cifar10_subset": {"cifar10_subset": prepare_cifar10},
-    "flowers5_128": {"flowers5_128": prepare_flowers},
     "hymenoptera_data": {"hymenoptera_data": prepare_hymenoptera},
     "digits_da": {"mnist": prepare_mnist, "usps": prepare_usps},
     "orl_faces": {"orl_faces": prepare_orl_faces},
@@ -155,12 +136,8 @@ def describe(folder: Path) -> str:
     """Count what lies in a result folder: pictures per split (`all` where there is none) and classes; or a model."""
     if (folder / "saved_model.pb").exists():
         return f"SavedModel of {sum(path.stat().st_size for path in folder.rglob('*')) / 1e6:.1f} MB"
-    if (folder / "split.csv").exists():
-        rows = csv.DictReader((folder / "split.csv").read_text("utf-8").splitlines())
-        pairs = [(row["split"], row["label"]) for row in rows]
-    else:
-        paths = [path.relative_to(folder) for path in folder.rglob("*") if path.suffix in (".jpg", ".png")]
-        pairs = [(path.parts[0] if len(path.parts) == 3 else "all", path.parent.name) for path in paths]
+    paths = [path.relative_to(folder) for path in folder.rglob("*") if path.suffix in (".jpg", ".png")]
+    pairs = [(path.parts[0] if len(path.parts) == 3 else "all", path.parent.name) for path in paths]
     if not pairs:
         raise ValueError(f"{folder.name} holds no pictures")
     counts = [f"{split} {count}" for split, count in sorted(Counter(pair[0] for pair in pairs).items())]
@@ -181,7 +158,7 @@ def main(
     shared: Path = Path("../shared/data"),
     out: Path = Path("../prepared_data"),
 ) -> None:
-    """Turn the raw shared image data into plain folders and tables; what is there already is left alone.
+    """Turn the raw shared image data into plain folders; what is there already is left alone.
 
     Args:
         names: data sets to prepare; none means all.

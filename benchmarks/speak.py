@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import gzip
 import io
 import subprocess
 import sys
@@ -98,10 +97,7 @@ def write_clips(folder: Path, wanted: list[tuple[str, str, str, str]], seed: int
 
 def sentences_of(folder: Path) -> list[str]:
     """Return the short sentences of the text sets, each once, without those that hold more than words."""
-    lines: list[str] = []
-    for path in (*folder.glob("rt_polarity/rt-polarity.*"), folder / "multi30k/train.en.gz"):
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        lines += raw.decode("utf-8", "replace").splitlines()
+    lines = (folder / "pretrain/speakable/sentences.txt").read_text("utf-8").splitlines()
     with open(folder / "sst2/train.tsv", encoding="utf-8") as file:
         lines += [line.split("\t")[0] for line in file]
     characters = Characters(("", " ", *"abcdefghijklmnopqrstuvwxyz'"))

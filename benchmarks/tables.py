@@ -55,7 +55,7 @@ def _read(name: str) -> dict:
 
 def results_of(recipe: str) -> list[str]:
     """Return the table of a recipe's results, with a column for each baseline that was measured."""
-    rows = [row for row in rows_of(recipe) if not row["name"].startswith(("digits_", "flowers_"))]
+    rows = [row for row in rows_of(recipe) if not row["name"].startswith("digits_")]
     columns = {name: title for name, title in BASELINES.items() if any(name in row["baselines"] for row in rows)}
     heads = ["what", *columns.values(), "result", "whole command", "proof: agreement, largest difference"]
     lines = [_line(heads), "|---" * len(heads) + "|"]
@@ -68,14 +68,12 @@ def results_of(recipe: str) -> list[str]:
 
 
 def sources() -> list[str]:
-    """Return the table of sources side by side: the rows `digits_SOURCE` and `flowers_SOURCE`."""
-    rows = {row["name"]: row for row in rows_of("image_classification")}
-    lines = ["| source | digits, frozen | digits, fine-tuned | flowers, frozen |", "|---|---|---|---|"]
-    for name, row in rows.items():
-        source = name.removeprefix("digits_")
-        if source != name and f"flowers_{source}" in rows:
+    """Return the table of sources side by side: the rows `digits_SOURCE`."""
+    lines = ["| source | digits, frozen | digits, fine-tuned |", "|---|---|---|"]
+    for row in rows_of("image_classification"):
+        if row["name"].startswith("digits_"):
             cells = [row["title"].partition(": ")[2], _score(row["baselines"]["frozen"]), _score(row["metric"])]
-            lines.append(_line([*cells, _score(rows[f"flowers_{source}"]["metric"])]))
+            lines.append(_line(cells))
     return lines
 
 

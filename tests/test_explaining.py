@@ -151,17 +151,11 @@ def test_ten_changed_copies_among_real_photos_are_found(shared_photos, tmp_path)
 
 
 @pytest.fixture
-def shared_photos(shared_data, tmp_path) -> list[Path]:
+def shared_photos(shared_data) -> list[Path]:
     """Real photos of the project's shared data, 150 of them."""
-    import tarfile
-
-    archives = sorted(shared_data.rglob("hymenoptera*.tar*"))
-    if not archives:
-        pytest.skip("needs hymenoptera_data in the shared data")
-    with tarfile.open(archives[0]) as archive:
-        members = [member for member in archive.getmembers() if member.name.endswith(".jpg")][:150]
-        archive.extractall(tmp_path / "photos", members, filter="data")
-    return sorted((tmp_path / "photos").rglob("*.jpg"))
+    photos = sorted((shared_data / "hymenoptera_data").rglob("*.jpg"))[:150]
+    assert len(photos) == 150
+    return photos
 
 
 # --- suspected labels ---------------------------------------------------------------------------------------------

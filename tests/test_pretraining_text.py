@@ -274,7 +274,7 @@ def test_it_learns_and_serves_as_a_source(shared_data: Path, tmp_path: Path):
 
     Hidden words take more than these 220 steps.
     """
-    texts, out = shared_data / "imdb" / "unsup.jsonl.gz", tmp_path / "run"
+    texts, out = shared_data / "pretrain" / "texts" / "train.jsonl.gz", tmp_path / "run"
     arguments = ["--data", f"jsonl:{texts}", "--limit", "3000", "--width", "96", "--layers", "2", "--epochs", "10"]
     assert main(["run", "pretraining_text", *arguments, "--out", str(out)]) == 0
     metrics = read(out / "metrics.json")

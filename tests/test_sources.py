@@ -227,8 +227,6 @@ def test_efficientnet_files_see_the_pixels_that_keras_feeds_them(tmp_path, monke
 )
 def test_real_weights(spec, file, width, shared_data):
     folder = shared_data / "weights" / "mobilenet_imagenet_keras"
-    if not (folder / file).is_file():
-        pytest.skip(f"needs {file} in the shared data")
     source = load_source(f"keras:{spec}@{folder / file}")
     assert source.feature_width == width
     assert source.card["origin"].endswith(file)

@@ -1,0 +1,34 @@
+"""How much code a recipe needs: the lines of the files that its imports reach.
+
+python benchmarks/import_closure.py              # a line a recipe
+python benchmarks/import_closure.py --files      # and the files
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from recipes.commands._closure import closure, count_lines  # noqa: E402  (after the path of the checkout)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--files", action="store_true", help="list the files, with their lines")
+    show_files = parser.parse_args().files
+    commands = [ROOT / "recipes" / "__main__.py", *(ROOT / "recipes" / "commands").glob("*.py")]
+    print(f"{'recipe':24}{'lines':>8}{'with all commands':>20}")
+    for recipe in sorted((ROOT / "recipes").glob("*/recipe.py")):
+        files = closure(ROOT, [recipe])
+        together = closure(ROOT, [recipe, *commands])
+        print(f"{recipe.parent.name:24}{count_lines(files):>8,}{count_lines(together):>20,}")
+        if show_files:
+            print(*(f"  {count_lines([file]):>5} {file.relative_to(ROOT)}" for file in files), sep="\n")
+
+
+if __name__ == "__main__":
+    main()
