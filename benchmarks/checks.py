@@ -24,7 +24,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from common import runs  # noqa: E402 (the script's folder, not the checkout, is on sys.path)
+from common import files, runs  # noqa: E402 (the script's folder, not the checkout, is on sys.path)
 
 PREPARED, SHARED = ROOT / ".." / "prepared_data", ROOT / ".." / "shared" / "data"
 MOBILENET = "keras:MobileNetV2@../shared/data/weights/mobilenet_imagenet_keras/mobilenet_v2_1.0_224_notop.weights.h5"
@@ -66,9 +66,9 @@ def extraction(repeats: int = 3) -> dict:
     """Compare the rate of `extract_features` on files with the bare `predict` on tensors in memory, alternating."""
     import numpy as np
 
-    from common.data.images import image_batches
-    from common.features import extract_features
-    from common.sources import load_source
+    from common.images.batches import image_batches
+    from common.images.features import extract_features
+    from common.images.sources import load_source
 
     rows = {}
     for name, folder, side in (
@@ -164,7 +164,7 @@ if __name__ == "__main__":
     for check in sys.argv[1:] or CHECKS:
         found = CHECKS[check]()
         facts = {"versions": runs.versions(), "machine": f"{os.cpu_count()} cores", "date": time.strftime("%Y-%m-%d")}
-        runs.write_json(
+        files.write_json(
             ROOT / "benchmarks" / "results" / f"{check}.json",
             {"command": f"python benchmarks/checks.py {check}", **found, **facts},
         )

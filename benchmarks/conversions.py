@@ -23,7 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from common import runs  # noqa: E402 (the script's folder, not the checkout, is on sys.path)
+from common import files  # noqa: E402 (the script's folder, not the checkout, is on sys.path)
 
 MOBILENET = "keras:MobileNetV2@../shared/data/weights/mobilenet_imagenet_keras/mobilenet_v2_1.0_224_notop.weights.h5"
 RUNS = {
@@ -103,7 +103,7 @@ def main() -> None:
         "machine": f"{os.cpu_count()} cores",
         "date": time.strftime("%Y-%m-%d"),
     }
-    runs.write_json(ROOT / "benchmarks" / "results" / "conversions.json", content)
+    files.write_json(ROOT / "benchmarks" / "results" / "conversions.json", content)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from common import runs  # noqa: E402 (the script's folder, not the checkout, is on sys.path)
+from common import files, runs  # noqa: E402 (the script's folder, not the checkout, is on sys.path)
 
 DETECTORS = ("retinanet", "yolov8")
 STEPS, WARM = 12, 2
@@ -35,7 +35,7 @@ def seconds_of_steps(name: str, way: str) -> list[float]:
 
     from common import training
     from common.checkpoints import fit_with_checkpoints
-    from recipes.object_detection.recipe import Config, build, compile_detector, load_data, training_stream
+    from recipes.object_detection.recipe import Config, build_model, compile_detector, load_data, training_stream
 
     stamps: list[float] = []
     watch = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: stamps.append(time.monotonic()))
@@ -43,7 +43,7 @@ def seconds_of_steps(name: str, way: str) -> list[float]:
         config = Config(detector=name, source="keras:MobileNetV2@random", image_size=256, out=out)
         data = load_data(config)
         keras.utils.set_random_seed(0)
-        source, detector = build(data, config)
+        source, detector = build_model(data, config)
         stream = training_stream(data, source.image_size, config).map(detector.targets, 2)
         if way == "library":
             losses = {} if name == "retinanet" else {"box_loss": "ciou", "classification_loss": "binary_crossentropy"}
@@ -78,7 +78,7 @@ def main(arguments: list[str]) -> None:
         print(name, found[name], flush=True)
     result = {"seconds_of_a_step": found, "batch": 8, "pixels": 256, "versions": runs.versions(),
               "cores": os.cpu_count(), "date": time.strftime("%Y-%m-%d")}  # fmt: skip
-    runs.write_json(ROOT / "benchmarks" / "results" / "detection_steps.json", result)
+    files.write_json(ROOT / "benchmarks" / "results" / "detection_steps.json", result)
 
 
 if __name__ == "__main__":

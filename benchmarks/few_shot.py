@@ -32,7 +32,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from common import runs  # noqa: E402 (the script's folder, not the checkout, is on sys.path)
+from common import files, runs  # noqa: E402 (the script's folder, not the checkout, is on sys.path)
 
 DATA = ROOT.parent / "shared" / "data" / "sst2"
 SHOTS = {8: (0, 1, 2, 3, 4), 64: (0, 1, 2)}
@@ -65,11 +65,11 @@ def with_ours(texts: list[str], labels: list[int], seed: int, *, tuned: bool) ->
     import keras
     import numpy as np
 
-    from common import features
-    from common.contrastive import tune_on_pairs
-    from common.data.texts import TextReader, run_on_tokens
-    from common.text_models import build_classifier, build_encoder, unfreeze
-    from common.text_sources import load_text_source
+    from common import linear_head
+    from common.texts.batches import TextReader, run_on_tokens
+    from common.texts.contrastive import tune_on_pairs
+    from common.texts.models import build_classifier, build_encoder, unfreeze
+    from common.texts.sources import load_text_source
     from recipes.bert_sentiment.recipe import Config, pair_steps
 
     config = Config(source="minilm", seed=seed)
@@ -89,11 +89,11 @@ def with_ours(texts: list[str], labels: list[int], seed: int, *, tuned: bool) ->
         )  # fmt: skip
     said = run_on_tokens(encoder, tokens)
     # No validation part here: a fixed penalty, and the sentences themselves where the function wants one.
-    features.fit_linear_head(model.get_layer("head"), said[None], labels, said, labels, penalties=(PENALTY,))
+    linear_head.fit_linear_head(model.get_layer("head"), said[None], labels, said, labels, penalties=(PENALTY,))
     spent = began()
 
     asked, truth = read("dev")
-    probabilities = features.predict_head(model.get_layer("head"), run_on_tokens(encoder, reader.read(asked)))
+    probabilities = linear_head.predict_head(model.get_layer("head"), run_on_tokens(encoder, reader.read(asked)))
     return {"accuracy": float(np.mean(probabilities.argmax(axis=1) == truth))} | spent
 
 
@@ -105,8 +105,8 @@ def with_setfit(texts: list[str], labels: list[int], seed: int) -> dict[str, flo
     from setfit import SetFitModel, Trainer, TrainingArguments
     from sklearn.linear_model import LogisticRegression
 
-    from common.catalogue import CATALOGUE
-    from common.fetching import fetch_entry
+    from common.sources.catalogue import CATALOGUE
+    from common.sources.entries import fetch_entry
 
     folder = fetch_entry(CATALOGUE["minilm"])
     words = models.Transformer(str(folder), max_seq_length=256)
@@ -160,7 +160,7 @@ def main() -> None:
             way: {key: _spread([row[key] for row in several]) for key in several[0]} for way, several in rows.items()
         }
     result = {"shots": found, "versions": runs.versions() | _versions(), "cores": os.cpu_count()}
-    runs.write_json(file, result)
+    files.write_json(file, result)
 
 
 def _spread(values: list[float]) -> dict:

@@ -26,7 +26,7 @@ import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from benchmarks.convert_resnet import build, convert  # noqa: E402
-from common import freezing, runs  # noqa: E402
+from common import files, freezing, runs  # noqa: E402
 from common.hub import SavedModelLayer  # noqa: E402
 
 SHARED = ROOT.parent / "shared" / "data"
@@ -128,7 +128,7 @@ def main() -> None:
         "machine": f"{os.cpu_count()} cores",
         "date": time.strftime("%Y-%m-%d"),
     }
-    runs.write_json(ROOT / "benchmarks" / "results" / "hub_layer.json", content)
+    files.write_json(ROOT / "benchmarks" / "results" / "hub_layer.json", content)
 
 
 if __name__ == "__main__":

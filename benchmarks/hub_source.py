@@ -27,7 +27,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras  # noqa: E402 (the script's folder, not the checkout, is on sys.path)
 import numpy as np  # noqa: E402
 
-from common import runs  # noqa: E402
+from common import files, runs  # noqa: E402
 from common.hub import SavedModelLayer  # noqa: E402
 
 WEIGHTS = "../shared/data/weights/mobilenet_imagenet_keras/mobilenet_v2_1.0_224_notop.weights.h5"
@@ -133,7 +133,7 @@ def main() -> None:
         "machine": f"{os.cpu_count()} cores",
         "date": time.strftime("%Y-%m-%d"),
     }
-    runs.write_json(ROOT / "benchmarks" / "results" / "hub_source.json", content)
+    files.write_json(ROOT / "benchmarks" / "results" / "hub_source.json", content)
 
 
 if __name__ == "__main__":

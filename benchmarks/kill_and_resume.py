@@ -26,7 +26,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from common import runs  # noqa: E402 (the script's folder, not the checkout, is on sys.path)
+from common import files, runs  # noqa: E402 (the script's folder, not the checkout, is on sys.path)
 
 FLAGS = ["--epochs", "8", "--save-every", "1"]
 RUN = [sys.executable, "-m", "recipes", "run", "image_classification"]
@@ -102,7 +102,7 @@ def main(kills: int, seed: int, flags: list[str]) -> None:
         "versions": runs.versions(),
         "date": time.strftime("%Y-%m-%d"),
     }
-    runs.write_json(ROOT / "benchmarks" / "results" / "kill_and_resume.json", result)
+    files.write_json(ROOT / "benchmarks" / "results" / "kill_and_resume.json", result)
     print(f"{result['equal_in_everything']} of {result['killed']} killed runs ended equal to the undisturbed one")
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from common import runs  # noqa: E402 (the script's folder, not the checkout, is on sys.path)
+from common import files, runs  # noqa: E402 (the script's folder, not the checkout, is on sys.path)
 
 SPEAKERS = ("george", "jackson", "nicolas", "theo", "yweweler")
 TABLES = "../prepared_data/fsdd"
@@ -62,7 +62,7 @@ def main() -> None:
              for name in ("zero_shot", "scratch", "adapted")}  # fmt: skip
     result = {"wer": found, "mean": means, "clips_of_each_digit": SHOTS, "versions": runs.versions(),
               "date": time.strftime("%Y-%m-%d")}  # fmt: skip
-    runs.write_json(ROOT / "benchmarks" / "results" / "new_voice.json", result)
+    files.write_json(ROOT / "benchmarks" / "results" / "new_voice.json", result)
 
 
 if __name__ == "__main__":

@@ -26,9 +26,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import numpy as np  # noqa: E402 (the script's folder, not the checkout, is on sys.path)
 import tensorflow as tf  # noqa: E402
 
-from common import runs  # noqa: E402
-from common.exporting import prove_image_classifier  # noqa: E402
-from common.serving.deployment import SERVING_IMAGE  # noqa: E402
+from common import files  # noqa: E402
+from common.images.export import prove_image_classifier  # noqa: E402
+from common.serving.kit.deployment import SERVING_IMAGE  # noqa: E402
 
 RELEASE = SERVING_IMAGE.rpartition(":")[2].rsplit(".", 1)[0]  # of TensorFlow, as of TensorFlow Serving
 
@@ -81,7 +81,7 @@ def main() -> None:
         "date": time.strftime("%Y-%m-%d"),
     }
     print(json.dumps(content, indent=2))
-    runs.write_json(ROOT / "benchmarks" / "results" / "older_tensorflow.json", content)
+    files.write_json(ROOT / "benchmarks" / "results" / "older_tensorflow.json", content)
 
 
 if __name__ == "__main__":

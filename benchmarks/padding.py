@@ -22,7 +22,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from common import runs  # noqa: E402 (the script's folder, not the checkout, is on sys.path)
+from common import files, runs  # noqa: E402 (the script's folder, not the checkout, is on sys.path)
 
 WAYS = {
     "by length": "texts of about one length together, as the recipe does",
@@ -39,11 +39,11 @@ def train(way: str) -> dict[str, float]:
     import numpy as np
 
     from common import training
-    from common.data import texts as batches
-    from common.data.text_rows import Columns
-    from common.data.text_sets import load_text_set
-    from common.text_models import build_classifier, build_encoder, layers_by_depth, unfreeze
-    from common.text_sources import load_text_source
+    from common.texts import batches
+    from common.texts.dataset import load_text_set
+    from common.texts.models import build_classifier, build_encoder, layers_by_depth, unfreeze
+    from common.texts.readers import Columns
+    from common.texts.sources import load_text_source
     from recipes.bert_sentiment.recipe import Config
 
     class FixedLength(batches.Tokens):
@@ -58,7 +58,10 @@ def train(way: str) -> dict[str, float]:
                 for name, array in short.items()
             }
 
-    config = Config(source="minilm", data=f"tsv:{ROOT.parent}/shared/data/sst2", text_column="1", label_column="2")
+    config = Config(
+        source="minilm", data=f"tsv:{ROOT.parent}/shared/data/sst2", text_column="1", label_column="2",
+        learning_rate=1e-4,  # as by default
+    )  # fmt: skip
     data = load_text_set(config.data, columns=Columns(config.text_column, config.label_column))
     keras.utils.set_random_seed(0)
     source = load_text_source(config.source)
@@ -113,7 +116,7 @@ def main() -> None:
         print(way, found[way], flush=True)
     result = {"sentences": SENTENCES, "epochs": EPOCHS, "ways": found, "versions": runs.versions(),
               "cores": os.cpu_count(), "date": time.strftime("%Y-%m-%d")}  # fmt: skip
-    runs.write_json(ROOT / "benchmarks" / "results" / "padding.json", result)
+    files.write_json(ROOT / "benchmarks" / "results" / "padding.json", result)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Fetch the schemas that tests/test_deployment.py holds the deployment files against; writes into tests/data/.
+"""Fetch the schemas that tests/serving/test_deployment.py checks the deployment files against: tests/serving/data.
 
     python benchmarks/refresh_schemas.py         # fetches about 1 MB of wheels
 
@@ -25,7 +25,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from common import runs  # noqa: E402 (the script's folder, not the checkout, is on sys.path)
+from common import files  # noqa: E402 (the script's folder, not the checkout, is on sys.path)
 
 CHECK_JSONSCHEMA = ("check-jsonschema", "0.39.0")
 COMPOSE_SPEC = "check_jsonschema/builtin_schemas/vendor/compose-spec.json"
@@ -116,7 +116,7 @@ def main() -> None:
         "kserve_schema.json": {"source": kserve_source, "schema": kserve_schema},
     }
     for name, content in written.items():
-        path = runs.write_json(ROOT / "tests/data" / name, content)
+        path = files.write_json(ROOT / "tests/serving/data" / name, content)
         print(f"{path.relative_to(ROOT)}: {path.stat().st_size:,} bytes")
 
 

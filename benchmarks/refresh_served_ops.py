@@ -3,7 +3,7 @@
     python benchmarks/refresh_served_ops.py      # fetches about 1.3 GB of wheels, unpacks 4 GB for a minute
 
 Nothing that is fetched is installed or imported: the libraries of each wheel are loaded in a process of their own,
-which asks TensorFlow's C API what they register. Writes common/serving/served_ops.json.
+which asks TensorFlow's C API what they register. Writes common/proof/fresh_process/served_ops.json.
 
 tensorflow_serving/model_servers/BUILD of https://github.com/tensorflow/serving says what the server links
 (SUPPORTED_TENSORFLOW_OPS): TensorFlow's own ops, TF Text's `tensorflow_text:ops_lib`, and the inference ops of TF
@@ -139,7 +139,7 @@ def registered(tensorflow: Path, libraries: list[Path] = ()) -> tuple[set[str], 
 
 def main() -> None:
     """Fetch the wheels, ask them, and write the list."""
-    from common import runs
+    from common import files
 
     with tempfile.TemporaryDirectory() as temporary:
         tensorflow, tensorflow_digest = fetch(*TENSORFLOW, Path(temporary, "tensorflow"))
@@ -162,8 +162,9 @@ def main() -> None:
         {"group": group, "package": package, "version": version, "wheel_sha256": digest}
         for group, ((package, version), digest) in zip(ops, wheels, strict=True)
     ]
-    path = runs.write_json(
-        ROOT / "common/serving/served_ops.json", {"tensorflow_serving": TF_SERVING, "sources": sources} | ops
+    path = files.write_json(
+        ROOT / "common/proof/fresh_process/served_ops.json",
+        {"tensorflow_serving": TF_SERVING, "sources": sources} | ops,
     )
     print(f"{path.relative_to(ROOT)}: {', '.join(f'{len(names):,} {group}' for group, names in ops.items())}")
 

@@ -1,11 +1,11 @@
-"""Write what the reference implementation of BERT says, for tests/test_text_references.py: ids and hidden states.
+"""Write what the reference implementation of BERT says, for tests/texts/test_references.py: ids and hidden states.
 
     pip install -r requirements-parity.txt       # PyTorch and transformers, the reference
     python -m recipes fetch minilm               # the real vocabulary and weights, 91 MB
     python benchmarks/refresh_text_references.py # half a minute
 
-tests/data/hard_strings.json         strings in many scripts that are hard to cut, with their token ids
-tests/data/minilm_hidden_states.npz  sentences, with what each layer makes of them
+tests/texts/data/hard_strings.json         strings in many scripts that are hard to cut, with their token ids
+tests/texts/data/minilm_hidden_states.npz  sentences, with what each layer makes of them
 
 The ids are those of the package tokenizers: WordPiece on the real vocabulary, without special tokens, so that `[CLS]`
 written in a text is text. transformers' own tokenizer of the folder must say the same of every string that writes no
@@ -24,9 +24,9 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from common import runs  # noqa: E402 (the script's folder, not the checkout, is on sys.path)
-from common.catalogue import CATALOGUE  # noqa: E402
-from common.fetching import missing_files  # noqa: E402
+from common import files  # noqa: E402 (the script's folder, not the checkout, is on sys.path)
+from common.sources.catalogue import CATALOGUE  # noqa: E402
+from common.sources.entries import missing_files  # noqa: E402
 
 MINILM = CATALOGUE["minilm"]
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -456,7 +456,7 @@ def write_strings(path: Path, content: dict) -> Path:
     parts.append('"strings": [\n' + ",\n".join(one_a_line) + "\n]")
     parts.append('"vocabulary": {\n' + ",\n".join(some_a_line) + "\n}")
     text = "{\n" + ",\n".join(parts) + "\n}\n"
-    return runs.write_atomically(path, lambda partial: partial.write_text(text, "ascii"))
+    return files.write_atomically(path, lambda partial: partial.write_text(text, "ascii"))
 
 
 def hidden_states(sentences: Sequence[str]) -> dict[str, np.ndarray]:
@@ -507,13 +507,13 @@ def main() -> None:
     if missing_files(MINILM):
         raise SystemExit("The real vocabulary and weights are not here. Try: python -m recipes fetch minilm")
     content = hard_strings()
-    path = write_strings(ROOT / "tests/data/hard_strings.json", content)
+    path = write_strings(ROOT / "tests/texts/data/hard_strings.json", content)
     print(
         f"{path.relative_to(ROOT)}: {len(content['strings'])} strings, {len(STRINGS)} scripts and kinds, "
         f"{len(content['vocabulary']):,} tokens, {path.stat().st_size / 1e3:,.0f} kB"
     )
     arrays = hidden_states(SENTENCES)
-    path = ROOT / "tests/data/minilm_hidden_states.npz"
+    path = ROOT / "tests/texts/data/minilm_hidden_states.npz"
     np.savez_compressed(path, **arrays)
     print(f"{path.relative_to(ROOT)}: {arrays['token_ids'].shape} tokens, {path.stat().st_size / 1e3:,.0f} kB")
 

@@ -1,10 +1,10 @@
-"""Write what transformers' wav2vec 2.0 says of a tiny network, for tests/test_wav2vec2.py.
+"""Write what transformers' wav2vec 2.0 says of a tiny network, for tests/speech/test_wav2vec2.py.
 
     pip install -r requirements-parity.txt       # PyTorch and transformers, the reference
     python benchmarks/refresh_wav2vec2_golden.py # seconds
 
-tests/data/wav2vec2_golden.npz holds two networks, `base` (norm of each channel, norms after) and `stable` (norms of
-layers, norms before), each with weights, clips, what every layer makes of them, logits of all heads, losses and
+tests/speech/data/wav2vec2_golden.npz holds two networks, `base` (norm of each channel, norms after) and `stable` (norms
+of layers, norms before), each with weights, clips, what every layer makes of them, logits of all heads, losses and
 gradients. Weights are drawn at random, larger than a new network has them, so that every part has a say.
 """
 
@@ -188,7 +188,7 @@ def main() -> None:
     for network, changes in NETWORKS.items():
         of_network = network_arrays(changes, padded=network == "stable")
         arrays |= {f"{network}/{name}": array for name, array in of_network.items()}
-    path = ROOT / "tests/data/wav2vec2_golden.npz"
+    path = ROOT / "tests/speech/data/wav2vec2_golden.npz"
     np.savez_compressed(path, **arrays)
     print(f"{path.relative_to(ROOT)}: {len(arrays)} arrays, {path.stat().st_size / 1e3:,.0f} kB")
 

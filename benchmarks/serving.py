@@ -45,9 +45,9 @@ from PIL import Image  # noqa: E402
 from tensorflow_serving.apis.predict_pb2 import PredictRequest  # noqa: E402
 from tensorflow_serving.apis.prediction_service_pb2_grpc import PredictionServiceStub  # noqa: E402
 
-from common import runs  # noqa: E402
-from common.exporting import export_image_classifier  # noqa: E402
-from common.warmup import WARMUP_FILE  # noqa: E402
+from common import files, runs  # noqa: E402
+from common.images.export import export_image_classifier  # noqa: E402
+from common.proof.warmup import WARMUP_FILE  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "serving.json"
 
@@ -544,7 +544,7 @@ def main(names: list[str]) -> None:
             "versions": runs.versions(),
             "machine": f"{os.cpu_count()} cores",
         }
-        runs.write_json(RESULTS, content)
+        files.write_json(RESULTS, content)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from common import runs  # noqa: E402 (the script's folder, not the checkout, is on sys.path)
+from common import files, runs  # noqa: E402 (the script's folder, not the checkout, is on sys.path)
 
 WEIGHTS = "../shared/data/weights/mobilenet_imagenet_keras/mobilenet_v2_1.0_224_notop.weights.h5"
 DATA = {
@@ -72,8 +72,8 @@ def run_way(way: str, name: str, seed: int) -> list[dict]:
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
 
-    from common import features
-    from common.sources import load_source
+    from common.images import features
+    from common.images.sources import load_source
     from recipes.image_classification import recipe
 
     settings = DATA[name]
@@ -106,17 +106,35 @@ def run_way(way: str, name: str, seed: int) -> list[dict]:
                 scaler.transform(features.extract_features(source, data.test.paths, Path(out))[0])
             ))  # fmt: skip
         else:
-            model = recipe.build_model(source, len(data.class_names), config)
-            said = recipe.extract(source, data, config, ("train", "val"))
-            history = recipe.train_head(model, said, data, config)
-            if not recipe.fine_tuning_epochs(data, config):
-                recipe.refit_head(model, said, data, config, history)
-            note("head", 0, lambda: recipe.predict(source, model, data.test.paths, config))
-            if recipe.fine_tuning_epochs(data, config):
-                head = recipe.starting_head(said, data, config, history)
-                rows, _ = recipe.fine_tune(source, model, data, config, head)
-                note("finetune", len(rows), lambda: recipe.predict(source, model, data.test.paths, config))
+            _ours(source, data, config, note)
     return points
+
+
+def _ours(source, data, config, note: Callable) -> None:
+    """Follow the recipe, without the features of the test split: they are only for its baseline."""
+    from common import linear_head
+    from common.images import features
+    from recipes.image_classification import recipe
+
+    run = runs.Run(config)
+    model = recipe.build_model(source, len(data.class_names), config)
+    head, weights = model.get_layer("head"), recipe.sample_weights(data, config)
+    augment = recipe.augmentations(config, data)
+    settings = dict(cache=run.out / "features", resize=config.resize, save_every=config.save_every)
+    views = dict(views=config.views if augment else 1, augment=augment, seed=config.seed)
+    train = features.extract_features(source, data.train.paths, **settings, **views)
+    val = features.extract_features(source, data.val.paths, **settings)[0]
+    history = linear_head.fit_linear_head(head, train, data.train.labels, val, data.val.labels, sample_weights=weights)
+    pieces = [(view, data.train.labels, weights) for view in train]
+    epochs = recipe.fine_tuning_epochs(data, config)
+    if not epochs:
+        of_val = (val, data.val.labels, recipe.sample_weights(data, config, data.val.labels))
+        linear_head.refit_linear_head(head, pieces, of_val, linear_head.chosen_penalty(history))
+    note("head", 0, lambda: recipe.predict(source, model, data.test.paths, config))
+    if epochs:
+        start = linear_head.starting_weights(pieces, len(data.class_names), history)
+        rows, _ = recipe.fine_tune(run, source, model, data, start)
+        note("finetune", len(rows), lambda: recipe.predict(source, model, data.test.paths, config))
 
 
 def _tutorial(source, data, seed: int, note: Callable) -> None:
@@ -124,7 +142,7 @@ def _tutorial(source, data, seed: int, note: Callable) -> None:
     import keras
     import tensorflow as tf
 
-    from common.data.images import image_batches
+    from common.images.batches import image_batches
 
     size = source.image_size
 
@@ -215,7 +233,7 @@ def main(names: list[str], seeds: list[int]) -> None:
             "machine": f"{os.cpu_count()} cores",
             "date": time.strftime("%Y-%m-%d"),
         }
-        runs.write_json(file, content)
+        files.write_json(file, content)
 
 
 def _spread(values: list[float]) -> dict:

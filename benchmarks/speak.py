@@ -1,8 +1,8 @@
-"""Let espeak-ng read: a corpus to pre-train bundled:wav2vec2_mini on, or the demo of speech_wav2vec.
+"""Let espeak-ng read: a corpus to pre-train bundled:wav2vec2_mini on, or the demo of the speech recipes.
 
     apt install espeak-ng
     python benchmarks/speak.py corpus --texts ../shared/data --out ../prepared_data/spoken --clips 16000
-    python benchmarks/speak.py demo --out common/data/spoken_words
+    python benchmarks/speak.py demo --out common/speech/demo
 
 A voice is an accent of English with one of espeak-ng's variants (other throats), and each clip has its own pitch and
 pace. The voices of the demo's validation and test, and those of the corpus', speak nowhere else. Same arguments, same
@@ -25,9 +25,9 @@ import soundfile
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from common.characters import Characters  # noqa: E402 (the script's folder, not the checkout, is on sys.path)
-from common.data.audio import SAMPLE_RATE, decode_sound  # noqa: E402
-from common.progress import ProgressLine  # noqa: E402
+from common.progress import ProgressLine  # noqa: E402 (the script's folder, not the checkout, is on sys.path)
+from common.speech.audio.decode import SAMPLE_RATE, decode_sound  # noqa: E402
+from common.speech.ctc.characters import Characters  # noqa: E402
 
 ACCENTS = ("en-us", "en-gb", "en-gb-scotland", "en-gb-x-rp", "en-us-nyc", "en-gb-x-gbclan")
 HELD_OUT_ACCENTS = ("en-029", "en-gb-x-gbcwmd")  # the Caribbean, the West Midlands

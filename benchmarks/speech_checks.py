@@ -29,18 +29,18 @@ import numpy as np  # noqa: E402 (the script's folder, not the checkout, is on s
 import soundfile  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
-from common import runs  # noqa: E402
-from common.data.audio import SAMPLE_RATE, read_sound  # noqa: E402
-from common.data.speech_sets import load_speech_set  # noqa: E402
-from common.long_sound import transcribe_long  # noqa: E402
-from common.recognising import build_listener, write_text  # noqa: E402
-from common.serving.files import write_serving_files  # noqa: E402
+from common import files, runs  # noqa: E402
+from common.serving.kit.write import write_serving_files  # noqa: E402
 from common.serving.models import ModelConfig  # noqa: E402
 from common.serving.server import Address, Server  # noqa: E402
-from common.speech_exporting import as_served_wav, export_recogniser  # noqa: E402
-from common.speech_metrics import transcription_metrics  # noqa: E402
-from common.speech_models import as_recogniser  # noqa: E402
-from common.speech_sources import load_speech_source  # noqa: E402
+from common.speech.audio.decode import SAMPLE_RATE, read_sound  # noqa: E402
+from common.speech.dataset import load_speech_set  # noqa: E402
+from common.speech.export import as_served_wav, export_recogniser  # noqa: E402
+from common.speech.inference import build_listener, write_text  # noqa: E402
+from common.speech.long_recordings import transcribe_long  # noqa: E402
+from common.speech.metrics import transcription_metrics  # noqa: E402
+from common.speech.models import as_recogniser  # noqa: E402
+from common.speech.sources import load_speech_source  # noqa: E402
 
 REAL = {"LibriSpeech, 6 sentences": "folder:../shared/data/librispeech_84_121123",
         "LJSpeech, 8 sentences": "folder:../shared/data/ljspeech_8"}  # fmt: skip
@@ -128,7 +128,7 @@ def main() -> None:
     options = parser.parse_args()
     found = {"padding": padding(options.run), "real_voices": real_voices(), "an_hour": an_hour()}
     found |= {"versions": runs.versions(), "date": time.strftime("%Y-%m-%d")}
-    runs.write_json(ROOT / "benchmarks" / "results" / "speech_checks.json", found)
+    files.write_json(ROOT / "benchmarks" / "results" / "speech_checks.json", found)
     print(json.dumps(found, indent=2))
 
 

@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 
-from common import runs  # noqa: E402 (the script's folder, not the checkout, is on sys.path)
+from common import files  # noqa: E402 (the script's folder, not the checkout, is on sys.path)
 
 SIZES = {
     "base": {},
@@ -73,8 +73,8 @@ def batch(seconds: float) -> dict[str, np.ndarray]:
 
 def compare(folder: Path) -> dict[str, float]:
     """Return the largest differences between what the reference said and what we say."""
-    from common.models.wav2vec2 import build_recogniser
-    from common.wav2vec2_weights import load_wav2vec2
+    from common.speech.wav2vec2.heads import build_recogniser
+    from common.speech.wav2vec2.weights import load_wav2vec2
 
     loaded = load_wav2vec2(folder)
     inputs = {name: array for name, array in batch(2.0).items() if name in ("samples", "lengths")}
@@ -98,8 +98,8 @@ def time_ours(folder: Path, seconds: float, steps: int) -> dict[str, object]:
     import keras
     import tensorflow as tf
 
-    from common.models.wav2vec2 import build_recogniser, ctc_loss
-    from common.wav2vec2_weights import load_wav2vec2
+    from common.speech.wav2vec2.heads import build_recogniser, ctc_loss
+    from common.speech.wav2vec2.weights import load_wav2vec2
 
     tf.config.threading.set_intra_op_parallelism_threads(THREADS)
     tf.config.threading.set_inter_op_parallelism_threads(THREADS)
@@ -212,7 +212,7 @@ def main() -> None:
         **measure(given.size, given.seconds, given.steps, given.rounds), "date": time.strftime("%Y-%m-%d"),
     }  # fmt: skip
     found = {"made_by": "benchmarks/wav2vec2_parity.py", "machine": f"{os.cpu_count()} cores", "sizes": sizes}
-    runs.write_atomically(given.out, lambda partial: partial.write_text(json.dumps(found, indent=2) + "\n"))
+    files.write_atomically(given.out, lambda partial: partial.write_text(json.dumps(found, indent=2) + "\n"))
     print(json.dumps(found, indent=2))
 
 

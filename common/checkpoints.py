@@ -17,7 +17,7 @@ import keras
 import numpy as np
 
 from common.errors import UserError
-from common.runs import write_atomically
+from common.files import write_atomically
 
 
 class StopRequest:

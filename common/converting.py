@@ -2,8 +2,8 @@
 
 What is converted is the graph of the SavedModel's `tensors` signature, from pixels to the probabilities of a classifier
 or to the candidates of a detector. These runtimes have no picture decoder and no strings: who uses the file decodes,
-resizes and names the classes, as the README.md beside it says. What is different for detectors stands in
-`detection_converting`.
+resizes and names the classes, as the README.md beside it says. What the answers of a recipe are, how they are proved
+and how a converted model is used, its `Converter` says.
 """
 
 from __future__ import annotations
@@ -12,38 +12,59 @@ import html
 import re
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import flatbuffers
 import numpy as np
 import tensorflow as tf
 
-from common import runs
-from common.checking import median_seconds
 from common.errors import UserError, first_line
+from common.files import write_atomically
 
-# Largest difference of a probability that a float conversion may show; ResNets and MobileNets stay below 1e-5.
-FLOAT_TOLERANCE = 1e-4
-# Share of the test pictures that an 8-bit conversion must answer as the SavedModel does.
-INT8_AGREEMENT = 0.98
-# They set the range of each 8-bit tensor. From 30 to 200 the agreement did not grow beyond chance.
-CALIBRATION_PICTURES = 200
 ONNX_OPSET = 18
 
 Ask = Callable[[np.ndarray], np.ndarray]
 
 
-def load_to_convert(version: Path):
+@dataclass(frozen=True)
+class Converter:
+    """What `python -m recipes convert` must know of the exports of a recipe.
+
+    Attributes:
+        gives: the output of the signature `tensors` that is converted.
+        load_data: (settings of the run, folder for what is written) -> the data of the run, with `train`, `test`,
+            `class_names` and `counts()`.
+        resize: settings of the run -> how images come to the model's size, in one word.
+        calibrate: (data, size, resize, seed) -> the number of training images that set the ranges of an 8-bit model,
+            and a function that streams them, one in a batch; None where no 8-bit model is offered.
+        prove: (the SavedModel, the converted model, data, size, resize) -> what was found on the test split.
+        failure: (what was found, whether in 8 bits) -> what is wrong with the model, "" where it may be used.
+        how_to_use: (file name, dtype, size, resize, number of classes) -> the README.md beside the file.
+    """
+
+    gives: str
+    load_data: Callable[[dict, Path], Any]
+    resize: Callable[[dict], str]
+    calibrate: Callable[[Any, tuple[int, int], str, int], tuple[int, Callable[[], Iterable[np.ndarray]]]] | None
+    prove: Callable[[Ask, Ask, Any, tuple[int, int], str], dict]
+    failure: Callable[[dict, bool], str]
+    how_to_use: Callable[[str, str, tuple[int, int], str, int], str]
+
+
+def load_to_convert(version: Path, gives: str):
     """Load the SavedModel of pictures, on the CPU: a GPU rounds products otherwise, and a phone has none.
 
     Args:
-        version: its folder, as `exporting.export_image_classifier` or `detecting.export_detector` writes it.
+        version: its folder.
+        gives: the output of its signature `tensors` that is to be converted.
 
     Returns:
         The loaded object. Keep it: its signatures alone lose their variables.
 
     Raises:
-        UserError: it cannot be loaded, or has no signature `tensors` of pixels to probabilities or candidates.
+        UserError: it cannot be loaded, or has no signature `tensors` of pixels to that output.
     """
     try:
         with tf.device("CPU:0"):
@@ -52,19 +73,14 @@ def load_to_convert(version: Path):
         raise UserError(f"{version} cannot be loaded: {first_line(problem)}. Run the recipe again.") from problem
     signature = loaded.signatures.get("tensors")
     takes = signature.structured_input_signature[1] if signature else {}
-    gives = set(signature.structured_outputs) if signature else set()
-    if set(takes) != {"pixels"} or "class_names" not in gives or not gives & {"probabilities", "candidates"}:
+    outputs = set(signature.structured_outputs) if signature else set()
+    if set(takes) != {"pixels"} or not {"class_names", gives} <= outputs:
         raise UserError(
-            f"{version} cannot be converted: its signature `tensors` must take pixels and give class_names, and "
-            f"probabilities or candidates. Its signatures: {', '.join(loaded.signatures) or 'none'}; `tensors` takes "
+            f"{version} cannot be converted: its signature `tensors` must take pixels and give class_names and "
+            f"{gives}. Its signatures: {', '.join(loaded.signatures) or 'none'}; `tensors` takes "
             f"{', '.join(takes) or 'nothing'}. Name the run of an image classifier or an object detector."
         )
     return loaded
-
-
-def what_it_gives(loaded) -> str:
-    """Return what a loaded model answers with: `probabilities` of a classifier, `candidates` of a detector."""
-    return next(iter(set(loaded.signatures["tensors"].structured_outputs) & {"probabilities", "candidates"}))
 
 
 def size_and_class_names(loaded) -> tuple[tuple[int, int], list[str]]:
@@ -75,33 +91,33 @@ def size_and_class_names(loaded) -> tuple[tuple[int, int], list[str]]:
     return size, [name.decode("utf-8") for name in answer["class_names"][0].numpy()]
 
 
-def with_constant_weights(loaded) -> tf.types.experimental.PolymorphicFunction:
+def with_constant_weights(loaded, gives: str) -> tf.types.experimental.PolymorphicFunction:
     """Return what a SavedModel computes as one function whose weights are constants.
 
     Args:
         loaded: as `load_to_convert` returns it.
+        gives: the output wanted.
 
     Returns:
-        A tf.function of `pixels`, float32 [batch, height, width, 3], RGB, 0 to 255, to a dict of the one thing that
-        `what_it_gives` names.
+        A tf.function of `pixels`, float32 [batch, height, width, 3], RGB, 0 to 255, to a dict of that output.
     """
     # tf2onnx and the LiteRT converter freeze with this function too. Done here, it also makes constants of what the
     # graph of a SavedModel holds beside its variables; tf2onnx would make inputs of them, which nobody can feed.
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-    signature, wanted = loaded.signatures["tensors"], what_it_gives(loaded)
+    signature = loaded.signatures["tensors"]
     pixels = signature.structured_input_signature[1]["pixels"]
 
     @tf.function(input_signature=[pixels])
     def as_served(pixels):
-        return signature(pixels=pixels)[wanted]
+        return signature(pixels=pixels)[gives]
 
     frozen = convert_variables_to_constants_v2(as_served.get_concrete_function())
-    graph, takes, gives = frozen.graph.as_graph_def(), frozen.inputs[0].name, frozen.outputs[0].name
+    graph, enters, leaves = frozen.graph.as_graph_def(), frozen.inputs[0].name, frozen.outputs[0].name
 
     @tf.function(input_signature=[pixels], autograph=False)
     def answer(pixels):
-        return {wanted: tf.graph_util.import_graph_def(graph, {takes: pixels}, [gives], name="")[0]}
+        return {gives: tf.graph_util.import_graph_def(graph, {enters: pixels}, [leaves], name="")[0]}
 
     return answer
 
@@ -146,11 +162,6 @@ def to_litert_int8(
     return _take_bytes_and_share_zeros(quantizer.get_nondebug_quantized_model())
 
 
-def choose_to_calibrate(paths: Sequence[str], seed: int) -> np.ndarray:
-    """Return up to CALIBRATION_PICTURES of the training pictures, str [n], at random but the same for the same seed."""
-    return np.random.default_rng(seed).permutation(np.asarray(paths))[:CALIBRATION_PICTURES]
-
-
 def to_onnx(function: tf.types.experimental.PolymorphicFunction) -> bytes:
     """Convert to ONNX in float32.
 
@@ -168,13 +179,12 @@ def to_onnx(function: tf.types.experimental.PolymorphicFunction) -> bytes:
     return model.SerializeToString()
 
 
-def ask_saved_model(loaded) -> Ask:
-    """Return a loaded model as a function of pixels float32 [batch, height, width, 3] to what it gives."""
-    wanted = what_it_gives(loaded)
+def ask_saved_model(loaded, gives: str) -> Ask:
+    """Return a loaded model as a function of pixels float32 [batch, height, width, 3] to one of its outputs."""
 
     def ask(pixels: np.ndarray) -> np.ndarray:
         with tf.device("CPU:0"):
-            return loaded.signatures["tensors"](pixels=tf.constant(pixels))[wanted].numpy()
+            return loaded.signatures["tensors"](pixels=tf.constant(pixels))[gives].numpy()
 
     return ask
 
@@ -209,106 +219,10 @@ def open_onnx(model: bytes, threads: int) -> Ask:
     return lambda pixels: session.run(None, {"pixels": pixels})[0]
 
 
-def prove_conversion(saved: Ask, converted: Ask, batches: Iterable[np.ndarray], labels: np.ndarray) -> dict:
-    """Ask the SavedModel and the converted model about the same pictures, each in its own runtime, and compare.
-
-    Args:
-        saved: what was converted, as `ask_saved_model` returns it.
-        converted: the same, as `open_litert` or `open_onnx` return it.
-        batches: pixels float32 [batch, height, width, 3] as serving decodes and resizes them; n pictures in all.
-        labels: int [n], the true classes.
-
-    Returns:
-        {"examples", "agreement", "max_abs_diff", "accuracy", "saved_model_accuracy", "batch_max_abs_diff" (the
-        pictures of the first batch asked together and one by one), "milliseconds", "saved_model_milliseconds" (median
-        for one picture, warm)}.
-    """
-    wanted, answered, first = [], [], None
-    for pixels in batches:
-        first = pixels if first is None else first
-        wanted.append(saved(pixels))
-        answered.append(converted(pixels))
-    alone = np.concatenate([converted(first[i : i + 1]) for i in range(len(first))])
-    batch_difference = float(np.abs(alone - answered[0]).max())
-    wanted, answered = np.concatenate(wanted), np.concatenate(answered)
-    said, answer = wanted.argmax(axis=1), answered.argmax(axis=1)
-    return {
-        "examples": len(labels),
-        "agreement": float((said == answer).mean()),
-        "max_abs_diff": float(np.abs(wanted - answered).max()),
-        "accuracy": float((answer == labels).mean()),
-        "saved_model_accuracy": float((said == labels).mean()),
-        "batch_max_abs_diff": batch_difference,
-        "milliseconds": round(1e3 * median_seconds(lambda: converted(first[:1]), repeats=30), 3),
-        "saved_model_milliseconds": round(1e3 * median_seconds(lambda: saved(first[:1]), repeats=30), 3),
-    }
-
-
-def passes(proof: dict, int8: bool) -> bool:
-    """Return whether a conversion may be used.
-
-    Args:
-        proof: as `prove_conversion` returns it.
-        int8: a share of INT8_AGREEMENT of the labels must then be the same; all of them otherwise, and all
-            probabilities within FLOAT_TOLERANCE.
-    """
-    if proof["batch_max_abs_diff"] > FLOAT_TOLERANCE:
-        return False
-    if int8:
-        return proof["agreement"] >= INT8_AGREEMENT
-    return proof["agreement"] == 1.0 and proof["max_abs_diff"] <= FLOAT_TOLERANCE
-
-
 def saved_model_bytes(version: Path) -> int:
     """Return the size of a SavedModel, without the pictures that a server warms up with (assets.extra)."""
     files = [path for path in version.rglob("*") if path.is_file() and "assets.extra" not in path.parts]
     return sum(path.stat().st_size for path in files)
-
-
-def how_to_use(file: str, takes: str, size: tuple[int, int], resize: str, classes: int) -> str:
-    """Return the README.md beside a converted model: what goes in, what comes out, how to prepare a picture.
-
-    Args:
-        file: name of the model's file, *.tflite or *.onnx.
-        takes: dtype of its pixels, "uint8" or "float32".
-        size: (height, width) of its pictures.
-        resize: how pictures came to this size in training.
-        classes: how many there are.
-    """
-    height, width = size
-    ways = {
-        "crop": f"cut out the largest centred part with the shape {height}:{width}, and resize it to",
-        "squash": "resize it, whatever its shape, to",
-        "pad": "shrink or enlarge it until it just fits, and fill the rest with black (0), centred, to",
-    }
-    code = {
-        ".onnx": f"""import onnxruntime
-
-session = onnxruntime.InferenceSession("{file}")
-(probabilities,) = session.run(["probabilities"], {{"pixels": pixels}})""",
-        ".tflite": f"""from ai_edge_litert.interpreter import Interpreter
-
-interpreter = Interpreter("{file}")
-interpreter.allocate_tensors()
-interpreter.set_tensor(interpreter.get_input_details()[0]["index"], pixels)
-interpreter.invoke()
-probabilities = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])""",
-    }[Path(file).suffix]
-    return f"""# {file}
-
-In: `pixels`, {takes} [1, {height}, {width}, 3]: RGB, 0 to 255. The model itself subtracts and divides what it needs.
-Out: float32 [1, {classes}], probabilities in the order of the lines of `labels.txt`.
-
-To prepare a picture as in training: decode it to RGB without turning it by its EXIF note, {ways[resize]}
-{height} x {width} pixels (bilinear, with antialiasing{", rounded to whole numbers" if takes == "uint8" else ""}).
-Other libraries resize a little differently; try yours on pictures whose class you know.
-
-```python
-{code}
-```
-
-How it compares with the SavedModel on the test pictures: `conversion.json`.
-"""
 
 
 def table(conversions: Sequence[dict]) -> list[dict[str, str]]:
@@ -365,7 +279,7 @@ def show_in_report(report: Path, conversions: Sequence[dict]) -> bool:
     )  # fmt: skip
     text, places = _PLACE.subn(lambda _: section, text, count=1)
     if places:
-        runs.write_atomically(report, lambda partial: partial.write_bytes(text.encode("utf-8")))
+        write_atomically(report, lambda partial: partial.write_bytes(text.encode("utf-8")))
     return bool(places)
 
 

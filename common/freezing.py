@@ -6,12 +6,12 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 
 from common.errors import UserError
-from common.hub import SavedModelLayer, SavedModelPart
-from common.specs import check_choice, parse_policy
+from common.flags import check_choice, parse_policy
 
 # How keras.applications and KerasHub name the layers of one block; the last match in a backbone is its last block:
 # conv5_block3_1_conv, stack2_block1_2_bn, block_16_project, block7a_dwconv, vit_encoder/transformer_block_12/mlp ...
@@ -23,7 +23,9 @@ _BLOCK_NAME = re.compile(
 # DenseNet (its `conv5_block16` is one of the 16 small layers of the dense block that conv5 is).
 _BLOCK_END = re.compile(r"mixed\d+|pool[2-4]_pool|transition\d+_pool")
 
-Freezable = keras.layers.Layer | SavedModelPart
+# A layer, or a part of a SavedModel (`hub.SavedModelPart`). A `hub.SavedModelLayer` is known by its `parts`: importing
+# it would bring what runs SavedModels to every recipe.
+Freezable = Any
 
 BATCH_NORM_MOMENTUM = 0.9  # moving statistics follow within some ten steps, which every fine-tuning has
 
@@ -76,7 +78,7 @@ def freeze(model: keras.Model, backbone: keras.Model, policy: str, batch_norm: s
     for saved_model in _saved_models(backbone):
         _set_training_mode(saved_model, policy, batch_norm)
     for layer in weight_layers(backbone):
-        if isinstance(layer, SavedModelPart):
+        if not isinstance(layer, keras.layers.Layer):  # a part of a SavedModel
             layer.trainable = id(layer) in trains
         elif list(layer._layers):  # a layer made of layers: its setter would overrule those inside
             for weight in layer._trainable_variables:
@@ -94,11 +96,11 @@ def _is_batch_norm(layer: Freezable) -> bool:
     return isinstance(layer, keras.layers.BatchNormalization) or getattr(layer, "is_batch_norm", False)
 
 
-def _saved_models(backbone: keras.Model) -> list[SavedModelLayer]:
-    return [layer for layer in backbone._flatten_layers() if isinstance(layer, SavedModelLayer)]
+def _saved_models(backbone: keras.Model) -> list[keras.layers.Layer]:
+    return [layer for layer in backbone._flatten_layers() if hasattr(layer, "parts")]
 
 
-def _set_training_mode(layer: SavedModelLayer, policy: str, batch_norm: str) -> None:
+def _set_training_mode(layer: keras.layers.Layer, policy: str, batch_norm: str) -> None:
     has_batch_norm = any(part.is_batch_norm for part in layer.parts)
     if has_batch_norm and batch_norm == "train" and policy not in ("all", "frozen"):
         raise UserError(
@@ -172,7 +174,7 @@ def _named_layers(
         if id(layer) in seen:
             continue
         seen.add(id(layer))
-        if isinstance(layer, SavedModelLayer):
+        if hasattr(layer, "parts"):
             yield from ((f"{prefix}{layer.name}/{part.name}", part) for part in layer.parts)
         else:
             yield prefix + layer.name, layer

@@ -20,7 +20,8 @@ from keras.src.saving.serialization_lib import in_safe_mode
 from tensorflow.core.protobuf import saved_model_pb2
 
 from common.errors import UserError, did_you_mean, first_line
-from common.fetching import is_handle, resolve_handle
+from common.sources.handles import is_handle
+from common.sources.hub_cache import resolve_handle
 
 _MOVING_STATISTICS = ("moving_mean", "moving_variance")
 
@@ -38,7 +39,7 @@ class SavedModelLayer(keras.layers.Layer):
     `model.export` writes all of it.
 
     Args:
-        handle: folder of the SavedModel, or a TF Hub or Kaggle handle as for `common.fetching.resolve_handle`.
+        handle: folder of the SavedModel, or a TF Hub or Kaggle handle as for `common.sources.handles.resolve_handle`.
         trainable: whether its weights train.
         follow_training: whether the module is in training mode where the Keras model is (and `trainable` is set), so
             that its dropout acts and its BatchNorm follows the batches; else it stays in inference mode.

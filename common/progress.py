@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import statistics
 import sys
 import time
+from collections.abc import Callable
 
 
 class ProgressLine:
@@ -44,3 +46,14 @@ def format_seconds(seconds: float) -> str:
     if seconds < 3600:
         return f"{seconds // 60} min {seconds % 60:02d} s"
     return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+
+
+def median_seconds(call: Callable[[], object], repeats: int = 3) -> float:
+    """Return the median seconds of a call; a first one, which traces and compiles, does not count."""
+    call()
+    seconds = []
+    for _ in range(repeats):
+        began = time.monotonic()
+        call()
+        seconds.append(time.monotonic() - began)
+    return statistics.median(seconds)

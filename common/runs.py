@@ -3,133 +3,61 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import dataclasses
-import errno
 import importlib.metadata
 import json
-import os
 import platform
 import resource
-import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from common.errors import UserError
+from common.files import write_json, write_table
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> Path:
-    """Write a file aside and rename it into place: a reader sees the old file or the new one, never half.
-
-    Args:
-        path: the file wanted.
-        write: gets the path of the file to write.
-
-    Returns:
-        The path.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        write(partial)
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)  # on a full disk every byte counts
-        raise
-    return path
-
-
-# The disk is full, the user's share of it is, or a file is longer than the user may write.
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-@contextlib.contextmanager
-def room_for(what: str, folder: Path, needed: int | None = None) -> Iterator[None]:
-    """Turn the error of a full disk, whoever raises it, into one that says where room is missing and how much.
+class Run:
+    """A run under way: its settings, its folder, its stopwatch, and what its stages save.
 
     Args:
-        what: is written inside of this block.
-        folder: where; it need not exist yet.
-        needed: bytes, about; None where nobody knows.
+        config: the recipe's frozen dataclass, with `out`, `resume` and `save_every`.
+
+    Attributes:
+        config: the settings to run with; with `resume` those of the run that was stopped.
+        out: the run folder.
+        clock: counts the seconds of each stage, those before `--resume` included.
 
     Raises:
-        UserError: there is no room left.
+        UserError: as `start`.
     """
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:  # h5py, zipfile and TensorFlow each have their own, some without a number
-        says = [os.strerror(number) for number in _NO_ROOM]
-        said = next((text for text in says if text in str(error)), None)
-        if said is None:
-            raise
-        free = shutil.disk_usage(next(path for path in (folder, *folder.absolute().parents) if path.exists())).free
-        wants = f"about {needed / 1e6:,.1f} MB are needed, " if needed else ""
-        raise UserError(
-            f"There is no room for {what} in {folder}: {wants}{free / 1e6:,.1f} MB are free. The system says: {said}. "
-            f"Make room there."
-        ) from error
 
+    def __init__(self, config):
+        self.config = start(config)
+        self.out = Path(self.config.out)
+        self.clock = Stopwatch(self.out / "checkpoints" / "seconds.json")
 
-def write_json(path: Path, content: Mapping) -> Path:
-    """Write a JSON file atomically; keys keep their order, non-ASCII stays readable."""
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    return write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+    def remember(self, *inputs) -> None:
+        """Refuse to continue if data or source (anything with a `fingerprint()`) changed since the run was started."""
+        remember_inputs(self.out, "".join(one.fingerprint() for one in inputs))
 
+    def saves(self, stage: str) -> dict:
+        """Return where a stage saves what `--resume` needs and how often, as `training.fit_stage` takes it."""
+        return {"checkpoint": self.out / "checkpoints" / f"{stage}.npz", "save_every": self.config.save_every}
 
-def flatten(content: Mapping, prefix: str = "") -> dict[str, object]:
-    """Return the leaves of nested dicts under names like `seconds.total`."""
-    flat: dict[str, object] = {}
-    for key, value in content.items():
-        name = f"{prefix}{key}"
-        flat |= flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
-    return flat
+    def watchers(self, stage: str) -> list:
+        """Return the Keras callbacks that watch a stage: TensorBoard's with `--tensorboard`, else none."""
+        if not getattr(self.config, "tensorboard", False):
+            return []
+        from common import tracking  # here: it imports keras, and the command line uses this module without
 
-
-def write_table(path: Path, rows: Sequence[Mapping], columns: Sequence[str]) -> Path:
-    """Write rows as a csv file, atomically, with its heading even where there is no row."""
-
-    def write(partial: Path) -> None:
-        with open(partial, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(rows)
-
-    return write_atomically(path, write)
+        return tracking.tensorboard_callbacks(self.out, stage)
 
 
 def write_history(path: Path, rows: Sequence[Mapping]) -> Path:
     """Write history.csv: one row an epoch of each stage, with every column that any stage has."""
     return write_table(path, rows, list(dict.fromkeys(key for row in rows for key in row)))
-
-
-def facts(
-    config, counts: dict[str, int], source: str, seconds: dict[str, float], parameters: dict, proof: dict, export: dict
-) -> dict:
-    """Return what metrics.json says of every run, whatever was learned.
-
-    Args:
-        config: of the recipe; its `data` and `seed` are told.
-        counts: examples of each part, and those left out.
-        source: the spec of the pretrained model.
-        seconds, parameters, proof, export: as the recipe measured them.
-    """
-    return {
-        "seconds": seconds,
-        "counts": counts,
-        "parameters": parameters,
-        "proof": proof,
-        "export": export,
-        "peak_memory_mb": peak_memory_mb(),
-        "source": source,
-        "data": config.data,
-        "seed": config.seed,
-        "versions": versions(),
-    }
 
 
 def versions() -> dict[str, str]:
@@ -217,6 +145,9 @@ def settings_to_resume(config):
         )
     try:
         settings = json.loads((out / "config.json").read_text("utf-8"))
+        for name, value in getattr(kind, "retired", {}).items():  # flags that are gone, and their only value today
+            if settings.pop(name, value) != value and value is not ...:
+                raise ValueError(f"--{name} is gone, see CHANGELOG.md")
         settings = {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
         return kind(**settings | {"out": str(out), "resume": str(out)})
     except OSError as error:
@@ -249,22 +180,6 @@ def remember_inputs(out: Path, fingerprint: str) -> None:
             f"--resume {str(out)!r}: the data or the source changed since this run was started, so it cannot end as it "
             f"would have. Put them back, or start over in another --out."
         )
-
-
-def command(recipe: str, config) -> str:
-    """Return the command line that repeats a run: the flags that differ from the recipe's defaults, and `--out OUT`."""
-    parts = ["python -m recipes run", recipe]
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if value == field.default or field.name in ("out", "resume"):
-            continue
-        flag = field.name.replace("_", "-")
-        if isinstance(value, bool):
-            parts.append(f"--{flag}" if value else f"--no-{flag}")
-        else:
-            values = value if isinstance(value, tuple) else (value,)
-            parts.append(" ".join([f"--{flag}", *(shlex.quote(str(item)) for item in values)]))
-    return " ".join([*parts, "--out OUT"])
 
 
 def finish(out: Path, metrics: Mapping, history: Sequence[Mapping], skipped: Sequence[tuple[str, str]] = ()) -> None:

@@ -7,13 +7,11 @@ import functools
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from common.checkpoints import fit_with_checkpoints
 from common.progress import ProgressLine, format_seconds
 
 
@@ -133,11 +131,12 @@ class EpochLines(keras.callbacks.Callback):
         stage: name of the stage.
         epochs: planned number of epochs.
         steps: steps in an epoch.
+        scores: measured on validation, those to print.
     """
 
-    def __init__(self, stage: str, epochs: int, steps: int):
+    def __init__(self, stage: str, epochs: int, steps: int, scores: Sequence[str] = ("accuracy",)):
         super().__init__()
-        self.stage, self.epochs, self.steps = stage, epochs, steps
+        self.stage, self.epochs, self.steps, self.scores = stage, epochs, steps, scores
         self.rows: list[dict] = []
 
     def on_train_begin(self, logs=None):
@@ -154,97 +153,15 @@ class EpochLines(keras.callbacks.Callback):
         seconds = (time.monotonic() - self.progress.started) / (epoch + 1 - self.first_epoch)
         left = seconds * (self.epochs - epoch - 1)
         start = "\r\033[K" if sys.stdout.isatty() else ""
-        scores = ", ".join(
-            f"{k} {logs[k]:.4f}"
-            for k in ("loss", "val_loss", "val_accuracy", "val_ap50", "val_wer", "val_contrastive_loss")
-            if k in logs
-        )
+        shown = ("loss", "val_loss", *(f"val_{score}" for score in self.scores))
+        scores = ", ".join(f"{name} {logs[name]:.4f}" for name in shown if name in logs)
         text = f"{start}  {self.stage} {epoch + 1}/{self.epochs}: {scores}, {format_seconds(left)} left"
         print(text, flush=True)
-
-
-def fit_stage(
-    model: keras.Model,
-    batches_from: Callable[[int, int], object],
-    *,
-    stage: str,
-    epochs: int,
-    steps: int,
-    optimizer: keras.optimizers.Optimizer,
-    loss="categorical_crossentropy",
-    validation=None,
-    score: Callable[[], dict[str, float]] | None = None,
-    patience: int | None = None,
-    start_counts: bool = False,
-    xla: bool = True,
-    begin: Callable[[], None] | None = None,
-    checkpoint: Path | None = None,
-    save_every: float = 30.0,
-    callbacks: Sequence[keras.callbacks.Callback] = (),
-) -> list[dict]:
-    """Train a classifier for one stage and leave it with its best weights on validation.
-
-    Args:
-        model: gives probabilities [batch, classes]; compiled here, so that what is frozen is frozen.
-        batches_from: gives what `fit` takes, from (epoch, step) on; the same ones, whenever it is asked.
-        stage: name for the progress lines and the history.
-        epochs: at most this many.
-        steps: batches in an epoch.
-        optimizer: with its schedule.
-        loss: Keras loss on probabilities and one-hot targets.
-        validation: dataset of (inputs, one-hot targets).
-        score: instead of that, measures the model as it is on validation: loss, accuracy, cross_entropy. For models
-            whose answers are made of several rows.
-        patience: epochs without improvement before stopping.
-        start_counts: whether the model as given competes too.
-        xla: whether XLA may compile the step on an accelerator; not for batches of many shapes.
-        begin: sets the weights that training begins with, where they are not those of the model as given.
-        checkpoint: file that a killed run continues from; None for none.
-        save_every: seconds between saves.
-        callbacks: more Keras callbacks.
-
-    Returns:
-        One row an epoch: stage, epoch, loss, accuracy, val_loss, val_accuracy, val_cross_entropy.
-    """
-    model.compile(
-        optimizer=optimizer,
-        loss=loss,
-        metrics=["accuracy", keras.metrics.CategoricalCrossentropy(name="cross_entropy")],
-        jit_compile=use_xla() if xla else False,
-    )
-    if score:
-        add = keras.callbacks.LambdaCallback(
-            on_epoch_end=lambda _, logs: logs.update({f"val_{name}": value for name, value in score().items()})
-        )
-        callbacks = [add, *callbacks]  # first, so that all others see it
-    rival, resumed = None, checkpoint is not None and checkpoint.exists()
-    if start_counts and not resumed:
-        logs = score() if score else model.evaluate(validation, verbose=0, return_dict=True)
-        rival = {f"val_{name}": value for name, value in logs.items()}, model.get_weights()
-    if begin and not resumed:
-        begin()
-    return fit_with_checkpoints(
-        model,
-        batches_from,
-        epochs=epochs,
-        lines=EpochLines(stage, epochs, steps),
-        keep=KeepBest(patience, rival),
-        validation=validation,
-        checkpoint=checkpoint,
-        save_every=save_every,
-        callbacks=callbacks,
-    )
 
 
 def use_xla() -> bool | str:
     """Return Keras' own choice on an accelerator, and False where XLA slows down (CPU) or fails (several devices)."""
     return "auto" if tf.config.list_physical_devices("GPU") and not tf.distribute.has_strategy() else False
-
-
-def balanced_class_weights(labels: np.ndarray, classes: int) -> np.ndarray:
-    """Return a weight for each class that makes all classes count the same; float32 [classes], mean 1 over examples."""
-    counts = np.bincount(labels, minlength=classes)
-    return (len(labels) / (classes * np.maximum(counts, 1))).astype("float32")
 
 
 def copy_weights(source: keras.Model, target: keras.Model) -> None:

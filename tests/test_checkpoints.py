@@ -18,9 +18,10 @@ import tensorflow as tf
 
 from common import checkpoints, progress, runs, training
 from common.checkpoints import StageState, fit_with_checkpoints, load_stage, save_stage, stop_at_next_step
+from common.classification.training import fit_stage
 from common.errors import UserError
-from common.features import extract_features
-from common.sources import Source
+from common.images.features import extract_features
+from common.images.sources import Source
 
 EPOCHS, STEPS, BATCH = 4, 5, 8
 RNG = np.random.default_rng(0)
@@ -53,7 +54,7 @@ def fit(path: Path | None, *, killed_at: int | None = None, patience: int | None
         if len(steps) == killed_at:
             raise Killed
 
-    rows = training.fit_stage(
+    rows = fit_stage(
         model, batches_from, stage="test", epochs=EPOCHS, steps=STEPS, checkpoint=path, patience=patience,
         validation=tf.data.Dataset.from_tensor_slices((INPUTS, TARGETS)).batch(64),
         optimizer=training.DiscriminativeAdamW(

@@ -10,8 +10,9 @@ import pytest
 import tensorflow as tf
 
 from common import exporting
-from common.data.images import image_batches
-from common.sources import load_source
+from common.images import export
+from common.images.batches import image_batches
+from common.images.sources import load_source
 
 SIZE = (32, 32)
 
@@ -56,7 +57,7 @@ def test_plain_keras_export_serves_in_training_mode_and_stores_variables_twice(t
 
 def test_served_answers_equal_predict_and_repeat(tmp_path: Path, pictures: list[str]):
     model = small_classifier()
-    version = exporting.export_image_classifier(model, tmp_path / "servable", ("dark", "hell"))
+    version = export.export_image_classifier(model, tmp_path / "servable", ("dark", "hell"))
     loaded = tf.saved_model.load(str(version))
     serve = loaded.signatures["serving_default"]
     for paths in (pictures[:1], pictures[:5]):  # the batch is dynamic
@@ -72,7 +73,7 @@ def test_served_answers_equal_predict_and_repeat(tmp_path: Path, pictures: list[
 
 def test_signatures_take_what_the_outside_world_has(tmp_path: Path, pictures: list[str]):
     model = small_classifier()
-    version = exporting.export_image_classifier(model, tmp_path / "servable", ("dark", "größer"))
+    version = export.export_image_classifier(model, tmp_path / "servable", ("dark", "größer"))
     loaded = tf.saved_model.load(str(version))
     assert set(loaded.signatures) == {"serving_default", "tensors", "embed"}
     inputs = {name: sig.structured_input_signature[1] for name, sig in loaded.signatures.items()}
@@ -91,7 +92,7 @@ def test_signatures_take_what_the_outside_world_has(tmp_path: Path, pictures: li
 def test_loads_the_way_tf_serving_loads(tmp_path: Path, pictures: list[str]):
     """Graph, restore op and signature by tensor name: what the C++ server does, and what slimming must keep."""
     model = small_classifier()
-    version = exporting.export_image_classifier(model, tmp_path / "servable", ("dark", "hell"))
+    version = export.export_image_classifier(model, tmp_path / "servable", ("dark", "hell"))
     raw = [Path(path).read_bytes() for path in pictures[:3]]
     with tf.compat.v1.Session(graph=tf.Graph()) as session:
         meta_graph = tf.compat.v1.saved_model.load(session, ["serve"], str(version))
@@ -104,7 +105,7 @@ def test_export_is_hardly_larger_than_the_weights_and_stores_each_once(tmp_path:
     source = load_source("keras:MobileNetV2(size=96)@random")
     head = keras.layers.Dense(2, activation="softmax", name="head")(source.extractor.output)
     model = keras.Model(source.extractor.input, head)
-    version = exporting.export_image_classifier(model, tmp_path / "servable", ("a", "b"))
+    version = export.export_image_classifier(model, tmp_path / "servable", ("a", "b"))
     assert exporting.size_report(version, model)["ratio"] <= 1.05
     stored = [name for name, _ in tf.train.list_variables(str(version / "variables" / "variables"))]
     assert len([name for name in stored if "OBJECT_GRAPH" not in name]) == len(model.weights)
@@ -116,14 +117,14 @@ def test_export_of_a_half_precision_model_is_refused(tmp_path: Path):
     x = keras.layers.GlobalAveragePooling2D()(pixels)
     model = keras.Model(pixels, keras.layers.Dense(2, activation="softmax", name="head")(x))
     with pytest.raises(ValueError, match="float32"):
-        exporting.export_image_classifier(model, tmp_path / "servable", ("a", "b"))
+        export.export_image_classifier(model, tmp_path / "servable", ("a", "b"))
 
 
 def test_versions_count_up_and_a_failed_export_leaves_nothing(tmp_path: Path):
     model = small_classifier()
-    first = exporting.export_image_classifier(model, tmp_path / "servable", ("a", "b"))
+    first = export.export_image_classifier(model, tmp_path / "servable", ("a", "b"))
     (tmp_path / "servable" / "7").mkdir()
-    second = exporting.export_image_classifier(model, tmp_path / "servable", ("a", "b"))
+    second = export.export_image_classifier(model, tmp_path / "servable", ("a", "b"))
     assert (first.name, second.name) == ("1", "8")
 
     def full_disk(partial: Path):
@@ -137,8 +138,8 @@ def test_versions_count_up_and_a_failed_export_leaves_nothing(tmp_path: Path):
 
 def test_proof_passes_for_the_true_export(tmp_path: Path, pictures: list[str]):
     model = small_classifier()
-    version = exporting.export_image_classifier(model, tmp_path / "servable", ("dark", "größer"))
-    proof = exporting.prove_image_classifier(version, pictures, predicted(model, pictures), ("dark", "größer"))
+    version = export.export_image_classifier(model, tmp_path / "servable", ("dark", "größer"))
+    proof = export.prove_image_classifier(version, pictures, predicted(model, pictures), ("dark", "größer"))
     assert proof["passed"], proof
     assert proof["examples"] == len(pictures) and proof["agreement"] == 1.0
     assert proof["max_abs_diff"] <= 1e-5 and proof["ops_outside_tf_serving"] == []
@@ -147,7 +148,7 @@ def test_proof_passes_for_the_true_export(tmp_path: Path, pictures: list[str]):
 @pytest.mark.parametrize("lie", ["probabilities", "labels", "nan"])
 def test_proof_notices_an_export_that_answers_otherwise(tmp_path: Path, pictures: list[str], lie: str):
     model = small_classifier()
-    version = exporting.export_image_classifier(model, tmp_path / "servable", ("dark", "hell"))
+    version = export.export_image_classifier(model, tmp_path / "servable", ("dark", "hell"))
     probabilities, names = predicted(model, pictures), ("dark", "hell")
     if lie == "probabilities":
         probabilities = probabilities + np.array([3e-4, -3e-4], "float32")
@@ -155,7 +156,7 @@ def test_proof_notices_an_export_that_answers_otherwise(tmp_path: Path, pictures
         probabilities[1, 1 - probabilities[1].argmax()] = np.nan  # the first: each larger number passes over it
     else:
         names = ("hell", "dark")
-    proof = exporting.prove_image_classifier(version, pictures, probabilities, names)
+    proof = export.prove_image_classifier(version, pictures, probabilities, names)
     assert not proof["passed"]
 
 
@@ -169,12 +170,12 @@ def test_proof_notices_ops_that_no_server_has(tmp_path: Path, pictures: list[str
 
     tf.saved_model.save(module, str(tmp_path / "1"), {"serving_default": serve})
     halves = np.full((4, 2), 0.5, "float32")
-    proof = exporting.prove_image_classifier(tmp_path / "1", pictures[:4], halves, ("dark", "hell"))
+    proof = export.prove_image_classifier(tmp_path / "1", pictures[:4], halves, ("dark", "hell"))
     assert not proof["passed"]
     # The fresh process has no such Python function: it cannot even answer.
     assert "error" in proof or "PyFunc" in proof["ops_outside_tf_serving"]
 
 
 def test_proof_of_a_folder_that_is_no_export_fails_with_the_reason(tmp_path: Path, pictures: list[str]):
-    proof = exporting.prove_image_classifier(tmp_path, pictures[:2], np.full((2, 2), 0.5, "float32"), ("a", "b"))
+    proof = export.prove_image_classifier(tmp_path, pictures[:2], np.full((2, 2), 0.5, "float32"), ("a", "b"))
     assert not proof["passed"] and "error" in proof

@@ -14,22 +14,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
-from upstream import Upstream, serve
 
-from common import catalogue, fetching
 from common.errors import UserError
-from common.fetching import (
-    fetch_entry,
-    fetch_file,
-    file_digest,
-    hub_cache,
-    is_handle,
-    parse_handle,
-    resolve_handle,
-    unpack,
-)
 from common.hub import SavedModelLayer, check_saved_model
-from common.sources import fetch_source, load_source
+from common.images.fetch import fetch_source
+from common.images.sources import load_source
+from common.sources import catalogue, fetching
+from common.sources.entries import fetch_entry
+from common.sources.fetching import fetch_file, file_digest, unpack
+from common.sources.handles import hub_cache, is_handle, parse_handle
+from common.sources.hub_cache import resolve_handle
+from tests.upstream import Upstream, serve
 
 HANDLE = "https://tfhub.dev/google/tiny/1"
 CONTENT = np.random.default_rng(0).bytes(3_000_000)
@@ -88,7 +83,7 @@ def test_one_that_breaks_again_and_again_is_kept_for_the_next_time(upstream, tmp
 
 def test_a_killed_process_is_gone_on_with(upstream, tmp_path):
     upstream.files["/model.h5"] = CONTENT * 30
-    program = "import sys; from pathlib import Path; from common.fetching import fetch_file; "
+    program = "import sys; from pathlib import Path; from common.sources.fetching import fetch_file; "
     program += "fetch_file(sys.argv[1], Path(sys.argv[2]))"
     command = [sys.executable, "-c", program, f"{upstream.url}/model.h5", str(tmp_path / "model.h5")]
     process = subprocess.Popen(command, cwd=Path(__file__).parents[1], stdout=subprocess.DEVNULL)
@@ -465,7 +460,7 @@ def test_a_package_is_the_second_place(entry, upstream, tmp_path, monkeypatch):
 
 def test_two_processes_fetch_once(upstream, tmp_path):
     upstream.files["/model.h5"] = CONTENT * 10
-    program = "import sys; from pathlib import Path; from common.fetching import fetch_file; "
+    program = "import sys; from pathlib import Path; from common.sources.fetching import fetch_file; "
     program += "fetch_file(sys.argv[1], Path(sys.argv[2]))"
     command = [sys.executable, "-c", program, f"{upstream.url}/model.h5", str(tmp_path / "model.h5")]
     processes = [subprocess.Popen(command, cwd=Path(__file__).parents[1], stdout=subprocess.DEVNULL) for _ in range(2)]

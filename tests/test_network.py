@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from common.sources import fetch_source, load_source
-from common.text_sources import load_text_source
+from common.images.fetch import fetch_source
+from common.images.sources import load_source
+from common.texts.sources import load_text_source
 
 pytestmark = pytest.mark.network
 

@@ -12,8 +12,8 @@ import tensorflow as tf
 from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 from tensorflow.python.framework import op_def_registry
 
-from common.proof import SERVED_OPS, ops_outside_tf_serving
-from common.serving.deployment import SERVING_IMAGE
+from common.proof.fresh_process.ops import SERVED_OPS, ops_outside_tf_serving
+from common.serving.kit.deployment import SERVING_IMAGE
 
 SERVED = json.loads(SERVED_OPS.read_text("utf-8"))
 PYTHON_OPS = {"PyFunc", "PyFuncStateless", "EagerPyFunc"}

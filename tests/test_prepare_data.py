@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from common.freezing import layers_of
-from common.sources import load_source
+from common.images.sources import load_source
 
 SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "prepare_data.py"
 specification = importlib.util.spec_from_file_location("prepare_data", SCRIPT)

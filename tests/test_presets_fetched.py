@@ -11,9 +11,9 @@ from pathlib import Path
 
 import keras_hub
 import pytest
-from upstream import Upstream, serve
 
-from common.sources import load_source
+from common.images.sources import load_source
+from tests.upstream import Upstream, serve
 
 ROOT = Path(__file__).parents[1]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

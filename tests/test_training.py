@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from common import training
+from common.classification.training import balanced_class_weights, fit_stage
 from common.progress import ProgressLine, format_seconds
 
 
@@ -68,7 +69,7 @@ class Arrays(keras.utils.PyDataset):
 
 
 def stage(model: keras.Model, rate: float, **arguments) -> list[dict]:
-    return training.fit_stage(
+    return fit_stage(
         model,
         lambda epoch, step: Arrays(),
         stage="test",
@@ -116,7 +117,7 @@ def test_history_rows_name_stage_and_epoch():
 
 def test_balanced_weights_make_classes_count_the_same():
     labels = np.array([0] * 30 + [1] * 10)
-    weights = training.balanced_class_weights(labels, 3)
+    weights = balanced_class_weights(labels, 3)
     assert weights[0] * 30 == pytest.approx(weights[1] * 10)
     assert np.isfinite(weights).all()
 

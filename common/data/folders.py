@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
+from common.data.splits import PART_OF_NAME
 from common.errors import UserError
 
 
@@ -38,3 +40,14 @@ def files_under(root: Path) -> list[Path]:
 def printable(path: str) -> str:
     """Return a path that every file and terminal takes: names on disk need not be UTF-8."""
     return os.fsencode(path).decode(errors="replace")
+
+
+def part_of_words(name: str) -> str | None:
+    """Return the part that a name such as instances_train2017.json speaks of, if it is one."""
+    parts = {PART_OF_NAME[word] for word in re.split(r"[^a-z]+", name.lower()) if word in PART_OF_NAME}
+    return parts.pop() if len(parts) == 1 else None
+
+
+def part_of_folders(file: Path) -> str | None:
+    """Return the part after which a folder of the path is called."""
+    return next((PART_OF_NAME[name.lower()] for name in file.parent.parts if name.lower() in PART_OF_NAME), None)

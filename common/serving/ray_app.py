@@ -37,7 +37,7 @@ import tyro
 from packaging.version import Version
 
 from common.errors import UserError
-from common.specs import check_range
+from common.flags import check_range
 
 if TYPE_CHECKING:
     from ray.serve import Application

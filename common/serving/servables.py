@@ -13,7 +13,7 @@ from tensorflow.core.protobuf.meta_graph_pb2 import MetaGraphDef, SignatureDef
 from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
 from common.serving.refusals import Refusal, from_tensorflow, invalid
-from common.warmup import read_warmup
+from common.serving.warmup import read_warmup
 
 DEFAULT_SIGNATURE = "serving_default"
 # Signatures only for the loader itself, which clients must not see.

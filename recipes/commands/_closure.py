@@ -48,7 +48,7 @@ def _imported(root: Path, file: Path) -> Iterator[Path]:
 
 
 def _files_of(root: Path, module: str) -> Iterator[Path]:
-    """Yield the file of a module, and the `__init__.py` of each package above it; nothing for modules from elsewhere."""
+    """Yield the file of a module and the `__init__.py` of each package above it; nothing for what is from elsewhere."""
     path = root.joinpath(*module.split("."))
     own = [path.with_suffix(".py"), path / "__init__.py"]
     for file in own:

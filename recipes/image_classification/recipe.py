@@ -1,13 +1,13 @@
-"""Tell classes of pictures apart: from a folder of photos to a proven SavedModel.
+"""Classify images: from a folder of photos to a proved SavedModel.
 
     python -m recipes run image_classification                       # demo digits, offline
     python -m recipes run image_classification --data folder:PHOTOS --source keras:ResNet50 --out runs/mine
 
-PHOTOS holds a folder for each class, or train/val/test with class folders inside. A pretrained source looks at
-every picture once and a linear head learns from what it said (feature extraction); then the source itself is
-unfrozen and learns, more slowly than the head (fine-tuning). The report sets the result beside the frozen
-source and, with `--baselines frozen,scratch`, beside the same network trained from scratch. The SavedModel
-takes the bytes of picture files, gives labels, and has been proved in a fresh process to answer as evaluated.
+PHOTOS holds a folder for each class, or train/val/test with class folders inside. The pretrained source extracts the
+features of every image once, and a linear head is fitted on them (feature extraction); then the source itself is
+unfrozen and trained at a lower learning rate than the head (fine-tuning). The report compares the result with the
+frozen source and, with `--baselines frozen,scratch`, with the same network trained from scratch. The SavedModel takes
+the bytes of image files, returns labels, and has been proved in a fresh process to answer as evaluated.
 
 What to expect, measured, with commands and machine: `python -m recipes show image_classification`.
 """
@@ -20,93 +20,79 @@ from pathlib import Path
 
 import keras
 import numpy as np
-import tensorflow as tf
 
-from common import calibration, checking, explaining, exporting, features, freezing, observing, runs, training
-from common.concluding import conclude
-from common.data.image_sets import ImageSet, load_image_set
-from common.data.images import image_batches, steps_per_epoch, training_batches
-from common.progress import format_seconds
-from common.serving.files import write_serving_files
-from common.sources import Source, load_source
-from common.specs import (
+from common import exporting, freezing, linear_head, training
+from common.classification import calibration, results
+from common.classification.answers import LABELS
+from common.classification.check import describe_counts
+from common.classification.training import fit_stage
+from common.classification.training import sample_weights as classification_sample_weights
+from common.exporting import Predictor
+from common.flags import (
     check_choice,
-    check_installed,
+    check_observers,
     check_range,
     parse_baselines,
     parse_data,
     parse_list,
     parse_policy,
-    parse_source,
 )
+from common.images import explain, export, features
+from common.images.batches import image_batches, labelled_batches, labelled_images, steps_per_epoch, training_batches
+from common.images.dataset import ImageSet, load_image_set
+from common.images.files import read_image
+from common.images.preview import thumbnails, write_sample_grid
+from common.images.sources import Source, load_source
+from common.progress import format_seconds, median_seconds
+from common.results import Outcome
+from common.runs import Run
+from common.serving.kit.write import write_serving_files
+from common.sources.specs import parse_source
 
-BASELINES = ("frozen", "scratch")
+BASELINES = {"frozen": "Frozen source, linear head", "scratch": "From scratch"}
+SCORES = ("accuracy", "macro_f1", "ece")
+SOURCES = ("resnet_mini", "mobilenet_v2", "efficientnet_v2_b0", "resnet50", "mobilenet_v2_hub")
+GALLERY = {"in": "photos in class folders", "out": "label, probabilities", "row": "digits"}
+QUICK = "--limit 40 --epochs 1 --baselines frozen,scratch --calibrate"  # a run of seconds, for tests
+INPUT = "image"  # of the served model
+PREDICTOR = Predictor(INPUT, read_image, LABELS)
+CONVERTER = "common.images.convert:CLASSIFIER"  # imported by `convert` alone
 
 
 @dataclass(frozen=True)
 class Config:
     """Settings of image_classification."""
 
-    data: str = "demo"
-    """Pictures: demo, folder:PATH, csv:PATH (path,label[,split]) or tfds:NAME."""
-    source: str = "bundled:resnet_mini"
-    """Pretrained model: a short name (python -m recipes sources), keras:NAME[@WEIGHTS], preset:NAME, hub:FOLDER ...."""
-    out: str = "runs/image_classification"
-    """Folder for everything this run writes."""
-    resume: str | None = None
-    """Go on with the run that was stopped in this folder, with its settings; no other flag is needed."""
-    save_every: float = 30.0
-    """Seconds between checkpoints: a killed run loses no more than that."""
-    unfreeze: str = "all"
-    """What fine-tuning trains: frozen (no fine-tuning), last:N (layers), last_block, all, regex:PATTERN."""
-    epochs: int | None = None
-    """Fine-tuning passes; the default is 5, and more for few pictures. 0 is the same as --unfreeze frozen."""
-    batch_size: int = 32
-    """Pictures in a fine-tuning step."""
-    image_size: int | None = None
-    """Side of the square input in pixels; the source's own by default. Smaller is faster."""
-    resize: str = "crop"
-    """How pictures become square: crop (centre), squash (ignore the shape) or pad (keep all of it)."""
-    learning_rate: float = 1e-3
-    """Peak learning rate of the head in fine-tuning; it warms up, then falls along a cosine."""
-    backbone_factor: float = 0.3
-    """The backbone learns at this share of the learning rate: less of it keeps more of what it knew."""
-    batch_norm: str = "frozen"
-    """BatchNorm of the source: frozen keeps its statistics (safe), train lets them follow the data."""
-    weight_decay: float = 0.05
-    """Pulls weights towards zero: more of it for fewer pictures."""
-    dropout: float = 0.2
-    """Share of the features hidden from the head at each fine-tuning step."""
-    label_smoothing: float = 0.1
-    """Share of the target spread over all classes; keeps the model from overconfidence."""
-    class_weights: str = "none"
-    """none, or balanced: rare classes count as much as common ones."""
-    augment: str = "auto"
-    """Random changes: auto, none, or some of flip,crop,rotate,color. Never part of the exported model."""
-    views: int = 4
-    """How often the frozen source looks at each training picture: once as it is, then augmented."""
-    patience: int | None = None
-    """Stop fine-tuning after this many epochs without a better validation result."""
-    baselines: str = "frozen"
-    """What the result is set beside: frozen (seconds), frozen,scratch (as long as fine-tuning again), or none."""
-    calibrate: bool = False
-    """Divide the logits by the temperature that fits validation best: probabilities then mean what they say."""
-    explain: bool = True
-    """Look for near-duplicates across parts and doubtful labels, and show where the model looked; takes seconds."""
-    tensorboard: bool = False
-    """Write curves to OUT/tensorboard while training."""
-    mlflow: str | None = None
-    """Log the finished run to this MLflow tracking server or folder."""
-    mirrored: bool = False
-    """Fine-tune on all GPUs of this machine, each with its share of every batch."""
-    mixed_precision: bool = False
-    """Extract features and fine-tune in bfloat16: faster where the hardware has it. The export stays float32."""
-    limit: int | None = None
-    """Use at most this many pictures of each part: a quick look."""
-    strict: bool = False
-    """Stop at the first unreadable picture instead of skipping and counting it."""
-    seed: int = 0
-    """Decides initial weights, order and augmentation; the split depends on the pictures alone."""
+    data: str = "demo"  # Images: demo, folder:PATH, csv:PATH (path,label[,split]) or tfds:NAME
+    source: str = "bundled:resnet_mini"  # Short name (see `sources`), keras:NAME[@WEIGHTS], preset:NAME, hub:FOLDER
+    out: str = "runs/image_classification"  # Folder for everything this run writes
+    resume: str | None = None  # Continue the run that was stopped in this folder; no other flag is needed
+    save_every: float = 30.0  # Seconds between checkpoints: a killed run loses no more than that
+    unfreeze: str = "all"  # Layers to fine-tune: frozen (none), last:N, last_block, all, regex:PATTERN
+    epochs: int | None = None  # Fine-tuning epochs; 5 by default, more for small data sets. 0 equals --unfreeze frozen
+    batch_size: int = 32  # Images per fine-tuning step
+    image_size: int | None = None  # Side of the square input in pixels; the source's own by default. Smaller is faster
+    resize: str = "crop"  # How images become square: crop (centre), squash (ignore the aspect ratio) or pad
+    learning_rate: float = 1e-3  # Peak learning rate of the head in fine-tuning, after warm-up; cosine decay
+    backbone_factor: float = 0.3  # Learning rate of the backbone, as a factor of the head's; lower preserves more
+    batch_norm: str = "frozen"  # BatchNorm of the source: frozen keeps its statistics (safe), train adapts them
+    weight_decay: float = 0.05  # Weight decay; increase it for small data sets
+    dropout: float = 0.2  # Dropout rate before the head, in fine-tuning
+    label_smoothing: float = 0.1  # Label smoothing in fine-tuning; reduces overconfidence
+    class_weights: str = "none"  # none, or balanced: every class has the same total weight
+    augment: str = "auto"  # auto, none, or some of flip,crop,rotate,color; never part of the exported model
+    views: int = 4  # Views per training image for the linear head: the original and augmented copies
+    patience: int | None = None  # Stop fine-tuning after this many epochs without improvement on validation
+    baselines: str = "frozen"  # To compare with: frozen (seconds), scratch (as long as fine-tuning), or none
+    calibrate: bool = False  # Calibrate the probabilities by temperature scaling, fitted on validation
+    explain: bool = True  # Report near-duplicates, suspected label errors and Grad-CAM heat maps; seconds
+    tensorboard: bool = False  # Write TensorBoard logs to OUT/tensorboard
+    mlflow: str | None = None  # Log the finished run to this MLflow tracking server or folder
+    mirrored: bool = False  # Fine-tune on all GPUs of this machine (MirroredStrategy)
+    mixed_precision: bool = False  # Train in bfloat16: faster where supported. The export stays float32
+    limit: int | None = None  # Use at most this many images of each split: a quick look
+    strict: bool = False  # Stop at the first unreadable image instead of skipping and counting it
+    seed: int = 0  # Seed of initial weights, shuffling and augmentation; the split depends on the images alone
 
     def __post_init__(self) -> None:
         parse_data(self.data, ("demo", "folder", "csv", "tfds"))
@@ -114,10 +100,7 @@ class Config:
         parse_policy(self.unfreeze)
         parse_list("--augment", self.augment, ("flip", "crop", "rotate", "color"), alone=("auto", "none"))
         parse_baselines(self.baselines, BASELINES)
-        if self.tensorboard:
-            check_installed("--tensorboard", "tensorboard", "requirements-observe.txt")
-        if self.mlflow:
-            check_installed("--mlflow", "mlflow", "requirements-observe.txt")
+        check_observers(self)
         check_choice("--resize", self.resize, ("crop", "squash", "pad"))
         check_choice("--batch-norm", self.batch_norm, ("frozen", "train"))
         check_choice("--class-weights", self.class_weights, ("none", "balanced"))
@@ -128,7 +111,7 @@ class Config:
 
 
 def load_data(config: Config) -> ImageSet:
-    """Read, check and split the pictures."""
+    """Read, check and split the images."""
     return load_image_set(config.data, Path(config.out), limit=config.limit, strict=config.strict)
 
 
@@ -140,184 +123,144 @@ def build_model(source: Source, classes: int, config: Config) -> keras.Model:
     return keras.Model(pixels, probabilities, name="classifier")
 
 
-def extract(source: Source, data: ImageSet, config: Config, parts=("train", "val", "test")) -> dict[str, np.ndarray]:
-    """Return what the frozen source says of the pictures of each part, [views, n, width]."""
-    settings = dict(cache=Path(config.out) / "features", resize=config.resize, save_every=config.save_every)
+def extract_features(source: Source, data: ImageSet, config: Config) -> dict[str, np.ndarray]:
+    """Return the features of each split from the frozen source, float32 [views, n, width]."""
     augment = augmentations(config, data)
     if config.mixed_precision:
         source = features.faster_if_it_agrees(source, data.train.paths, config.resize)
-    looks = {"train": dict(views=config.views if augment else 1, augment=augment, seed=config.seed)}
+    settings = dict(cache=Path(config.out) / "features", resize=config.resize, save_every=config.save_every)
+    views = dict(views=config.views if augment else 1, augment=augment, seed=config.seed)
     return {
-        part: features.extract_features(
-            source, getattr(data, part).paths, title=f"features of {part}", **settings, **looks.get(part, {})
+        split: features.extract_features(
+            source, getattr(data, split).paths, title=f"features of {split}", **settings,
+            **(views if split == "train" else {}),
         )
-        for part in parts
-    }
+        for split in ("train", "val", "test")
+    }  # fmt: skip
 
 
-def train_head(model: keras.Model, said: dict[str, np.ndarray], data: ImageSet, config: Config) -> list[dict]:
-    """Feature extraction: fit the linear head on the stored features."""
-    return features.fit_linear_head(
-        model.get_layer("head"), said["train"], data.train.labels, said["val"][0], data.val.labels,
-        sample_weights=sample_weights(data, config),
-    )  # fmt: skip
-
-
-def refit_head(model: keras.Model, said: dict[str, np.ndarray], data: ImageSet, config: Config, history) -> None:
-    """Where the head is all that trains: fit it once more with the penalty chosen, on the validation pictures too."""
-    val = (said["val"][0], data.val.labels, sample_weights(data, config, data.val.labels))
-    pieces = views_of_train(said, data, config)
-    weights = features.linear_head_weights(
-        pieces + [val] * len(pieces), len(data.class_names), _chosen_penalty(history)
-    )
-    model.get_layer("head").set_weights(weights)
-
-
-def starting_head(said: dict[str, np.ndarray], data: ImageSet, config: Config, history) -> list[np.ndarray]:
-    """Return weights of a head to fine-tune from: less sure of itself than the one that validation chose."""
-    penalty = max(_chosen_penalty(history), features.START_PENALTY)
-    return features.linear_head_weights(views_of_train(said, data, config), len(data.class_names), penalty)
-
-
-def fine_tune(source: Source, model: keras.Model, data: ImageSet, config: Config, head=None, stage: str = "finetune"):
-    """Unfreeze and train from `head` on; from a random start (stage `scratch`) everything, at the full learning rate.
+def fine_tune(run: Run, source: Source, model: keras.Model, data: ImageSet, head=None, stage: str = "finetune"):
+    """Unfreeze and train from `head` on; from random weights (stage `scratch`) everything, at the full learning rate.
 
     Returns:
-        (history rows, number of parameters that trained).
+        (history rows, number of parameters that were trained).
     """
-    scratch = stage == "scratch"
+    config, scratch = run.config, stage == "scratch"
     trained_source, trained = source, model
-    if config.mixed_precision or config.mirrored:  # a twin trains; the plain float32 model takes its weights back
+    if config.mixed_precision or config.mirrored:  # a twin is trained; the plain float32 model gets its weights back
         precision = "mixed_bfloat16" if config.mixed_precision else "float32"
         with training.devices(config.mirrored), training.dtype_policy(precision):
             trained_source = load_source(config.source, config.image_size, random_weights=scratch)
             trained = build_model(trained_source, len(data.class_names), config)
         training.copy_weights(model, trained)
-    counts = freezing.freeze(
-        trained,
-        trained_source.backbone,
-        "all" if scratch else config.unfreeze,
-        "train" if scratch else config.batch_norm,
-    )
+    policy, batch_norm = ("all", "train") if scratch else (config.unfreeze, config.batch_norm)
+    counts = freezing.freeze(trained, trained_source.backbone, policy, batch_norm)
     print(f"{stage}: {counts}")
 
     epochs, steps = fine_tuning_epochs(data, config), steps_per_epoch(len(data.train), config.batch_size)
-    labels, weights = tf.constant(data.train.labels), tf.constant(sample_weights(data, config))
-    classes = len(data.class_names)
-
-    def batches_from(epoch, step):
-        return training_batches(
-            data.train.paths, lambda i: (tf.one_hot(tf.gather(labels, i), classes), tf.gather(weights, i)),
-            source.image_size, config.batch_size,
-            seed=config.seed, augment=augmentations(config, data), resize=config.resize, first=(epoch, step),
-        )  # fmt: skip
-
-    val_labels = tf.data.Dataset.from_tensor_slices(data.val.labels).batch(64).map(lambda y: tf.one_hot(y, classes))
-    validation = tf.data.Dataset.zip(pictures(source, data.val.paths, config), val_labels)
+    classes, size = len(data.class_names), source.image_size
+    batches_from = labelled_batches(
+        data.train.paths, data.train.labels, sample_weights(data, config), classes, size, config.batch_size,
+        seed=config.seed, augment=augmentations(config, data), resize=config.resize,
+    )  # fmt: skip
+    validation = labelled_images(data.val.paths, data.val.labels, classes, size, resize=config.resize)
     with training.devices(config.mirrored):
         optimizer = training.DiscriminativeAdamW(
             learning_rate=training.warmup_cosine(config.learning_rate, epochs * steps),
             weight_decay=config.weight_decay,
             slower=() if scratch else [(trained_source.backbone.variables, config.backbone_factor)],
         )
-        history = training.fit_stage(
+        history = fit_stage(
             trained, batches_from, stage=stage, epochs=epochs, steps=steps, validation=validation,
             optimizer=optimizer, loss=keras.losses.CategoricalCrossentropy(label_smoothing=config.label_smoothing),
             patience=config.patience, start_counts=not scratch,
-            begin=head and (lambda: trained.get_layer("head").set_weights(head)), **observed(config, stage),
+            begin=head and (lambda: trained.get_layer("head").set_weights(head)),
+            callbacks=run.watchers(stage), **run.saves(stage),
         )  # fmt: skip
     if trained is not model:
         training.copy_weights(trained, model)
     return history, counts.parameters
 
 
-def predict(source: Source, model: keras.Model, paths: np.ndarray, config: Config) -> np.ndarray:
-    """Return class probabilities of picture files, float32 [n, classes]."""
-    return model.predict(pictures(source, paths, config), verbose=0)
-
-
 def main(config: Config) -> dict:
     """Run the whole story: data -> source -> head -> fine-tuning -> evaluation -> export -> proof -> report."""
-    config = runs.start(config)
-    out = Path(config.out)
-    clock = runs.Stopwatch(out / "checkpoints" / "seconds.json")
-
+    run = Run(config)
+    config, out, clock = run.config, run.out, run.clock
     with clock("data"):
         data = load_data(config)
     print(f"{config.data}: {data.counts()}, {len(data.class_names)} classes")
     keras.utils.set_random_seed(config.seed)
     source = load_source(config.source, config.image_size)
-    runs.remember_inputs(out, data.fingerprint() + source.fingerprint())
+    run.remember(data, source)
     model = build_model(source, len(data.class_names), config)
+    head = model.get_layer("head")
 
-    parameters = {
-        "total": model.count_params(),
-        "trainable_head": freezing.freeze(model, source.backbone, "frozen").parameters,
-    }
+    parameters = {"total": model.count_params()}
+    parameters["trainable_head"] = freezing.freeze(model, source.backbone, "frozen").parameters
     with clock("features"):
-        said = extract(source, data, config)
+        of = extract_features(source, data, config)
     with clock("head"):
-        history = train_head(model, said, data, config)
-        val_probabilities = features.predict_head(model.get_layer("head"), said["val"][0])
-        if not fine_tuning_epochs(data, config):  # no choice is left for validation to make
-            refit_head(model, said, data, config, history)
-    baselines = {"frozen": features.predict_head(model.get_layer("head"), said["test"][0])}
+        weights = sample_weights(data, config)
+        history = linear_head.fit_linear_head(
+            head, of["train"], data.train.labels, of["val"][0], data.val.labels, sample_weights=weights
+        )
+        views = [(view, data.train.labels, weights) for view in of["train"]]
+        val_probabilities = linear_head.predict_head(head, of["val"][0])
+        if not fine_tuning_epochs(data, config):  # nothing is left for validation to choose
+            val = (of["val"][0], data.val.labels, sample_weights(data, config, data.val.labels))
+            linear_head.refit_linear_head(head, views, val, linear_head.chosen_penalty(history))
+    baselines = {"frozen": linear_head.predict_head(head, of["test"][0])}
     if fine_tuning_epochs(data, config):
         with clock("finetune"):
-            head = starting_head(said, data, config, history)
-            rows, parameters["trainable_finetune"] = fine_tune(source, model, data, config, head)
+            start = linear_head.starting_weights(views, len(data.class_names), history)
+            rows, parameters["trainable_finetune"] = fine_tune(run, source, model, data, start)
             val_probabilities = predict(source, model, data.val.paths, config)
         history += rows
     with clock("evaluate"):
         temperature = calibration.fit_temperature(data.val.labels, val_probabilities) if config.calibrate else None
         if temperature:
-            calibration.divide_logits(model.get_layer("head"), temperature)
+            calibration.divide_logits(head, temperature)
         probabilities = predict(source, model, data.test.paths, config)
     if "scratch" in config.baselines:
         with clock("baselines"):
             keras.utils.set_random_seed(config.seed)  # whether or not the run was resumed
             random_source = load_source(config.source, config.image_size, random_weights=True)
             random_model = build_model(random_source, len(data.class_names), config)
-            history += fine_tune(random_source, random_model, data, config, stage="scratch")[0]
+            history += fine_tune(run, random_source, random_model, data, stage="scratch")[0]
             baselines["scratch"] = predict(random_source, random_model, data.test.paths, config)
     explanation = None
     if config.explain:
         with clock("explain"):
-            explanation = explaining.explain(
-                out, source, model, data, features={part: views[0] for part, views in said.items()},
+            explanation = explain.explain(
+                out, source, model, data, features={split: views[0] for split, views in of.items()},
                 probabilities=probabilities, val_probabilities=val_probabilities,
                 applied_temperature=temperature, resize=config.resize,
             )  # fmt: skip
 
     with clock("export"):
-        exporting.save_keras_model(model, out / "model.keras")  # to go on training; what follows is to serve
-        version = exporting.export_image_classifier(
+        exporting.save_keras_model(model, out / "model.keras")  # to continue training; what follows is to serve
+        version = export.export_image_classifier(
             model, out / "serving" / "image_classification", data.class_names,
             resize=config.resize, example=Path(data.train.paths[0]),
         )  # fmt: skip
-        write_serving_files(
-            out / "serving", "image_classification", input_name="image", example=Path(data.test.paths[0])
-        )
-        proof = exporting.prove_image_classifier(version, data.test.paths, probabilities, data.class_names)
+        example = Path(data.test.paths[0])
+        write_serving_files(out / "serving", "image_classification", input_name=INPUT, example=example)
+        proof = export.prove_image_classifier(version, data.test.paths, probabilities, data.class_names)
 
     seconds = clock.report()
     spent = {"frozen": seconds["features"] + seconds["head"], "scratch": seconds.get("baselines")}
-    metrics = conclude(
-        "image_classification", config, data, probabilities=probabilities,
+    outcome = Outcome(history, seconds, parameters, source.card, proof, exporting.size_report(version, model))
+    return results.conclude(
+        "image_classification", config, data, outcome, probabilities=probabilities,
         baselines={name: (baselines[name], spent[name]) for name in parse_baselines(config.baselines, BASELINES)},
-        history=history, seconds=seconds, parameters=parameters, proof=proof,
-        export=exporting.size_report(version, model), source_card=source.card,
-        explanation=explanation,
+        titles=BASELINES, what="images", preview=thumbnails(data.test.paths), explanation=explanation,
     )  # fmt: skip
-    if config.mlflow:
-        observing.log_to_mlflow(config.mlflow, "image_classification", config, metrics, history)
-    return metrics
 
 
 def check(config: Config) -> None:
-    """Say what a run would read and how long it would take; train nothing and write one picture."""
+    """Say what a run would read and how long it would take; train nothing and write one sheet of samples."""
     data = load_data(config)
-    print(checking.describe_counts(data))
+    print(describe_counts(data))
     source = load_source(config.source, config.image_size)
     model = build_model(source, len(data.class_names), config)
     print(f"source: {source.card}\ninput {source.image_size} pixels, {source.feature_width} features")
@@ -328,61 +271,44 @@ def check(config: Config) -> None:
     )  # fmt: skip
     images, indices = next(batches.as_numpy_iterator())
     titles = [data.class_names[data.train.labels[i]] for i in indices[:24]]
-    print(f"samples as trained on: {checking.write_sample_grid(Path(config.out) / 'samples.png', images[:24], titles)}")
+    print(f"samples as trained on: {write_sample_grid(Path(config.out) / 'samples.png', images[:24], titles)}")
 
     freezing.freeze(model, source.backbone, config.unfreeze, config.batch_norm)
     model.compile("adam", "categorical_crossentropy", jit_compile=training.use_xla())
     targets = np.eye(len(data.class_names), dtype="float32")[data.train.labels[indices]]
-    step = checking.median_seconds(lambda: model.train_on_batch(images, targets))  # the weights are thrown away
-    look = checking.median_seconds(lambda: source.extractor.predict_on_batch(images)) / len(images)
-    looks = len(data.train) * config.views + len(data.val) + 3 * len(data.test)
+    step = median_seconds(lambda: model.train_on_batch(images, targets))  # the weights are thrown away
+    forward = median_seconds(lambda: source.extractor.predict_on_batch(images)) / len(images)
+    passes = len(data.train) * config.views + len(data.val) + 3 * len(data.test)
     fits = fine_tuning_epochs(data, config) * (2 if "scratch" in config.baselines else 1)
-    seconds = looks * look + fits * (steps_per_epoch(len(data.train), config.batch_size) * step + len(data.val) * look)
+    steps = steps_per_epoch(len(data.train), config.batch_size)
+    seconds = passes * forward + fits * (steps * step + len(data.val) * forward)
     print(f"estimate: {format_seconds(seconds)} of computing, and half a minute for the export and its proof")
 
 
-# --- small things that the steps above share ----------------------------------------------------------------
+# --- helpers of the steps above ------------------------------------------------------------------------------
 
 
-def pictures(source: Source, paths: np.ndarray, config: Config) -> tf.data.Dataset:
-    """Stream picture files in order, through the decoder that serving runs."""
-    return image_batches(paths, source.image_size, 64, resize=config.resize)
+def predict(source: Source, model: keras.Model, paths: np.ndarray, config: Config) -> np.ndarray:
+    """Return class probabilities of image files, through the decoder that serving runs, float32 [n, classes]."""
+    return model.predict(image_batches(paths, source.image_size, 64, resize=config.resize), verbose=0)
 
 
 def augmentations(config: Config, data: ImageSet) -> tuple[str, ...]:
-    """Return the random changes; by default those that leave the class of these pictures as it is."""
+    """Return the augmentations; by default those that preserve the class of these images."""
     if config.augment == "auto":
         return data.safe_augmentations()
     return () if config.augment == "none" else tuple(config.augment.split(","))
 
 
-def observed(config: Config, stage: str) -> dict:
-    """Return where a stage saves what `--resume` needs, and who watches it."""
-    callbacks = observing.tensorboard_callbacks(Path(config.out), stage) if config.tensorboard else ()
-    checkpoint = Path(config.out) / "checkpoints" / f"{stage}.npz"
-    return {"checkpoint": checkpoint, "save_every": config.save_every, "callbacks": callbacks}
-
-
 def fine_tuning_epochs(data: ImageSet, config: Config) -> int:
-    """Return the number of fine-tuning passes; 0 where nothing is to be unfrozen."""
+    """Return the number of fine-tuning epochs; 0 where nothing is unfrozen."""
     if config.unfreeze == "frozen":
         return 0
     steps = steps_per_epoch(len(data.train), config.batch_size)
     return max(5, ceil(60 / steps)) if config.epochs is None else config.epochs
 
 
-def views_of_train(said: dict[str, np.ndarray], data: ImageSet, config: Config) -> list[tuple]:
-    """Return (features, labels, weights) of each view of the training pictures."""
-    return [(view, data.train.labels, sample_weights(data, config)) for view in said["train"]]
-
-
-def _chosen_penalty(history: list[dict]) -> float:
-    return min(history, key=lambda row: row["val_cross_entropy"])["penalty"]
-
-
 def sample_weights(data: ImageSet, config: Config, labels: np.ndarray | None = None) -> np.ndarray:
-    """Return how much each picture counts, float32 [n]: those with these labels, or those of the training part."""
+    """Return the weight of each image, float32 [n]: of those with these labels, or of the training split."""
     labels = data.train.labels if labels is None else labels
-    if config.class_weights == "none":
-        return np.ones(len(labels), "float32")
-    return training.balanced_class_weights(data.train.labels, len(data.class_names))[labels]
+    return classification_sample_weights(labels, data.train.labels, len(data.class_names), config.class_weights)

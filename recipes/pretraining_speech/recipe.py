@@ -1,46 +1,58 @@
-"""Make your own small wav2vec 2.0 from recordings of speech, and use it as a source in every other recipe of speech.
+"""Pretrain your own small wav2vec 2.0 on recordings, and use it as a source in every other recipe of speech.
 
-    python -m recipes run pretraining_speech --data tsv:CLIPS.tsv --out runs/ears
-    python -m recipes run speech_wav2vec --source preset:runs/ears/preset
+    python -m recipes run pretraining_speech --data tsv:CLIPS.tsv --out runs/encoder
+    python -m recipes run speech_wav2vec --source preset:runs/encoder/preset
 
-Two ways to learn, by --objective. With transcripts (ctc), the network learns to write what is said, and what it hears
-on the way serves other words, voices and languages. Without (contrastive, arXiv:2006.11477), spans of the sound are
-hidden, and of several sounds it has to tell which one was there. Clips are changed as other microphones in other rooms
-would have heard them, so that a few voices go further. What comes out is a folder that transformers reads as well,
-half precision, with its card. It makes no SavedModel: the recipe that takes it as its source exports, and proves.
+Two objectives. With transcripts (ctc), the network is trained to write them, and its features serve other words, voices
+and languages. Without (contrastive, arXiv:2006.11477), spans of the sound are masked, and among several candidates it
+has to find what was there. Clips are augmented as if recorded by other microphones in other rooms, so that a few voices
+go further. The result is a folder that transformers reads as well, in half precision, with its card. It makes no
+SavedModel: the recipe that uses it as a source exports, and proves.
 
-With no arguments it learns from the spoken demo words: far too few, but enough to see how it works.
-`bundled:wav2vec2_mini`, the source that speech_wav2vec uses offline, was made like this; its card.json holds the
-command, the seconds and the scores.
+With no arguments it trains on the spoken demo words: far too few, but enough to see how it works.
+`bundled:wav2vec2_mini`, which speech_wav2vec uses offline, was made like this; its card.json holds the command, the
+seconds and the scores.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from math import ceil, inf
 from pathlib import Path
 
 import keras
 import numpy as np
 
-from common import checking, pretraining_report, runs, speech_models, speech_report, training
-from common.characters import Characters, build_characters, samples_needed
+from common import results, training
 from common.checkpoints import fit_with_checkpoints
-from common.data import speech_batches
-from common.data.labelled import PARTS
-from common.data.speech_batches import Augmentation, Clips
-from common.data.speech_lessons import writable_clips
-from common.data.speech_rows import SpeechColumns
-from common.data.speech_sets import DATA_KINDS, SpeechSet, load_speech_set
-from common.models.wav2vec2 import CTCHead, Wav2Vec2Backbone, Wav2Vec2Config, build_recogniser
-from common.models.wav2vec2_pretraining import Wav2Vec2Pretraining
-from common.progress import format_seconds
-from common.recognising import Recogniser, build_listener, transcribe
-from common.specs import check_choice, check_range, parse_data
-from common.speech_metrics import transcription_metrics
-from common.speech_sources import load_speech_source
-from common.wav2vec2_weights import save_wav2vec2
+from common.data.splits import PARTS
+from common.flags import check_choice, check_range, parse_data
+from common.progress import format_seconds, median_seconds
+from common.results import Outcome
+from common.runs import Run
+from common.sources import preset_card
+from common.speech import batches, contrastive, models
+from common.speech.batches import Augmentation, Clips
+from common.speech.ctc.characters import Characters, build_characters, samples_needed
+from common.speech.ctc_targets import writable_clips
+from common.speech.dataset import DATA_KINDS, SpeechSet, load_speech_set
+from common.speech.inference import Recogniser, build_listener, transcribe
+from common.speech.metrics import transcription_metrics
+from common.speech.pretraining_report import table, write_report
+from common.speech.readers import SpeechColumns
+from common.speech.samples import write_samples
+from common.speech.sources import load_speech_source
+from common.speech.wav2vec2.config import Wav2Vec2Config
+from common.speech.wav2vec2.heads import CTCHead, build_recogniser
+from common.speech.wav2vec2.network import Wav2Vec2Backbone
+from common.speech.wav2vec2.pretraining import Wav2Vec2Pretraining
+from common.speech.wav2vec2.weights import save_wav2vec2
 
+BASELINES = {"random_weights": "Random weights"}  # always there
+SCORES = ("wer", "cer", "contrastive_loss", "codes_used")
+GALLERY = {"in": "recordings", "out": "a source for the other recipes", "row": ""}
+QUICK = "--limit 12 --epochs 1"  # a run of seconds, for tests
 HEAD_WIDTH = 48  # of an attention head
 
 
@@ -48,53 +60,29 @@ HEAD_WIDTH = 48  # of an attention head
 class Config:
     """Settings of pretraining_speech."""
 
-    data: str = "demo"
-    """Clips to learn from: demo, folder:PATH (LibriSpeech, LJSpeech or Common Voice as they are), csv:PATH, tsv:PATH or
-    manifest:PATH (JSON lines)."""
-    objective: str = "ctc"
-    """ctc (learn to write the transcripts) or contrastive (learn from the sound alone)."""
-    path_column: str | None = None
-    """Column of a table that holds the paths; found by its usual names where nothing is said. So are the next three."""
-    text_column: str | None = None
-    """Column that holds the transcripts."""
-    speaker_column: str | None = None
-    """Column that holds who speaks."""
-    split_column: str | None = None
-    """Column that says train, val or test."""
-    encoding: str = "utf-8"
-    """Of tables: utf-8, latin-1 ..."""
-    out: str = "runs/pretraining_speech"
-    """Folder for everything this run writes; the model is in OUT/preset."""
-    resume: str | None = None
-    """Go on with the run that was stopped in this folder, with its settings; no other flag is needed."""
-    save_every: float = 30.0
-    """Seconds between checkpoints: a killed run loses no more than that."""
-    width: int = 192
-    """Width of the transformer, a multiple of 48; more is slower and stronger."""
-    layers: int = 5
-    """Blocks of the transformer; more is slower and stronger."""
-    channels: int = 128
-    """Width of the last convolutions that read samples, a multiple of 8; the first, which see most, are narrower."""
-    epochs: int | None = None
-    """Passes over the clips; the default is 10, and more for few clips."""
-    batch_seconds: float = 64.0
-    """Seconds of sound in a step, padding included."""
-    learning_rate: float = 1.5e-3
-    """Peak of the learning rate; it warms up and then falls along a cosine."""
-    weight_decay: float = 0.01
-    """Pulls the weights towards zero: more of it for fewer clips."""
-    microphone: float = 0.7
-    """Share of the clips that sound as if another microphone in another room had heard them."""
-    val_share: float = 0.03
-    """Share of the training clips held out to watch the training; the test part is apart from it."""
-    limit: int | None = None
-    """Use at most this many clips of each part: a quick look."""
-    strict: bool = False
-    """Stop at the first clip that cannot be used instead of skipping and counting it."""
-    licence: str = "as the recordings"
-    """Licence written into the card of the model."""
-    seed: int = 0
-    """Decides initial weights, order and augmentation; the parts depend on the clips alone."""
+    data: str = "demo"  # demo, folder:PATH (LibriSpeech, LJSpeech, Common Voice), csv:PATH, tsv:PATH, manifest:PATH
+    objective: str = "ctc"  # ctc (learn to write the transcripts) or contrastive (learn from sound alone)
+    path_column: str | None = None  # Column of the paths in a table; found by its usual names by default
+    text_column: str | None = None  # Column of the transcripts; found by its usual names by default
+    speaker_column: str | None = None  # Column of the speakers; found by its usual names by default
+    split_column: str | None = None  # Column of the splits train, val, test; found by its usual names by default
+    encoding: str = "utf-8"  # Encoding of tables: utf-8, latin-1 ...
+    out: str = "runs/pretraining_speech"  # Folder for everything this run writes; the model is in OUT/preset
+    resume: str | None = None  # Continue the run that was stopped in this folder; no other flag is needed
+    save_every: float = 30.0  # Seconds between checkpoints: a killed run loses no more than that
+    width: int = 192  # Width of the transformer, a multiple of 48; more is slower and stronger
+    layers: int = 5  # Transformer layers; more is slower and stronger
+    channels: int = 128  # Channels of the last convolutions, a multiple of 8; the first ones are narrower
+    epochs: int | None = None  # Epochs; 10 by default, more for few clips
+    batch_seconds: float = 64.0  # Seconds of sound per step, padding included
+    learning_rate: float = 1.5e-3  # Peak learning rate, after warm-up; cosine decay
+    weight_decay: float = 0.01  # Weight decay; increase it for few clips
+    microphone: float = 0.7  # Share of the clips that are augmented as if recorded in another room
+    val_share: float = 0.03  # Share of the training clips that becomes validation; the test split is separate
+    limit: int | None = None  # Use at most this many clips of each split: a quick look
+    strict: bool = False  # Stop at the first clip that cannot be used instead of skipping and counting it
+    licence: str = "as the recordings"  # Licence written into the card of the model
+    seed: int = 0  # Seed of initial weights, shuffling and augmentation; the split depends on the clips alone
 
     def __post_init__(self) -> None:
         parse_data(self.data, DATA_KINDS)
@@ -131,10 +119,7 @@ def prepare(data: SpeechSet, backbone: Wav2Vec2Backbone, config: Config):
 
 
 def network(config: Config) -> Wav2Vec2Config:
-    """Return the sizes of a small wav2vec 2.0; norms stand before each part (as in XLS-R), which learns more steadily.
-
-    With transcripts short spans are hidden while it learns; no block is skipped, since there are few.
-    """
+    """Return the sizes of a small wav2vec 2.0: pre-norm as in XLS-R, which trains more stably; no block is skipped."""
     return Wav2Vec2Config(
         conv_dim=tuple(config.channels * share // 8 for share in (2, 3, 4, 6, 8, 8, 8)), conv_bias=True,
         feat_extract_norm="layer", do_stable_layer_norm=True,
@@ -149,74 +134,82 @@ def network(config: Config) -> Wav2Vec2Config:
 def build_learner(config: Config, backbone: Wav2Vec2Backbone, characters: Characters | None) -> keras.Model:
     """Return what learns: the backbone with a CTC head, or with the quantizer and the contrastive loss."""
     if config.objective == "contrastive":
-        return speech_models.ContrastiveLearner(Wav2Vec2Pretraining(backbone), seed=config.seed)
-    return speech_models.Learner(build_recogniser(backbone, CTCHead(len(characters), name="head")), backbone.config)
+        return contrastive.ContrastiveLearner(Wav2Vec2Pretraining(backbone), seed=config.seed)
+    return models.Learner(build_recogniser(backbone, CTCHead(len(characters), name="head")), backbone.config)
 
 
-def train(config: Config, learner: keras.Model, backbone, data: SpeechSet, clips, targets, score) -> list[dict]:
+def train(run: Run, learner: keras.Model, backbone, data: SpeechSet, clips, targets, score) -> list[dict]:
     """Train all weights from scratch; return a history row for each epoch.
 
     Args:
-        config: the settings.
+        run: with the settings.
         learner: as `build_learner` gives it.
         backbone: inside of it.
         data: the clips.
-        clips: of each part, decoded.
-        targets: the numbers of each training transcript.
-        score: measures the learner as it is on a part.
+        clips: of each split, decoded.
+        targets: the character numbers of each training transcript.
+        score: measures the learner as it is on a split.
     """
-    steps = speech_batches.steps_per_epoch(data.train.seconds, config.batch_seconds, config.seed)
-    epochs = passes(config, steps)
-    frames_of, least = backbone.config.frame_lengths, None
+    config = run.config
+    steps = batches.steps_per_epoch(data.train.seconds, config.batch_seconds, config.seed)
+    epochs, least = epochs_of(config, steps), None
     if config.objective == "ctc":  # a clip that is played faster still needs a frame for each character
-        least = [samples_needed(labels, frames_of) for labels in targets]
+        least = [samples_needed(labels, backbone.config.frame_lengths) for labels in targets]
     compile_learner(config, learner, epochs * steps)
 
-    def begin(epoch, logs):
+    def cool(epoch, logs):
         if config.objective == "contrastive":
             learner.cool(epoch / epochs)
 
-    def watch(epoch, logs):
+    def validate(epoch, logs):
         logs.update({f"val_{name}": value for name, value in score("val").items()})
 
+    lines = training.EpochLines("pretraining_speech", epochs, steps, ("wer", "contrastive_loss"))
     return fit_with_checkpoints(
-        learner,
-        lambda *first: training_stream(config, data, clips["train"], targets, least, first),
-        epochs=epochs,
-        lines=training.EpochLines("pretraining_speech", epochs, steps),
-        callbacks=[keras.callbacks.LambdaCallback(on_epoch_begin=begin, on_epoch_end=watch)],
-        checkpoint=Path(config.out) / "checkpoints" / "pretraining_speech.npz",
-        save_every=config.save_every,
-    )
+        learner, lambda *first: training_stream(config, data, clips["train"], targets, least, first), epochs=epochs,
+        lines=lines, callbacks=[keras.callbacks.LambdaCallback(on_epoch_begin=cool, on_epoch_end=validate)],
+        **run.saves("pretraining_speech"),
+    )  # fmt: skip
 
 
 def main(config: Config) -> dict:
     """Run the whole story: clips -> training -> preset -> evaluation -> report."""
-    config = runs.start(config)
-    out = Path(config.out)
-    clock = runs.Stopwatch(out / "checkpoints" / "seconds.json")
+    run = Run(config)
+    config, clock = run.config, run.clock
     with clock("data"):
         data = load_data(config)
     print(f"{config.data}: {data.counts()}")
-    runs.remember_inputs(out, data.fingerprint())
+    run.remember(data)
     keras.utils.set_random_seed(config.seed)
     backbone = Wav2Vec2Backbone(network(config))
     with clock("data"):
         data, characters, targets = prepare(data, backbone, config)
-        clips = {part: Clips(getattr(data, part).paths, title=f"decoding {part}") for part in PARTS}
+        clips = {split: Clips(getattr(data, split).paths, title=f"decoding {split}") for split in PARTS}
     learner = build_learner(config, backbone, characters)
     print(f"{backbone.count_params():,} parameters, {2 * backbone.count_params() / 1e6:.1f} MB as a preset")
     score = scorer(config, learner, backbone, characters, data, clips)
     with clock("baselines"):
-        untrained = score("test")
+        baselines = {"random_weights": score("test")}
     with clock("pretraining"):
-        history = train(config, learner, backbone, data, clips, targets, score)
+        history = train(run, learner, backbone, data, clips, targets, score)
 
     preset = save_preset(config, learner, backbone, characters)
     with clock("evaluate"):  # the model as it was saved: half precision is part of the numbers
         load_saved(preset, learner, backbone)
         test = score("test")
-    return conclude(config, data, test, untrained, learner, backbone, preset, history, clock.report())
+    parameters = {"total": learner.network.count_params(), "backbone": backbone.count_params()}
+    use = f"Use it: python -m recipes run speech_wav2vec --source preset:{preset}"
+    metrics = results.conclude(
+        "pretraining_speech", config, Outcome(history, clock.report(), parameters, {"spec": f"preset:{preset}"}),
+        {"test": test, "baselines": baselines, "objective": config.objective}, counts=data.counts(),
+        skipped=data.skipped, sentences=[*data.advice(), use], table=partial(table, titles=BASELINES),
+        write_files=partial(write_report, history=history, skipped=data.skipped, titles=BASELINES),
+    )  # fmt: skip
+    learned_from = f"{config.data}: {len(data.train):,} clips, {data.train.seconds.sum() / 3600:.1f} hours"
+    scalars = metrics | {"test": {name: value for name, value in test.items() if np.isscalar(value)}}
+    more = {"objective": config.objective, "notes": data.advice()}
+    preset_card.write_preset_card(preset, "pretraining_speech", config, learned_from, scalars, **more)
+    return metrics
 
 
 def check(config: Config) -> None:
@@ -229,33 +222,31 @@ def check(config: Config) -> None:
     learner = build_learner(config, backbone, characters)
     print(f"{backbone.count_params():,} parameters, {2 * backbone.count_params() / 1e6:.1f} MB as a preset")
     clips = Clips(data.train.paths, title="")
-    page = speech_report.write_samples(
-        Path(config.out) / "samples.html", clips, data.train.texts, augmentation(config), config.seed
-    )
+    page = write_samples(Path(config.out) / "samples.html", clips, data.train.texts, augmentation(config), config.seed)
     print(f"clips as trained on: {page}")
-    steps = speech_batches.steps_per_epoch(data.train.seconds, config.batch_seconds, config.seed)
+    steps = batches.steps_per_epoch(data.train.seconds, config.batch_seconds, config.seed)
     compile_learner(config, learner, steps)
     stream = training_stream(config, data, clips, targets, None, (0, 0))
     batch = next(stream.as_numpy_iterator())
-    step = checking.median_seconds(lambda: learner.train_on_batch(*batch))  # the weights are thrown away
-    print(f"estimate: {format_seconds(passes(config, steps) * steps * step)} of training")
+    step = median_seconds(lambda: learner.train_on_batch(*batch))  # the weights are thrown away
+    print(f"estimate: {format_seconds(epochs_of(config, steps) * steps * step)} of training")
 
 
-# --- small things that the steps above share ----------------------------------------------------------------
+# --- helpers of the steps above ------------------------------------------------------------------------------
 
 
-def passes(config: Config, steps: int) -> int:
-    """Return the number of passes over the clips: enough steps to learn something, where the clips are few."""
+def epochs_of(config: Config, steps: int) -> int:
+    """Return the number of epochs: enough steps to learn something, where the clips are few."""
     return max(10, ceil(300 / steps)) if config.epochs is None else config.epochs
 
 
 def training_stream(config: Config, data: SpeechSet, clips: Clips, targets, least, first: tuple[int, int]):
     """Stream changed clips with their transcripts, from (epoch, step) on."""
-    stream = speech_batches.training_batches(
+    stream = batches.training_batches(
         clips, data.train.seconds, targets, config.batch_seconds, seed=config.seed, first=first,
         augmentation=augmentation(config), least_samples=least,
     )  # fmt: skip
-    return stream.map(speech_models.as_inputs(normalises=True), 2)
+    return stream.map(models.as_inputs(normalises=True), 2)
 
 
 def augmentation(config: Config) -> Augmentation:
@@ -275,7 +266,7 @@ def compile_learner(config: Config, learner: keras.Model, steps: int) -> None:
 def scorer(config: Config, learner, backbone, characters: Characters | None, data: SpeechSet, clips):
     """Return a function: name of a part -> the scores of the learner as it is then."""
     if config.objective == "contrastive":
-        return lambda part: speech_models.contrastive_scores(
+        return lambda part: contrastive.contrastive_scores(
             learner, clips[part], getattr(data, part).seconds, config.batch_seconds
         )
     listen = build_listener(Recogniser(learner.network, backbone.config, characters, normalises=True))
@@ -306,42 +297,3 @@ def load_saved(preset: Path, learner: keras.Model, backbone: Wav2Vec2Backbone) -
     backbone.set_weights(saved.backbone.get_weights())
     if saved.head is not None:
         learner.network.get_layer("head").set_weights(saved.head.get_weights())
-
-
-def conclude(config: Config, data: SpeechSet, test, untrained, learner, backbone, preset, history, seconds) -> dict:
-    """Write the card of the model and what a run promises to write; return what metrics.json holds."""
-    metrics = {
-        "recipe": "pretraining_speech",
-        "test": test,
-        "baselines": {"random_weights": untrained},
-        "seconds": seconds,
-        "counts": data.counts(),
-        "parameters": {"total": learner.network.count_params(), "backbone": backbone.count_params()},
-        "proof": {},  # nothing is exported here: the recipe that takes the preset exports, and proves
-        "peak_memory_mb": runs.peak_memory_mb(),
-        "source": f"preset:{preset}",
-        "objective": config.objective,
-        "data": config.data,
-        "seed": config.seed,
-        "versions": runs.versions(),
-    }
-    card = {
-        "licence": config.licence,
-        "data": f"{config.data}: {len(data.train):,} clips, {data.train.seconds.sum() / 3600:.1f} hours",
-        "objective": config.objective,
-        "command": runs.command("pretraining_speech", config),
-        "seconds": seconds,
-        "test": {name: value for name, value in test.items() if np.isscalar(value)},
-        "notes": data.advice(),
-        "versions": metrics["versions"],
-    }
-    runs.write_json(preset / "card.json", card)
-    sentences = [*data.advice(), f"Use it: python -m recipes run speech_wav2vec --source {metrics['source']}"]
-    pretraining_report.write_report(
-        Path(config.out), title="Pretraining speech", metrics=metrics, config=vars(config), history=history,
-        sentences=sentences, skipped=data.skipped,
-    )  # fmt: skip
-    runs.finish(Path(config.out), metrics, history, data.skipped)
-    print("\n".join(["", *pretraining_report.score_lines(metrics), "", *(f"  {line}" for line in sentences)]))
-    print(f"  Report: {Path(config.out) / 'report.html'}\n")
-    return metrics

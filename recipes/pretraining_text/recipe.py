@@ -1,40 +1,50 @@
-"""Make your own small text encoder from plain texts, and use it as a source in every other recipe of texts.
+"""Pretrain your own small text encoder on plain texts, and use it as a source in every other recipe of texts.
 
     python -m recipes run pretraining_text --data jsonl:REVIEWS.jsonl.gz --teacher minilm --out runs/encoder
     python -m recipes run bert_sentiment --source preset:runs/encoder/preset
 
-No labels are needed. A small BERT reads sentences in which some words are hidden. It learns to guess those (masked
-language modelling, arXiv:1810.04805), and to say of the sentence what a stronger encoder, the teacher, says of the
-whole one (distillation of sentence embeddings, arXiv:1503.02531). Its vocabulary holds only the pieces that the texts
-really use. What comes out is a KerasHub preset with its vocabulary and its card, and the scores on sentences that
-nothing learned from. It makes no SavedModel: the recipe that takes the preset as its source exports, and proves.
+No labels are needed. A small BERT is trained to predict masked tokens (masked language modelling, arXiv:1810.04805) and
+to match the sentence embeddings of a stronger encoder, the teacher (distillation, arXiv:1503.02531). Its vocabulary
+holds only the tokens that the texts really use. The result is a KerasHub preset with its vocabulary and its card, and
+its scores on held-out sentences. It makes no SavedModel: the recipe that uses the preset exports, and proves.
 
-With no arguments it learns from the sentences of the demo reviews: far too few, but enough to see how it works.
-`bundled:bert_mini`, the source that bert_sentiment uses offline, was made like this; its card.json holds the command,
-the seconds and the scores.
+With no arguments it trains on the sentences of the demo reviews: far too few, but enough to see how it works.
+`bundled:bert_mini`, which bert_sentiment uses offline, was made like this; its card.json holds the command, the seconds
+and the scores.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import ceil, inf
 from pathlib import Path
 
 import keras
 import numpy as np
 
-from common import checking, masked_report, masked_words, runs, training
+from common import results, training
 from common.checkpoints import fit_with_checkpoints
-from common.data import texts as batches
-from common.data.sentences import DATA_KINDS, FEWEST, Sentences, load_sentences
 from common.errors import UserError
-from common.progress import format_seconds
-from common.specs import BUNDLED_FOLDER, check_range, parse_data, parse_source
-from common.text_models import build_encoder
-from common.text_sources import BertBackbone, TextSource, load_text_source
-from common.wordpiece import WordPiece
+from common.flags import check_range, parse_data
+from common.progress import format_seconds, median_seconds
+from common.results import Outcome
+from common.runs import Run
+from common.sources import preset_card
+from common.sources.specs import BUNDLED_FOLDER, parse_source
+from common.texts import batches, masked_lm
+from common.texts.masked_lm_report import findings, table, write_report
+from common.texts.models import build_encoder
+from common.texts.preview import write_masked_samples
+from common.texts.sentences import DATA_KINDS, FEWEST, Sentences, load_sentences
+from common.texts.sources import BertBackbone, TextSource, load_text_source
+from common.texts.tokenizers.wordpiece import WordPiece
 
+BASELINES = {"random_weights": "Random weights", "most_frequent": "Commonest token, mean of teacher"}  # always there
+SCORES = ("accuracy", "cosine_to_teacher")
+GALLERY = {"in": "plain texts", "out": "a source for the other recipes", "row": ""}
+QUICK = "--limit 200 --epochs 1"  # a run of seconds, for tests
 HEAD_WIDTH = 48  # of an attention head
 CHUNK = 256  # sentences that the teacher reads between two saves
 
@@ -43,47 +53,26 @@ CHUNK = 256  # sentences that the teacher reads between two saves
 class Config:
     """Settings of pretraining_text."""
 
-    data: str = "demo"
-    """Texts to learn from: demo, txt:PATH (a text on each line), jsonl:PATH, csv:PATH or tsv:PATH; a file, .gz or not,
-    or a folder of such files."""
-    text_column: str = "text"
-    """Column that holds the texts; a place (1, 2 ...) in a table without a line of names."""
-    encoding: str = "utf-8"
-    """Of the files: utf-8, latin-1 ..."""
-    out: str = "runs/pretraining_text"
-    """Folder for everything this run writes; the preset is in OUT/preset."""
-    resume: str | None = None
-    """Go on with the run that was stopped in this folder, with its settings; no other flag is needed."""
-    save_every: float = 30.0
-    """Seconds between checkpoints: a killed run loses no more than that."""
-    teacher: str = "bundled:bert_mini"
-    """The stronger encoder to learn from: minilm (better, fetched), preset:..., or none: only hidden words then."""
-    tokenizer: str = "bundled:bert_mini"
-    """Whose pieces of words the vocabulary is chosen from with --teacher none; else they are the teacher's."""
-    limit: int = 100_000
-    """Use at most this many sentences; which ones depends on the sentences alone."""
-    vocabulary: int = 7000
-    """Tokens that the small encoder knows: those that the texts use most. They are half of its size."""
-    width: int = 192
-    """Width of the hidden states, a multiple of 48; more is slower and stronger."""
-    layers: int = 3
-    """Transformer layers; more is slower and stronger."""
-    epochs: int | None = None
-    """Passes over the sentences; the default is 6, and more for few sentences."""
-    batch_size: int = 128
-    """Sentences in a step."""
-    learning_rate: float = 1e-3
-    """Peak of the learning rate; it warms up and then falls along a cosine."""
-    weight_decay: float = 0.01
-    """Pulls the weights towards zero: more of it for fewer sentences."""
-    guess_weight: float = 0.1
-    """How much guessing hidden words counts against the teacher."""
-    max_length: int = 64
-    """Tokens that are read of a sentence in training; the preset reads up to 256."""
-    licence: str = "as the texts"
-    """Licence written into the card of the preset."""
-    seed: int = 0
-    """Decides initial weights, order and hidden words; the parts depend on the sentences alone."""
+    data: str = "demo"  # Texts: demo, txt:PATH (one text per line), jsonl:PATH, csv:PATH, tsv:PATH; .gz or a folder too
+    text_column: str = "text"  # Column of the texts; its number (1, 2 ...) in a table without a header
+    encoding: str = "utf-8"  # Encoding of the files: utf-8, latin-1 ...
+    out: str = "runs/pretraining_text"  # Folder for everything this run writes; the preset is in OUT/preset
+    resume: str | None = None  # Continue the run that was stopped in this folder; no other flag is needed
+    save_every: float = 30.0  # Seconds between checkpoints: a killed run loses no more than that
+    teacher: str = "bundled:bert_mini"  # A stronger encoder to learn from: minilm (better), preset:..., or none
+    tokenizer: str = "bundled:bert_mini"  # With --teacher none: whose tokens the vocabulary is chosen from
+    limit: int = 100_000  # Use at most this many sentences; which ones depends on the sentences alone
+    vocabulary: int = 7000  # Size of the vocabulary: the most frequent tokens of the texts
+    width: int = 192  # Width of the hidden states, a multiple of 48; more is slower and stronger
+    layers: int = 3  # Transformer layers; more is slower and stronger
+    epochs: int | None = None  # Epochs; 6 by default, more for few sentences
+    batch_size: int = 128  # Sentences per step
+    learning_rate: float = 1e-3  # Peak learning rate, after warm-up; cosine decay
+    weight_decay: float = 0.01  # Weight decay; increase it for few sentences
+    guess_weight: float = 0.1  # Weight of the masked-token loss; that of the teacher is 1
+    max_length: int = 64  # Maximum length of a sentence in training, in tokens; the preset reads up to 256
+    licence: str = "as the texts"  # Licence written into the card of the preset
+    seed: int = 0  # Seed of initial weights, shuffling and masks; the split depends on the sentences alone
 
     def __post_init__(self) -> None:
         parse_data(self.data, DATA_KINDS)
@@ -97,20 +86,6 @@ class Config:
         check_range(self, FEWEST, inf, "limit")
         check_range(self, 200, 100_000, "vocabulary")
         check_range(self, 8, 256, "max_length")
-
-
-def check_text_source(flag: str, text: str) -> None:
-    """Raise UserError unless the text names a model that may be one of text; nothing is loaded."""
-    try:
-        spec = parse_source(text)
-    except UserError as error:
-        raise UserError(str(error).replace("--source", flag)) from error
-    of_pictures = spec.kind == "bundled" and not (BUNDLED_FOLDER / spec.name / "vocab.txt").exists()
-    if spec.kind not in ("preset", "bundled") or of_pictures:
-        raise UserError(
-            f"{flag} is no model of text. Allowed: minilm, bundled:bert_mini, preset:NAME_OR_FOLDER"
-            f"{', none' if flag == '--teacher' else ''}. Received: {text!r}."
-        )
 
 
 def load_data(config: Config) -> Sentences:
@@ -130,10 +105,7 @@ def load_teacher(config: Config) -> TextSource:
     except UserError as error:
         raise UserError(f"{flag}: {error}".replace("--source", flag)) from error
     if not isinstance(source.tokenize, WordPiece):
-        raise UserError(
-            f"{flag} {text} cuts words in another way than BERT does, so no vocabulary can be chosen from its own. "
-            f"Allowed: models of BERT's family, such as minilm."
-        )
+        raise UserError(f"{flag} {text} does not tokenize as BERT does. Allowed: models of BERT's family, as minilm.")
     return source
 
 
@@ -144,9 +116,9 @@ def tokenize(config: Config, vocabulary: Sequence[str], data: Sentences) -> tupl
         UserError: most of them are unknown.
     """
     reader = batches.TextReader(WordPiece(vocabulary), config.max_length)
-    tokens = tuple(reader.read(part) for part in (data.train, data.val, data.test))
+    tokens = tuple(reader.read(split) for split in (data.train, data.val, data.test))
     read = np.concatenate([row[1:-1] for row in tokens[0].ids])  # without [CLS] and [SEP]
-    unknown = float(np.mean(read == masked_words.UNKNOWN))
+    unknown = float(np.mean(read == masked_lm.UNKNOWN))
     print(f"vocabulary of {len(vocabulary):,} tokens; {100 * unknown:.1f} % of what is read is unknown")
     if unknown > 0.5:
         raise UserError(
@@ -156,11 +128,8 @@ def tokenize(config: Config, vocabulary: Sequence[str], data: Sentences) -> tupl
     return tokens
 
 
-def ask_teacher(config: Config, teacher: TextSource, sentences: Sequence[str]) -> np.ndarray:
-    """Let the teacher read each sentence once: float32 [sentences, width].
-
-    What it said is saved from time to time: a run that was killed asks only about the rest.
-    """
+def embed_by_teacher(config: Config, teacher: TextSource, sentences: Sequence[str]) -> np.ndarray:
+    """Return the teacher's embedding of each sentence, float32 [n, width]; a killed run continues where it was."""
     tokens = tokens_of_teacher(config, teacher, sentences)
     folder = Path(config.out) / "features"
     return batches.run_once_on_tokens(build_encoder(teacher), tokens, folder, "teacher", chunk=CHUNK)
@@ -184,100 +153,96 @@ def compile_model(config: Config, model: keras.Model, steps: int) -> None:
         weights = {"words": config.guess_weight, "teacher": 1.0}
         metrics["teacher"] = [keras.metrics.CosineSimilarity(name="cosine")]
     optimizer = training.DiscriminativeAdamW(
-        learning_rate=training.warmup_cosine(config.learning_rate, passes(config, steps) * steps),
+        learning_rate=training.warmup_cosine(config.learning_rate, epochs_of(config, steps) * steps),
         weight_decay=config.weight_decay, global_clipnorm=1.0,
     )  # fmt: skip
     model.compile(optimizer, losses, loss_weights=weights, weighted_metrics=metrics, jit_compile=training.use_xla())
 
 
-def train(config: Config, model: keras.Model, tokens, said) -> list[dict]:
+def train(run: Run, model: keras.Model, tokens, embeddings) -> list[dict]:
     """Train all weights from scratch; return a history row for each epoch.
 
     Args:
-        config: the settings.
+        run: with the settings.
         model: as `build_guesser` gives it.
         tokens: of train, val and test.
-        said: by the teacher of train, val and test; None of each without one.
+        embeddings: by the teacher of train, val and test; None of each without one.
     """
-    steps = ceil(len(tokens[0]) / config.batch_size)
+    config, steps = run.config, ceil(len(tokens[0]) / run.config.batch_size)
     compile_model(config, model, steps)
-    answer = masked_words.answers_of(model)
+    answer = masked_lm.answers_of(model)
 
-    def watch(epoch, logs):
+    def validate(epoch, logs):
         if "teacher" in model.output:
             logs["train_accuracy"] = logs.pop("words_accuracy")
             logs["train_cosine_to_teacher"] = logs.pop("teacher_cosine")
         else:  # Keras does not name the output where there is one only
             logs["train_accuracy"] = logs.pop("accuracy")
-        scores = masked_words.score(answer, tokens[1], said[1])
+        scores = masked_lm.score(answer, tokens[1], embeddings[1])
         logs.update({f"val_{name}": value for name, value in scores.items() if not name.endswith("_ci95")})
 
+    def batches_from(*first):
+        return masked_lm.masked_batches(tokens[0], embeddings[0], config.batch_size, seed=config.seed, first=first)
+
+    epochs = epochs_of(config, steps)
     return fit_with_checkpoints(
-        model,
-        lambda *first: masked_words.masked_batches(
-            tokens[0], said[0], config.batch_size, seed=config.seed, first=first
-        ),
-        epochs=passes(config, steps),
-        lines=training.EpochLines("pretraining_text", passes(config, steps), steps),
-        callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=watch)],
-        checkpoint=Path(config.out) / "checkpoints" / "pretraining_text.npz",
-        save_every=config.save_every,
-    )
-
-
-def save_preset(config: Config, backbone: BertBackbone, vocabulary: Sequence[str]) -> Path:
-    """Write the encoder as a KerasHub preset with its vocabulary; weights as float16, half the size."""
-    half = BertBackbone.from_config(backbone.get_config() | {"dtype": "float16"})
-    half.set_weights(backbone.get_weights())
-    preset = Path(config.out) / "preset"
-    half.save_to_preset(str(preset))
-    (preset / "vocab.txt").write_text("\n".join(vocabulary) + "\n", "utf-8")
-    return preset
+        model, batches_from, epochs=epochs, lines=training.EpochLines("pretraining_text", epochs, steps),
+        callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=validate)], **run.saves("pretraining_text"),
+    )  # fmt: skip
 
 
 def main(config: Config) -> dict:
     """Run the whole story: sentences -> teacher -> vocabulary -> training -> preset -> evaluation -> report."""
-    config = runs.start(config)
-    out = Path(config.out)
-    clock = runs.Stopwatch(out / "checkpoints" / "seconds.json")
+    run = Run(config)
+    config, clock = run.config, run.clock
     with clock("data"):
         data = load_data(config)
     print(f"{config.data}: {data.describe()}")
     teacher = load_teacher(config)
-    runs.remember_inputs(out, data.fingerprint() + teacher.fingerprint())
+    run.remember(data, teacher)
     with clock("data"):
-        vocabulary = masked_words.choose_vocabulary(teacher.tokenize, data.train, config.vocabulary)
+        vocabulary = masked_lm.choose_vocabulary(teacher.tokenize, data.train, config.vocabulary)
         tokens = tokenize(config, vocabulary, data)
-    said, width = (None, None, None), 0
+    embeddings, width = (None, None, None), 0
     if config.teacher != "none":
         with clock("features"):
-            said = data.parts(ask_teacher(config, teacher, data.all()))
-        width = said[0].shape[1]
+            embeddings = data.parts(embed_by_teacher(config, teacher, data.all()))
+        width = embeddings[0].shape[1]
     keras.utils.set_random_seed(config.seed)
     backbone = build_backbone(config, vocabulary)
-    model = masked_words.build_guesser(backbone, width)
+    model = masked_lm.build_guesser(backbone, width)
     print(f"{backbone.count_params():,} parameters, {2 * backbone.count_params() / 1e6:.1f} MB as a preset")
     with clock("pretraining"):
-        history = train(config, model, tokens, said)
+        history = train(run, model, tokens, embeddings)
 
-    preset = save_preset(config, backbone, vocabulary)
+    preset = masked_lm.save_encoder(run.out / "preset", backbone, vocabulary)
     with clock("evaluate"):  # the preset as it was saved: half precision is part of the numbers
-        saved = masked_words.build_guesser(load_text_source(f"preset:{preset}").backbone, width)
+        saved = masked_lm.build_guesser(load_text_source(f"preset:{preset}").backbone, width)
         if width:
             saved.get_layer("teacher").set_weights(model.get_layer("teacher").get_weights())
-        test = masked_words.score(masked_words.answers_of(saved), tokens[2], said[2])
+        test = masked_lm.score(masked_lm.answers_of(saved), tokens[2], embeddings[2])
     with clock("baselines"):
         keras.utils.set_random_seed(config.seed)
-        random = masked_words.build_guesser(build_backbone(config, vocabulary), width)
+        random = masked_lm.build_guesser(build_backbone(config, vocabulary), width)
+        frequent = masked_lm.most_frequent_answers(tokens[0], embeddings[0])
         baselines = {
-            "random_weights": masked_words.score(masked_words.answers_of(random), tokens[2], said[2]),
-            "most_frequent": masked_words.score(
-                masked_words.most_frequent_answers(tokens[0], said[0]), tokens[2], said[2]
-            ),
+            name: masked_lm.score(answers, tokens[2], embeddings[2])
+            for name, answers in (("random_weights", masked_lm.answers_of(random)), ("most_frequent", frequent))
         }
     parameters = {"total": model.count_params(), "backbone": backbone.count_params()}
-    examples = masked_words.show_hidden(tokens[2], vocabulary, masked_words.answers_of(saved))
-    return conclude(config, data, test, baselines, parameters, preset, history, examples, clock.report())
+    examples = masked_lm.show_hidden(tokens[2], vocabulary, masked_lm.answers_of(saved))
+
+    write_files = partial(write_report, history=history, examples=examples, titles=BASELINES)
+    use = f"Use it: python -m recipes run bert_sentiment --source preset:{preset}"
+    scores = {"test": test, "baselines": baselines, "left_out": data.left_out, "teacher": config.teacher}
+    metrics = results.conclude(
+        "pretraining_text", config, Outcome(history, clock.report(), parameters, {"spec": f"preset:{preset}"}), scores,
+        counts=data.counts(), skipped=(), sentences=[*findings(scores), use], write_files=write_files,
+        table=partial(table, titles=BASELINES),
+    )  # fmt: skip
+    learned_from = f"{config.data}: {len(data.train):,} sentences"
+    preset_card.write_preset_card(preset, "pretraining_text", config, learned_from, metrics, teacher=config.teacher)
+    return metrics
 
 
 def check(config: Config) -> None:
@@ -286,40 +251,36 @@ def check(config: Config) -> None:
     print(f"{config.data}: {data.describe()}")
     teacher = load_teacher(config)
     print(f"{'tokenizer' if config.teacher == 'none' else 'teacher'}: {teacher.card}")
-    vocabulary = masked_words.choose_vocabulary(teacher.tokenize, data.train, config.vocabulary)
+    vocabulary = masked_lm.choose_vocabulary(teacher.tokenize, data.train, config.vocabulary)
     tokens = tokenize(config, vocabulary, data)[0]
-    lengths = tokens.lengths
-    print(f"{np.median(lengths):.0f} tokens in the median training sentence, {lengths.max()} in the longest")
-    shown = [in_brackets(pieces) for pieces in masked_words.show_hidden(tokens, vocabulary, count=24)]
-    print("sentences as the encoder reads them, without what is in brackets:", *shown[:3], sep="\n  ")
-    page = runs.write_atomically(
-        Path(config.out) / "samples.txt", lambda partial: partial.write_text("\n".join(shown) + "\n", "utf-8")
+    print(
+        f"{np.median(tokens.lengths):.0f} tokens in the median training sentence, {tokens.lengths.max()} in the longest"
     )
+    page = write_masked_samples(Path(config.out) / "samples.txt", masked_lm.show_hidden(tokens, vocabulary, count=24))
     print(f"more samples: {page}")
 
-    # The batch of median length stands for all.
-    order = batches.shuffled_by_length(tokens, config.batch_size, (config.seed, 0))
-    chosen = sorted(order, key=lambda indices: lengths[indices].max())[len(order) // 2]
-    some, said, look = tokens.of_texts(chosen), None, 0.0
+    chosen = batches.median_batch(tokens, config.batch_size, config.seed)  # it stands for all
+    some, embeddings, forward = tokens.of_texts(chosen), None, 0.0
     if config.teacher != "none":
         encoder, theirs = build_encoder(teacher), tokens_of_teacher(config, teacher, [data.train[i] for i in chosen])
-        look = checking.median_seconds(lambda: batches.run_on_tokens(encoder, theirs)) / len(chosen)
-        said = np.ones((len(chosen), encoder.output.shape[-1]), np.float32)
+        forward = median_seconds(lambda: batches.run_on_tokens(encoder, theirs)) / len(chosen)
+        embeddings = np.ones((len(chosen), encoder.output.shape[-1]), np.float32)
     backbone = build_backbone(config, vocabulary)
     print(f"encoder: {backbone.count_params():,} parameters, {2 * backbone.count_params() / 1e6:.1f} MB as a preset")
-    model = masked_words.build_guesser(backbone, 0 if said is None else said.shape[1])
-    compile_model(config, model, len(order))
-    batch = next(masked_words.masked_batches(some, said, len(chosen), seed=config.seed).as_numpy_iterator())
-    step = checking.median_seconds(lambda: model.train_on_batch(*batch))  # the weights are thrown away
-    asking, learning = len(data.all()) * look, passes(config, len(order)) * len(order) * step
-    print(f"estimate: {format_seconds(asking + learning)}, of which the teacher takes {format_seconds(asking)}")
+    model = masked_lm.build_guesser(backbone, 0 if embeddings is None else embeddings.shape[1])
+    steps = ceil(len(tokens) / config.batch_size)
+    compile_model(config, model, steps)
+    batch = next(masked_lm.masked_batches(some, embeddings, len(chosen), seed=config.seed).as_numpy_iterator())
+    step = median_seconds(lambda: model.train_on_batch(*batch))  # the weights are thrown away
+    asking, training_time = len(data.all()) * forward, epochs_of(config, steps) * steps * step
+    print(f"estimate: {format_seconds(asking + training_time)}, of which the teacher takes {format_seconds(asking)}")
 
 
-# --- small things that the steps above share ----------------------------------------------------------------
+# --- helpers of the steps above ------------------------------------------------------------------------------
 
 
-def passes(config: Config, steps: int) -> int:
-    """Return the number of passes over the sentences: enough steps to learn something, where the sentences are few."""
+def epochs_of(config: Config, steps: int) -> int:
+    """Return the number of epochs: enough steps to learn something, where the sentences are few."""
     return max(6, ceil(240 / steps)) if config.epochs is None else config.epochs
 
 
@@ -328,56 +289,12 @@ def tokens_of_teacher(config: Config, teacher: TextSource, sentences: Sequence[s
     return batches.TextReader(teacher.tokenize, min(config.max_length, teacher.max_length)).read(sentences)
 
 
-def in_brackets(pieces: list[dict]) -> str:
-    """Return a sentence of `show_hidden` as text, with brackets around what is hidden."""
-    return " ".join(f"[{piece['text']}]" if piece["hidden"] else piece["text"] for piece in pieces).replace(" ##", "")
-
-
-def conclude(config: Config, data: Sentences, test, baselines, parameters, preset, history, examples, seconds) -> dict:
-    """Write the card of the preset and what a run promises to write; return what metrics.json holds."""
-    metrics = {
-        "recipe": "pretraining_text",
-        "test": test,
-        "baselines": baselines,
-        "seconds": seconds,
-        "counts": data.counts(),
-        "left_out": data.left_out,
-        "parameters": parameters,
-        "proof": {},  # nothing is exported here: the recipe that takes the preset exports, and proves
-        "peak_memory_mb": runs.peak_memory_mb(),
-        "source": f"preset:{preset}",
-        "teacher": config.teacher,
-        "data": config.data,
-        "seed": config.seed,
-        "versions": runs.versions(),
-    }
-    card = {
-        "licence": config.licence,
-        "data": f"{config.data}: {len(data.train):,} sentences",
-        "teacher": config.teacher,
-        "command": runs.command("pretraining_text", config),
-        "seconds": seconds,
-        "test": test,
-        "versions": metrics["versions"],
-    }
-    runs.write_json(preset / "card.json", card)
-    sentences = findings(metrics)
-    masked_report.write_report(
-        Path(config.out), metrics=metrics, config=vars(config), history=history, sentences=sentences, examples=examples
-    )
-    runs.finish(Path(config.out), metrics, history)
-    report = f"Report: {Path(config.out) / 'report.html'}"
-    print("\n".join(["", *masked_report.score_lines(metrics), "", *(f"  {line}" for line in (*sentences, report)), ""]))
-    return metrics
-
-
-def findings(metrics: dict) -> list[str]:
-    """Say in plain sentences what the run brought."""
-    test, reference, copies = metrics["test"], metrics["baselines"]["most_frequent"], metrics["left_out"]["copies"]
-    sentences = [f"{copies:,} copies of sentences were left out."] if copies else []
-    more = "It needs more sentences, or more --epochs."
-    if test["accuracy_ci95"][0] <= reference["accuracy"]:
-        sentences.append(f"It guesses hidden words not clearly better than who always says the commonest token. {more}")
-    if "cosine_to_teacher" in test and test["cosine_to_teacher_ci95"][0] <= reference["cosine_to_teacher"]:
-        sentences.append(f"Its embeddings are not clearly nearer to the teacher's than the mean of those. {more}")
-    return [*sentences, f"Use it: python -m recipes run bert_sentiment --source {metrics['source']}"]
+def check_text_source(flag: str, text: str) -> None:
+    """Raise UserError unless the text names a model that may be one of text; nothing is loaded."""
+    spec = parse_source(text, flag)
+    of_images = spec.kind == "bundled" and not (BUNDLED_FOLDER / spec.name / "vocab.txt").exists()
+    if spec.kind not in ("preset", "bundled") or of_images:
+        raise UserError(
+            f"{flag} is no model of text. Allowed: minilm, bundled:bert_mini, preset:NAME_OR_FOLDER"
+            f"{', none' if flag == '--teacher' else ''}. Received: {text!r}."
+        )

@@ -1,0 +1,1 @@
+"""The wing of classes: metrics, calibration, export, report."""

@@ -1,0 +1,45 @@
+"""Text files and tables as people have them: compressed, in any encoding."""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import zlib
+from pathlib import Path
+
+from common.errors import UserError
+
+
+def check_encoding(encoding: str) -> None:
+    try:
+        codecs.lookup(encoding)
+    except LookupError as error:
+        raise UserError(f"--encoding {encoding!r} is unknown. Allowed: utf-8, latin-1, cp1252, utf-16 ...") from error
+
+
+def read_text_file(kind: str, file: Path, encoding: str) -> str:
+    """Return the content of a file, compressed (`.gz`) or not.
+
+    Args:
+        kind: how `--data` named it, for messages.
+        file: to read.
+        encoding: of the text.
+
+    Raises:
+        UserError: it cannot be read, or is not of that encoding.
+    """
+    check_encoding(encoding)
+    try:
+        content = file.read_bytes()
+        if file.suffix == ".gz":
+            content = gzip.decompress(content)
+        return content.decode("utf-8-sig" if encoding.lower() in ("utf-8", "utf8") else encoding)
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise UserError(
+            f"--data {kind}:{file} is not {encoding}: line {line} holds the byte {content[error.start]:#x}. If it is "
+            f"Western European text of an older program: --encoding latin-1"
+        ) from error
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"--data {kind}:{file} cannot be read: {reason}.") from error

@@ -1,0 +1,1 @@
+"""The wing of boxes: readers, data sets, detectors, metrics, export, report."""

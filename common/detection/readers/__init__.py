@@ -1,0 +1,1 @@
+"""Boxes as people have them, as rows."""

@@ -1,0 +1,139 @@
+"""Flags that several recipes share, read and checked without importing TensorFlow."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+from common.errors import UserError, did_you_mean, first_line
+
+
+def parse_data(text: str, kinds: tuple[str, ...]) -> tuple[str, str]:
+    """Read a `--data` string such as `demo`, `folder:PATH`, `csv:PATH` or `tfds:NAME`.
+
+    Args:
+        text: what the user typed.
+        kinds: the kinds that the recipe reads; `demo` stands alone, the others take `kind:value`.
+
+    Returns:
+        (kind, value); the value of `demo` is empty.
+
+    Raises:
+        UserError: unknown kind, missing value, or a path that does not exist.
+    """
+    kind, _, value = text.partition(":")
+    allowed = ", ".join("demo" if k == "demo" else f"{k}:{'NAME' if k == 'tfds' else 'PATH'}" for k in kinds)
+    if kind not in kinds or (kind != "demo" and not value) or (kind == "demo" and value):
+        hint = f" Try: --data folder:{text}" if Path(text).is_dir() else did_you_mean(kind, kinds)
+        raise UserError(f"--data cannot be read. Allowed: {allowed}. Received: {text!r}.{hint}")
+    try:
+        path = Path(value).expanduser()
+        there = path.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # ~nobody/x, a name longer than any, a null byte
+        raise UserError(f"--data holds a path that cannot be: {first_line(error)}. Received: {text!r}.") from error
+    if kind not in ("demo", "tfds") and not there:
+        raise UserError(
+            f"--data names a path that does not exist: {value!r}. Allowed: {allowed}. "
+            f"Received: {text!r}. The current directory is {Path.cwd()}."
+        )
+    if kind == "folder" and not path.is_dir():
+        raise UserError(f"--data folder: needs a folder, and this is a file: {value!r}. Try: --data csv:{value}")
+    return kind, value
+
+
+def parse_policy(policy: str) -> str:
+    """Return a freezing policy as given; raise UserError unless it is one."""
+    if policy in ("frozen", "last_block", "all") or re.fullmatch(r"last:[1-9]\d*", policy):
+        return policy
+    if re.match("regex:.", policy):
+        try:
+            re.compile(policy.removeprefix("regex:"))
+            return policy
+        except re.error as error:
+            raise UserError(
+                f"--unfreeze has a regular expression that cannot be read: {error}. Received: {policy!r}."
+            ) from None
+    raise UserError(
+        "--unfreeze is unknown. Allowed: frozen, last:N (layers), last_block, all, regex:PATTERN. "
+        f"Received: {policy!r}.{did_you_mean(policy, ('frozen', 'last_block', 'all'))}"
+    )
+
+
+def parse_list(flag: str, text: str, allowed: tuple[str, ...], alone: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """Read a comma-separated list.
+
+    Args:
+        flag: name of the flag, for the error.
+        text: what the user typed.
+        allowed: words that may stand together.
+        alone: words that stand alone, such as `none`.
+
+    Returns:
+        The words in the order given.
+
+    Raises:
+        UserError: a word that is not allowed.
+    """
+    words = tuple(word.strip() for word in text.split(",") if word.strip())
+    if len(words) == 1 and words[0] in alone:
+        return words
+    for word in words or ("",):
+        if word not in allowed:
+            raise UserError(
+                f"{flag} has an unknown word. Allowed: {', '.join(allowed)}"
+                f"{', or alone: ' + ', '.join(alone) if alone else ''}. Received: {text!r}."
+                f"{did_you_mean(word, allowed)}"
+            )
+    return words
+
+
+def parse_baselines(text: str, allowed: tuple[str, ...]) -> tuple[str, ...]:
+    """Read `--baselines`: the names in the order given, none of them for `none`.
+
+    Raises:
+        UserError: a name that is not allowed.
+    """
+    names = parse_list("--baselines", text, allowed, alone=("none",))
+    return () if names == ("none",) else names
+
+
+def check_installed(flag: str, package: str, requirements: str) -> None:
+    """Refuse a flag whose optional package is missing, before any work is done.
+
+    Raises:
+        UserError: it cannot be imported; the message says what to install.
+    """
+    if importlib.util.find_spec(package) is None:
+        raise UserError(f"{flag} needs the package {package!r}, which is not installed: pip install -r {requirements}")
+
+
+def check_choice(flag: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Raise UserError unless the value is one of those allowed."""
+    if value not in allowed:
+        raise UserError(
+            f"{flag} is unknown. Allowed: {', '.join(allowed)}. Received: {value!r}.{did_you_mean(value, allowed)}"
+        )
+
+
+def check_range(config, low: float, high: float, *names: str) -> None:
+    """Raise UserError unless each named field of the config is None or within [low, high]."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not low <= value <= high:
+            upper = "" if high == float("inf") else f" to {high:g}"
+            raise UserError(
+                f"--{name.replace('_', '-')} is out of range. Allowed: {low:g}{upper or ' or more'}. Received: {value}."
+            )
+
+
+def check_observers(config) -> None:
+    """Refuse `--tensorboard` and `--mlflow` where their packages are missing.
+
+    Raises:
+        UserError: as `check_installed`.
+    """
+    if config.tensorboard:
+        check_installed("--tensorboard", "tensorboard", "requirements-observe.txt")
+    if config.mlflow:
+        check_installed("--mlflow", "mlflow", "requirements-observe.txt")

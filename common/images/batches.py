@@ -1,0 +1,255 @@
+"""Pictures from disk to batches: the one decoder and resizer of training, evaluation and serving."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+AUGMENTATIONS = ("flip", "crop", "rotate", "color")
+RESIZE_MODES = ("crop", "squash", "pad")
+
+
+def decode_image(encoded: tf.Tensor, size: tuple[int, int], resize: str = "crop") -> tf.Tensor:
+    """Decode one JPEG, PNG, GIF (first frame), BMP or plain WebP file and resize it. Serving runs exactly this graph.
+
+    Transparency and a camera's note that the picture is to be turned (EXIF) are ignored, here as in serving;
+    `camera_turns` tells whether there is such a note.
+
+    Args:
+        encoded: scalar string, the bytes of the file.
+        size: (height, width) wanted, in pixels.
+        resize: `crop` takes the largest centred part of the wanted shape, `squash` ignores the shape,
+            `pad` keeps everything and fills the rest with black.
+
+    Returns:
+        float32 [height, width, 3], RGB, 0 to 255.
+    """
+    if resize not in RESIZE_MODES:
+        raise ValueError(f"resize must be one of {', '.join(RESIZE_MODES)}. Received: {resize!r}.")
+    image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
+    image = tf.ensure_shape(image, (None, None, 3))
+    if resize == "crop":
+        image = _largest_centred_part(image, size)
+    if resize == "pad":
+        # Not tf.image.resize_with_pad: it has no way to antialias with a dynamic shape on every version.
+        scale = tf.reduce_min(tf.constant(size, tf.float32) / tf.cast(tf.shape(image)[:2], tf.float32))
+        inner = tf.maximum(1, tf.cast(tf.round(tf.cast(tf.shape(image)[:2], tf.float32) * scale), tf.int32))
+        image = tf.image.resize(image, inner, antialias=True)
+        image = tf.image.resize_with_crop_or_pad(image, *size)
+    else:
+        # Antialiasing: without it a large photo turns into noise that no backbone was trained on.
+        image = tf.image.resize(image, size, antialias=True)
+    return tf.ensure_shape(tf.clip_by_value(image, 0.0, 255.0), (*size, 3))
+
+
+def _largest_centred_part(image: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
+    shape = tf.shape(image)[:2]
+    wanted = tf.constant(size, tf.float32)
+    part = tf.cast(shape, tf.float32)
+    part = tf.cast(tf.round(wanted * tf.reduce_min(part / wanted)), tf.int32)
+    part = tf.clip_by_value(part, 1, shape)
+    top_left = (shape - part) // 2
+    return tf.image.crop_to_bounding_box(image, top_left[0], top_left[1], part[0], part[1])
+
+
+def decode_images(encoded: tf.Tensor, size: tuple[int, int], resize: str = "crop") -> tf.Tensor:
+    """Decode a batch of files, as `decode_image`; for use inside an exported signature.
+
+    Args:
+        encoded: string [batch].
+        size: (height, width) wanted, in pixels.
+        resize: as for `decode_image`.
+
+    Returns:
+        float32 [batch, height, width, 3], RGB, 0 to 255.
+    """
+    spec = tf.TensorSpec((*size, 3), tf.float32)
+    return tf.map_fn(lambda one: decode_image(one, size, resize), encoded, fn_output_signature=spec)
+
+
+THUMBNAIL_SIDE = 16
+
+
+def thumbnail(image: tf.Tensor) -> np.ndarray:
+    """Return a tiny grey copy that tells near-duplicates.
+
+    Args:
+        image: uint8 [height, width, 3].
+
+    Returns:
+        uint8 [THUMBNAIL_SIDE * THUMBNAIL_SIDE].
+    """
+    small = tf.image.resize(image, (THUMBNAIL_SIDE, THUMBNAIL_SIDE), method="area")
+    return tf.reduce_mean(small, axis=-1).numpy().round().astype("uint8").ravel()
+
+
+def image_batches(
+    paths: Sequence[str], size: tuple[int, int], batch_size: int, *, resize: str = "crop"
+) -> tf.data.Dataset:
+    """Stream pictures in the given order, for evaluation and feature extraction.
+
+    Args:
+        paths: the files.
+        size: (height, width), in pixels.
+        batch_size: pictures in a batch; the last one may hold fewer.
+        resize: as for `decode_image`.
+
+    Returns:
+        A dataset of float32 [batch, height, width, 3], 0 to 255. Nothing but the paths is held in memory.
+    """
+    dataset = tf.data.Dataset.from_tensor_slices(np.asarray(paths, dtype=str))
+    dataset = dataset.map(
+        lambda path: decode_image(tf.io.read_file(path), size, resize), num_parallel_calls=tf.data.AUTOTUNE
+    )
+    return dataset.batch(batch_size).prefetch(2)
+
+
+def training_batches(
+    paths: Sequence[str],
+    targets: Callable[[tf.Tensor], object],
+    size: tuple[int, int],
+    batch_size: int,
+    *,
+    seed: int,
+    augment: Sequence[str] = (),
+    resize: str = "crop",
+    first: tuple[int, int] = (0, 0),
+) -> tf.data.Dataset:
+    """Stream shuffled, augmented pictures without end; the order and every random choice follow from the seed.
+
+    Args:
+        paths: the files.
+        targets: maps indices, int64 [batch], to what Keras `fit` takes beside the pictures: labels, or
+            a tuple (labels, sample weights).
+        size: (height, width), in pixels.
+        batch_size: pictures in a batch; the last batch of an epoch may hold fewer.
+        seed: with the epoch's number it decides order and augmentation, so a run can continue at any step.
+        augment: names out of AUGMENTATIONS.
+        resize: as for `decode_image`.
+        first: (epoch, step) to begin with.
+
+    Returns:
+        A dataset of (float32 [batch, height, width, 3], *targets); an epoch is `steps_per_epoch` batches.
+    """
+    count, steps = len(paths), steps_per_epoch(len(paths), batch_size)
+    all_paths = tf.constant(np.asarray(paths, dtype=str))
+
+    def one_epoch(epoch):
+        order = tf.random.experimental.stateless_shuffle(tf.range(count, dtype=tf.int64), seed=[seed, epoch])
+        seen = tf.where(epoch == first[0], tf.constant(first[1] * batch_size, tf.int64), 0)
+        return tf.data.Dataset.from_tensor_slices(order[seen:])
+
+    def load(index):
+        return decode_image(tf.io.read_file(all_paths[index]), size, resize), index
+
+    def finish(step, batch):
+        images, indices = batch
+        images = augment_images(images, augment, seed=tf.stack([tf.cast(seed, tf.int64), step]))
+        wanted = targets(indices)
+        return (images, *wanted) if isinstance(wanted, tuple) else (images, wanted)
+
+    epochs = tf.data.Dataset.range(first[0], tf.int64.max)
+    # Batches are made inside an epoch, so that an epoch is always the same number of steps.
+    batches = epochs.flat_map(
+        lambda epoch: one_epoch(epoch).map(load, num_parallel_calls=tf.data.AUTOTUNE).batch(batch_size)
+    )
+    return batches.enumerate(start=first[0] * steps + first[1]).map(finish, num_parallel_calls=2).prefetch(4)
+
+
+def labelled_batches(
+    paths: Sequence[str], labels: np.ndarray, weights: np.ndarray, classes: int, size: tuple[int, int], batch_size: int,
+    **options,
+) -> Callable[[int, int], tf.data.Dataset]:  # fmt: skip
+    """Return what streams training images with one-hot labels and weights, from (epoch, step) on.
+
+    Args:
+        paths: n files.
+        labels: int [n].
+        weights: of the examples, float32 [n].
+        classes: how many there are.
+        size, batch_size, **options: as for `training_batches`.
+    """
+    labels, weights = tf.constant(labels), tf.constant(weights)
+
+    def targets(indices):
+        return tf.one_hot(tf.gather(labels, indices), classes), tf.gather(weights, indices)
+
+    return lambda *first: training_batches(paths, targets, size, batch_size, first=first, **options)
+
+
+def labelled_images(
+    paths: Sequence[str], labels: np.ndarray, classes: int, size: tuple[int, int], *, resize: str = "crop"
+) -> tf.data.Dataset:
+    """Stream images in the given order with one-hot labels, for validation; arguments as for `labelled_batches`."""
+    targets = tf.data.Dataset.from_tensor_slices(labels).batch(64).map(lambda y: tf.one_hot(y, classes))
+    return tf.data.Dataset.zip(image_batches(paths, size, 64, resize=resize), targets)
+
+
+def steps_per_epoch(count: int, batch_size: int) -> int:
+    """Return the number of batches that hold `count` examples."""
+    return -(-count // batch_size)
+
+
+def augment_images(images: tf.Tensor, names: Sequence[str], seed: tf.Tensor) -> tf.Tensor:
+    """Apply random changes to a batch, each picture its own; the geometry is one resampling.
+
+    Args:
+        images: float32 [batch, height, width, 3], 0 to 255.
+        names: out of AUGMENTATIONS: `flip` mirrors left and right, `crop` zooms into 50 to 100 % of the area
+            at a random place and slightly changes the shape, `rotate` turns by up to 15 degrees and shifts by
+            up to 10 %, `color` changes brightness, contrast and saturation by up to 30 %.
+        seed: int64 [2].
+
+    Returns:
+        float32 [batch, height, width, 3], 0 to 255.
+    """
+    if unknown := set(names) - set(AUGMENTATIONS):
+        raise ValueError(f"Augmentations are {', '.join(AUGMENTATIONS)}. Received: {sorted(unknown)}.")
+    if not names:
+        return images
+    seeds = tf.unstack(tf.random.split(seed, 10), num=10)
+    batch, height, width = tf.shape(images)[0], images.shape[1], images.shape[2]
+
+    def uniform(seed, low, high):
+        return tf.random.stateless_uniform([batch], seed, low, high)
+
+    # An output pixel p, measured from the centre, is read at  turn(p * zoom) + shift.
+    zoom_x, zoom_y = tf.ones([batch]), tf.ones([batch])
+    shift_x, shift_y, angle = tf.zeros([batch]), tf.zeros([batch]), tf.zeros([batch])
+    if "crop" in names:
+        side, ratio = tf.sqrt(uniform(seeds[0], 0.5, 1.0)), tf.exp(uniform(seeds[1], -0.15, 0.15))
+        zoom_x, zoom_y = tf.minimum(side * ratio, 1.0), tf.minimum(side / ratio, 1.0)
+        shift_x = uniform(seeds[2], -0.5, 0.5) * (1 - zoom_x) * (width - 1)
+        shift_y = uniform(seeds[3], -0.5, 0.5) * (1 - zoom_y) * (height - 1)
+    if "rotate" in names:
+        angle = uniform(seeds[4], -np.pi / 12, np.pi / 12)
+        shift_x += uniform(seeds[5], -0.1, 0.1) * width
+        shift_y += uniform(seeds[6], -0.1, 0.1) * height
+    if "flip" in names:
+        zoom_x *= tf.where(uniform(seeds[7], 0.0, 1.0) < 0.5, -1.0, 1.0)
+    if set(names) & {"flip", "crop", "rotate"}:
+        cos, sin = tf.cos(angle), tf.sin(angle)
+        centre_x, centre_y = (width - 1) / 2, (height - 1) / 2
+        xx, xy, yx, yy = cos * zoom_x, -sin * zoom_y, sin * zoom_x, cos * zoom_y
+        from_x = centre_x + shift_x - xx * centre_x - xy * centre_y
+        from_y = centre_y + shift_y - yx * centre_x - yy * centre_y
+        zeros = tf.zeros([batch])
+        images = tf.raw_ops.ImageProjectiveTransformV3(
+            images=images,
+            transforms=tf.stack([xx, xy, from_x, yx, yy, from_y, zeros, zeros], axis=1),
+            output_shape=[height, width],
+            fill_value=0.0,
+            interpolation="BILINEAR",
+            fill_mode="NEAREST",
+        )
+    if "color" in names:
+        brightness, contrast, saturation = (
+            tf.reshape(uniform(s, 0.7, 1.3), [-1, 1, 1, 1]) for s in tf.unstack(tf.random.split(seeds[8], 3), num=3)
+        )
+        grey = tf.reduce_mean(images, axis=3, keepdims=True)
+        images = grey + (images - grey) * saturation
+        mean = tf.reduce_mean(images, axis=[1, 2, 3], keepdims=True)
+        images = (mean + (images - mean) * contrast) * brightness
+    return tf.clip_by_value(images, 0.0, 255.0)

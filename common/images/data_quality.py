@@ -1,0 +1,183 @@
+"""What is wrong with a data set: near-duplicates across its parts, and labels that the pictures contradict."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from common.classification.calibration import apply_temperature, fit_temperature
+from common.linear_head import mean_and_std
+
+_SAME_PICTURE = 0.998  # correlation of thumbnails that only another size or compression of one picture reaches
+_BLOCK = 2048  # rows in memory at once
+
+
+@dataclass(frozen=True)
+class NearDuplicate:
+    """A picture and its near-duplicate in an earlier part; places count over all parts, one after the other."""
+
+    place: int
+    other: int
+    similarity: float
+
+
+@dataclass(frozen=True)
+class SuspectedLabel:
+    """A picture whose label the other pictures contradict; places count over all parts, one after the other.
+
+    `confident`: the suggested class is as probable as it usually is for its own pictures.
+    """
+
+    place: int
+    suggested: int
+    probability_of_given: float
+    confident: bool
+
+
+def near_duplicates(thumbnails: Sequence[np.ndarray], features: Sequence[np.ndarray]) -> list[NearDuplicate]:
+    """Find pictures that stand, a little changed, in two parts of a data set: they make its test result too good.
+
+    Thumbnails tell another size, compression or brightness of the same picture; features tell a crop or a mirror
+    image too. How alike different pictures are depends on the data set, so a pair counts only where it stands out
+    from what is usual.
+
+    Args:
+        thumbnails: of each part, uint8 [n, pixels].
+        features: of each part, float32 [n, width].
+
+    Returns:
+        For each picture that has near-duplicates in an earlier part the nearest of them; the most alike first.
+    """
+    found = []
+    for part in range(1, len(features)):
+        start = sum(map(len, features[:part]))
+        by_thumbnail = _outliers(*_nearest(thumbnails, part, _centred), far_out=5.0)
+        by_features = _outliers(*_nearest(features, part, _as_float), far_out=4.0)
+        # The thumbnail's word comes last: where both found something it is the surer.
+        found += [
+            NearDuplicate(start + row, other, similarity)
+            for row, (other, similarity) in sorted({**by_features, **by_thumbnail}.items())
+        ]
+    return sorted(found, key=lambda pair: -pair.similarity)
+
+
+def _nearest(parts: Sequence[np.ndarray], part: int, read: Callable) -> tuple[np.ndarray, np.ndarray]:
+    """Return for each row of a part the place of the most alike row of the parts before it, and the cosine."""
+    place, best = np.zeros(len(parts[part]), int), np.full(len(parts[part]), -1.0, "float32")
+    for start, rows in _blocks([parts[part]], read):
+        offset = 0
+        for earlier in parts[:part]:
+            for first, others in _blocks([earlier], read):
+                similarity = rows @ others.T
+                nearest = similarity.argmax(axis=1)
+                value = similarity[np.arange(len(rows)), nearest]
+                better = value > best[start : start + len(rows)]
+                best[start : start + len(rows)][better] = value[better]
+                place[start : start + len(rows)][better] = (offset + first + nearest)[better]
+            offset += len(earlier)
+    return place, best
+
+
+def _outliers(place: np.ndarray, similarity: np.ndarray, far_out: float) -> dict[int, tuple[int, float]]:
+    # Fisher's transformation spreads what is crowded below 1, so that distances there can be compared.
+    spread = np.arctanh(np.clip(similarity.astype("float64"), -0.9999999, 0.9999999))
+    median, high = np.quantile(spread, [0.5, 0.9])
+    stands_out = (spread > median + far_out * (high - median)) & (similarity > 0.85)
+    rows = np.nonzero(stands_out | (similarity >= _SAME_PICTURE))[0]
+    return {int(row): (int(place[row]), float(similarity[row])) for row in rows}
+
+
+def _as_float(rows: np.ndarray) -> np.ndarray:
+    rows = np.asarray(rows, "float32")
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-6)
+
+
+def _centred(rows: np.ndarray) -> np.ndarray:
+    rows = np.asarray(rows, "float32")
+    return _as_float(rows - rows.mean(axis=1, keepdims=True))
+
+
+def _blocks(parts: Sequence[np.ndarray], read: Callable) -> Iterator[tuple[int, np.ndarray]]:
+    offset = 0
+    for part in parts:
+        for start in range(0, len(part), _BLOCK):
+            yield offset + start, read(part[start : start + _BLOCK])
+        offset += len(part)
+
+
+def suspected_labels(features: Sequence[np.ndarray], labels: np.ndarray, classes: int) -> list[SuspectedLabel]:
+    """Find labels that are probably wrong (confident learning, arXiv:1911.00068) on what a frozen source said.
+
+    A label is suspected where another class is more probable, and confidently so where that class is at least as
+    probable as it usually is for its own pictures. The probabilities of each picture come from a classifier that
+    has not seen it.
+
+    Args:
+        features: of each part, float32 [n, width].
+        labels: as given, of all parts, int [all].
+        classes: how many there are.
+
+    Returns:
+        The suspects, the least probable given label first.
+    """
+    probabilities = leave_one_out_probabilities(features, labels, classes)
+    given = probabilities[np.arange(len(labels)), labels]
+    usual = np.array([given[labels == k].mean() if np.any(labels == k) else 2.0 for k in range(classes)])
+    confident = np.where(probabilities >= usual, probabilities, 0.0)
+    sure = (confident.max(axis=1) > 0) & (confident.argmax(axis=1) != labels)
+    suggested = np.where(sure, confident.argmax(axis=1), probabilities.argmax(axis=1))
+    suspects = np.nonzero(suggested != labels)[0]
+    return [
+        SuspectedLabel(int(i), int(suggested[i]), float(given[i]), bool(sure[i]))
+        for i in suspects[np.argsort(given[suspects], kind="stable")]
+    ]
+
+
+def leave_one_out_probabilities(features: Sequence[np.ndarray], labels: np.ndarray, classes: int) -> np.ndarray:
+    """Return class probabilities of each picture from all the others: cross-validation with as many folds as pictures.
+
+    A ridge regression onto the classes needs no fit for each fold: its answer without one example follows from
+    its answer with it and that example's leverage (Hastie, Tibshirani, Friedman, The Elements of Statistical
+    Learning, section 7.10). The ridge is the one whose left-out answers have the least squared error.
+
+    Args:
+        features: of each part, float32 [n, width]; read in blocks.
+        labels: of all parts, int [all].
+        classes: how many there are.
+
+    Returns:
+        float32 [all, classes].
+    """
+    count, width = len(labels), features[0].shape[1]
+    mean, std = mean_and_std(features)
+
+    def read(rows: np.ndarray) -> np.ndarray:
+        return ((np.asarray(rows) - mean) / std).astype("float32")
+
+    targets = np.eye(classes, dtype="float32")[labels]
+    base = targets.mean(axis=0)
+    gram, moments = np.zeros((width, width)), np.zeros((width, classes))
+    for start, rows in _blocks(features, read):
+        gram += rows.T @ rows
+        moments += rows.T @ (targets[start : start + len(rows)] - base)
+    values, vectors = np.linalg.eigh(gram)
+    values, vectors, moments = np.maximum(values, 0), vectors.astype("float32"), vectors.T @ moments
+
+    best = (np.inf, np.empty(0))
+    for ridge in count * np.geomspace(1e-2, 1e2, 9):
+        left_out = np.empty((count, classes), "float32")
+        shrink = 1 / (values + ridge)
+        for start, rows in _blocks(features, read):
+            rows, own = rows @ vectors, slice(start, start + len(rows))
+            leverage = np.square(rows) @ shrink[:, None] + 1 / count
+            answer = rows @ (moments * shrink[:, None]) + base
+            left_out[own] = (answer - leverage * targets[own]) / np.maximum(1 - leverage, 1e-6)
+        best = min(best, (float(np.square(left_out - targets).mean()), left_out), key=lambda pair: pair[0])
+    scores = 10 * (
+        best[1] - best[1].max(axis=1, keepdims=True)
+    )  # answers lie about 0 to 1; the temperature does the rest
+    powers = np.exp(scores)
+    probabilities = powers / powers.sum(axis=1, keepdims=True)
+    return apply_temperature(probabilities, fit_temperature(labels, probabilities))

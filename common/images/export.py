@@ -1,0 +1,89 @@
+"""An image classifier as a SavedModel that takes encoded images, and its proof."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from common.classification.export import labelled, prove_labels
+from common.exporting import check_float32, save_servable
+from common.images.batches import decode_images
+
+
+def export_image_classifier(
+    model: keras.Model, folder: Path, class_names: Sequence[str], *, resize: str = "crop", example: Path | None = None
+) -> Path:
+    """Write a classifier as FOLDER/<next integer>/, with decoder, preprocessing and labels inside.
+
+    Never plain `model.export`: it serves layers in training mode after some preprocessing layers, and stores
+    every variable twice (both pinned in tests/test_exporting.py).
+
+    Args:
+        model: float32 model of pixels [batch, height, width, 3] (0 to 255) to probabilities, whose last layer
+            is named `head` and reads the features.
+        folder: the servable's folder; its name is the name of the model on the server.
+        class_names: one for each probability.
+        resize: how pictures come to the model's size, as in training.
+        example: a picture that a server asks each signature about when it loads the model, so that no client waits
+            for what is done only once. It stays in the export.
+
+    Returns:
+        The folder of the new version. Signatures: `serving_default` (image: file bytes), `tensors` (pixels),
+        `embed` (image: file bytes, gives the features).
+
+    Raises:
+        UserError: the disk is full. Earlier versions stay as they are, and nothing of the new one is left.
+    """
+    check_float32(model)
+    size = tuple(model.input.shape[1:3])
+    whole = keras.Model(model.input, [model.get_layer("head").input, model.output])
+    names = tf.constant(list(class_names))
+
+    # All signatures call this one function, so that the graph of the model is stored once.
+    @tf.function(input_signature=[tf.TensorSpec((None, *size, 3), tf.float32)])
+    def features_and_probabilities(pixels):
+        return whole(pixels, training=False)
+
+    def answer(pixels):
+        _, probabilities = features_and_probabilities(pixels)
+        return labelled(names, probabilities)
+
+    image = tf.TensorSpec([None], tf.string, name="image")
+    pixels = tf.TensorSpec((None, *size, 3), tf.float32, name="pixels")
+    serve = tf.function(lambda image: answer(decode_images(image, size, resize)), input_signature=[image])
+    tensors = tf.function(lambda pixels: answer(pixels), input_signature=[pixels])
+    embed = tf.function(
+        lambda image: {"embedding": features_and_probabilities(decode_images(image, size, resize))[0]},
+        input_signature=[image],
+    )
+    requests = {}
+    if example:
+        encoded = np.array([example.read_bytes()], dtype=object)
+        decoded = decode_images(tf.constant(encoded), size, resize).numpy()
+        requests = {"serving_default": {"image": encoded}, "tensors": {"pixels": decoded}, "embed": {"image": encoded}}
+    return save_servable(model, folder, {"serving_default": serve, "tensors": tensors, "embed": embed}, requests)
+
+
+def prove_image_classifier(
+    version: Path, paths: Sequence[str], probabilities: np.ndarray, class_names: Sequence[str],
+    *, python: str = sys.executable,
+) -> dict:  # fmt: skip
+    """Ask the SavedModel about the raw files in a fresh process that imports only tensorflow, and compare.
+
+    Args:
+        version: folder of the SavedModel.
+        paths: n picture files.
+        probabilities: what evaluation saw for them, float32 [n, classes].
+        class_names: one for each probability.
+        python: whose tensorflow is asked.
+
+    Returns:
+        {"examples", "agreement", "max_abs_diff", "ops_outside_tf_serving", "tolerance", "passed"}, and
+        "error" where the process failed.
+    """
+    return prove_labels(version, "image", "paths", paths, probabilities, class_names, python=python)

@@ -1,0 +1,152 @@
+"""Run a frozen backbone over the pictures once, keep what it said on disk, and train the head on that."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from common.checkpoints import stop_at_next_step
+from common.files import room_for, write_json
+from common.images.batches import augment_images, image_batches
+from common.images.sources import Source, load_source
+from common.progress import ProgressLine
+from common.training import copy_weights, dtype_policy
+
+
+def extract_features(
+    source: Source,
+    paths: Sequence[str],
+    cache: Path,
+    *,
+    batch_size: int = 64,
+    resize: str = "crop",
+    augment: Sequence[str] = (),
+    views: int = 1,
+    seed: int = 0,
+    title: str = "features",
+    save_every: float = 30.0,
+) -> np.ndarray:
+    """Run a source over pictures, or read what an earlier run wrote.
+
+    Args:
+        source: the frozen model.
+        paths: n picture files.
+        cache: folder for the feature files; one file for each source, set of pictures and preprocessing.
+        batch_size: pictures in a batch.
+        resize: as for `decode_image`.
+        augment: how the extra views are changed, as for `augment_images`.
+        views: how many times to look at each picture: first as it is, then augmented.
+        seed: decides the augmentation.
+        title: what the progress line calls it.
+        save_every: seconds between saves; a killed process goes on from the last.
+
+    Returns:
+        A read-only memory map, float32 [views, n, feature_width].
+
+    Raises:
+        UserError: the disk has no room for it.
+    """
+    key = _cache_key(source, paths, resize, views, *((tuple(augment), seed) if views > 1 else ()))
+    final = cache / f"{key}.npy"
+    if not final.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        _write_features(final, source, paths, batch_size, resize, augment, views, seed, title, save_every)
+    return np.load(final, mmap_mode="r")
+
+
+def in_bfloat16(source: Source) -> Source:
+    """Return a twin of a source, with the same weights, that computes in bfloat16 and gives float32 features."""
+    with dtype_policy("mixed_bfloat16"):
+        twin = load_source(source.spec, source.image_size[0])
+    copy_weights(source.extractor, twin.extractor)
+    return twin
+
+
+def faster_if_it_agrees(source: Source, paths: Sequence[str], resize: str = "crop", pictures: int = 32) -> Source:
+    """Return a bfloat16 twin of a source if it says the same of some pictures, else the source itself.
+
+    Args:
+        source: computes in float32.
+        paths: picture files; the first of them are asked about.
+        resize: as for `decode_image`.
+        pictures: how many to ask about.
+
+    Returns:
+        The twin where the cosine of both features is at least 0.999 for each of the pictures; what it will be
+        used for, and why, is printed.
+    """
+    twin = in_bfloat16(source)
+    some = next(iter(image_batches(paths[:pictures], source.image_size, pictures, resize=resize)))
+    ours, theirs = (np.asarray(one.look(some), "float64") for one in (source, twin))
+    lengths = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
+    cosine = float(np.min(np.sum(ours * theirs, axis=1) / np.maximum(lengths, 1e-12)))
+    agrees = cosine >= 0.999
+    print(f"  features in {'bfloat16' if agrees else 'float32'}: smallest cosine of both {cosine:.5f}")
+    return twin if agrees else source
+
+
+def _write_features(
+    final: Path, source: Source, paths, batch_size, resize, augment, views, seed, title, save_every
+) -> None:
+    """Fill a .partial file batch by batch, from where a killed process left it, and rename it when it is whole."""
+    partial, finished = final.with_suffix(".partial.npy"), final.with_suffix(".finished.json")
+    shape = (views, len(paths), source.feature_width)
+    steps = -(-len(paths) // batch_size)
+    done = json.loads(finished.read_text())["batches"] if finished.exists() and partial.exists() else 0
+    if not done:
+        _reserve(partial, shape)
+    written = np.lib.format.open_memmap(partial, mode="r+")
+
+    progress = ProgressLine(title, len(paths) * views)
+    saved_at = time.monotonic()
+    with stop_at_next_step() as stop:
+        for view in range(done // steps, views):
+            first = done % steps
+            batches = image_batches(paths[first * batch_size :], source.image_size, batch_size, resize=resize)
+            for step, images in enumerate(batches, start=first):
+                if view:
+                    images = augment_images(images, augment, seed=tf.constant([seed * 1000 + view, step], tf.int64))
+                start = step * batch_size
+                written[view, start : start + len(images)] = source.look(images)
+                done += 1
+                progress.update(view * len(paths) + start + len(images))
+                if stop.asked or time.monotonic() - saved_at > save_every:
+                    written.flush()  # first the rows, then the claim that they are there
+                    write_json(finished, {"batches": done})
+                    saved_at = time.monotonic()
+                if stop.asked:
+                    raise KeyboardInterrupt
+    progress.close()
+    written.flush()
+    os.replace(partial, final)
+    finished.unlink(missing_ok=True)
+
+
+def _reserve(path: Path, shape: tuple[int, ...]) -> None:
+    """Make a file of zeros with all its room on the disk: a memory map that finds none later kills the process."""
+    with room_for("the features", path.parent, 4 * math.prod(shape)):
+        try:
+            np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+            if hasattr(os, "posix_fallocate"):  # not on macOS
+                with open(path, "r+b") as file:
+                    os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
+
+
+def _cache_key(source: Source, paths: Sequence[str], resize: str, *settings) -> str:
+    digest = hashlib.sha256(source.fingerprint().encode())
+    digest.update(json.dumps([resize, source.image_size, *settings], default=str).encode())
+    for path in paths:
+        status = os.stat(path)
+        digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:24]

@@ -1,0 +1,181 @@
+"""Where a pretrained image model comes from: one spec string, one loaded Source with its preprocessing inside."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from common.errors import UserError, first_line
+from common.images.keras_applications import (
+    Preprocessing,
+    load_application,
+)
+from common.images.preset_preprocessing import picture_preprocessing, with_its_own_epsilon
+from common.sources.presets import preset_error, preset_folder
+from common.sources.specs import SourceSpec, parse_source
+
+
+@dataclass(frozen=True)
+class Source:
+    """A loaded pretrained image model that cannot be fed wrongly.
+
+    Attributes:
+        spec: what the user typed.
+        extractor: maps RGB pixels, float [batch, height, width, 3] from 0 to 255, to features, float32
+            [batch, feature_width]; its own preprocessing is inside.
+        backbone: the part of the extractor that was pretrained; freezing policies speak of its layers.
+        image_size: (height, width) in pixels.
+        card: where it came from and under which terms: spec, origin, licence, data.
+    """
+
+    spec: str
+    extractor: keras.Model
+    backbone: keras.Model
+    image_size: tuple[int, int]
+    card: dict[str, str]
+
+    @property
+    def feature_width(self) -> int:
+        """Length of the feature vector."""
+        return int(self.extractor.output.shape[-1])
+
+    @functools.cached_property
+    def look(self) -> Callable[[tf.Tensor], tf.Tensor]:
+        """The extractor in inference mode as one graph, traced once for batches of every size."""
+        pixels = tf.TensorSpec((None, *self.image_size, 3), tf.float32)
+        return tf.function(lambda images: self.extractor(images, training=False), input_signature=[pixels])
+
+    def fingerprint(self) -> str:
+        """Return a hash of all weights and of the preprocessing: equal text, equal features."""
+        config = json.dumps(self.extractor.get_config(), default=str, sort_keys=True)
+        # Keras numbers the names that it makes up (conv2d_7) by what the process built before: no part of the model.
+        digest = hashlib.sha256(re.sub(r'_\d+"', '"', config).encode())
+        for weight in self.extractor.weights:
+            digest.update(np.ascontiguousarray(weight.numpy()).tobytes())
+        return digest.hexdigest()[:16]
+
+
+def load_source(text: str, image_size: int | tuple[int, int] | None = None, *, random_weights: bool = False) -> Source:
+    """Load a source by its spec string.
+
+    Args:
+        text: `bundled:NAME`, `keras:NAME`, `keras:NAME@WEIGHTS_FILE`, `preset:NAME_OR_FOLDER`,
+            `hub:FOLDER_OR_HANDLE`, or a short name of the catalogue; `@random` at the end keeps the initial weights.
+        image_size: side of the square input in pixels, or (height, width); the source's own where None.
+        random_weights: same architecture, initial weights: the from-scratch baseline.
+
+    Returns:
+        The Source, built under Keras' current dtype policy.
+
+    Raises:
+        UserError: unknown name, unreadable or foreign weights, no network.
+    """
+    spec = parse_source(text)
+    if spec.entry and "pictures" not in spec.entry.takes:
+        raise UserError(f"{spec.entry.name} takes {spec.entry.takes}, not pictures. Received: --source {text}.")
+    wanted = (image_size, image_size) if isinstance(image_size, int) else image_size
+    load = {"bundled": _load_preset, "preset": _load_preset, "keras": load_application, "hub": _load_hub}[spec.kind]
+    backbone, preprocessing, size, card = load(spec, wanted, random_weights or spec.random)
+    pixels = keras.Input((*size, 3), name="pixels")
+    try:
+        features = _pool(backbone(preprocessing(pixels)))
+    except ValueError as error:
+        raise UserError(
+            f"The source cannot take RGB pictures of {size[0]} x {size[1]} pixels. Received: {text!r}. "
+            f"Try another --image-size. Keras says: {first_line(error)}"
+        ) from error
+    # Float32 from here on: under mixed precision the head and the exported features stay exact.
+    features = keras.layers.Activation("linear", dtype="float32", name="features")(features)
+    extractor = keras.Model(pixels, features, name="extractor")
+    return Source(text, extractor, backbone, size, {"spec": text, **card})
+
+
+def _load_hub(*arguments):
+    # By its name, when it is asked for: it imports what runs the code of a SavedModel, which no other source needs.
+    return importlib.import_module("common.images.hub_sources").load_hub(*arguments)
+
+
+def _pool(features):
+    """Average a feature map [b, h, w, c] or tokens [b, n, c] to [b, c]; leave vectors alone."""
+    if len(features.shape) == 4:
+        return keras.layers.GlobalAveragePooling2D(name="pool")(features)
+    if len(features.shape) == 3:
+        return keras.layers.GlobalAveragePooling1D(name="pool")(features)
+    return features
+
+
+def _load_preset(spec: SourceSpec, wanted: tuple[int, int] | None, random_weights: bool):
+    import keras_hub  # here: seconds to import, and keras: sources do without
+
+    name = preset_folder(spec)
+    load = functools.partial(
+        keras_hub.models.Backbone.from_preset,
+        name,
+        load_weights=not random_weights,
+        dtype=keras.config.dtype_policy(),
+    )
+    try:
+        # The small file first: it tells pictures from text.
+        scale, offset, preferred = picture_preprocessing(name)
+        backbone = with_its_own_epsilon(load(), name)
+        if isinstance(backbone, keras_hub.models.RetinaNetBackbone):  # of a whole detector, what looks at the picture
+            backbone = backbone.image_encoder
+        if not isinstance(backbone, keras.Model):
+            raise TypeError(f"The files describe a {type(backbone).__name__}.")
+    except Exception as error:  # Kaggle, Hugging Face, h5py and safetensors each raise their own types
+        raise preset_error(spec, error) from error
+    takes, gives = backbone.input, backbone.output
+    if not isinstance(takes, keras.KerasTensor) or not isinstance(gives, keras.KerasTensor) or takes.shape[-1] != 3:
+        raise UserError(
+            f"The preset is not a model of RGB pictures. Received: {spec.kind}:{spec.name}, {type(backbone).__name__}, "
+            f"with input {takes}. Allowed: a backbone that turns one RGB picture into one tensor."
+        )
+    native = takes.shape[1:3] if all(takes.shape[1:3]) else None  # None: it takes pictures of any size
+    size = wanted or preferred or native or (224, 224)
+    if native and native != size:
+        try:
+            backbone = with_its_own_epsilon(load(image_shape=(*size, 3)), name)
+        except Exception as error:  # learned positions, for example, are as many as the picture has patches
+            raise UserError(
+                f"The preset takes pictures of {native[0]} x {native[1]} pixels only. "
+                f"Received: {spec.kind}:{spec.name} at {size[0]} x {size[1]}. Try it without --image-size. "
+                f"It said: {first_line(error)}"
+            ) from error
+    preprocessing = Preprocessing(_channels(spec, scale, 1.0), _channels(spec, offset, 0.0))
+    card = _read_card(Path(name) / "card.json")
+    unknown = "see the preset's own page"
+    licence = spec.entry.licence if spec.entry else unknown
+    card = {"licence": licence, "data": unknown, **{key: card[key] for key in ("licence", "data") if key in card}}
+    card["origin"] = f"KerasHub preset {spec.name}"
+    if random_weights:
+        card |= {"origin": card["origin"] + ", initial weights", "data": "none"}
+    return backbone, preprocessing, size, card
+
+
+def _read_card(path: Path) -> dict[str, str]:
+    try:
+        return dict(json.loads(path.read_text("utf-8"))) if path.is_file() else {}
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(
+            f"{path} cannot be read: {first_line(error)}. Mend or remove it; the model does not need it."
+        ) from error
+
+
+def _channels(spec: SourceSpec, value: float | Sequence[float] | None, default: float) -> tuple[float, ...]:
+    values = (default,) if value is None else tuple(float(v) for v in np.ravel(value))
+    if len(values) not in (1, 3):
+        raise UserError(
+            f"The preset's image converter has {len(values)} factors or offsets. Received: {spec.kind}:{spec.name}. "
+            "Allowed: one, or one for each of red, green and blue."
+        )
+    return values

@@ -1,0 +1,230 @@
+"""A linear softmax head on stored features: fitted by L-BFGS, with a penalty chosen on validation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import keras
+import numpy as np
+import tensorflow as tf
+from scipy.optimize import minimize
+
+from common.progress import ProgressLine
+
+
+def mean_and_std(features: Sequence[np.ndarray], chunk: int = 4096) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and standard deviation of each feature, reading the memory map in pieces.
+
+    Args:
+        features: float32 [views, n, width], or arrays of any length, each [n, width].
+        chunk: rows read at once.
+
+    Returns:
+        (mean, std), float32 [width]; a feature that never changes, but for rounding, has std 1.
+    """
+    count, total, squares = 0, 0.0, 0.0
+    for view in features:
+        for start in range(0, len(view), chunk):
+            rows = np.asarray(view[start : start + chunk], np.float64)
+            count, total, squares = count + len(rows), total + rows.sum(0), squares + np.square(rows).sum(0)
+    mean = total / count
+    std = np.sqrt(np.maximum(squares / count - mean**2, 0))
+    noise = 1e-6 * (np.abs(mean) + std.max())  # float32 cannot tell less apart; dividing by it would blow it up
+    return mean.astype("float32"), np.where(std > noise, std, 1.0).astype("float32")
+
+
+# Strong to weak, per example and on standardised features: from a handful of pictures to hundreds of thousands.
+PENALTIES = tuple(float(penalty) for penalty in np.geomspace(10.0, 1e-5, 13))
+
+# Fine-tuning starts from a head with weights at least this small: one that is sure of itself teaches the backbone
+# little at first and too much then. Chosen on the digits of the demo, whose validation is too small to tell.
+START_PENALTY = 0.3
+
+_IN_MEMORY = 2**28  # bytes of features that are standardised once; more are read again in each pass
+
+
+def fit_linear_head(
+    head: keras.layers.Dense,
+    train: np.ndarray,
+    train_labels: np.ndarray,
+    val: np.ndarray,
+    val_labels: np.ndarray,
+    *,
+    sample_weights: np.ndarray | None = None,
+    penalties: Sequence[float] = PENALTIES,
+    patience: int = 2,
+) -> list[dict]:
+    """Fit a linear softmax head on stored features and put it onto the whole model's head.
+
+    Multinomial logistic regression by L-BFGS on all features, one penalty on the squared weights after the other,
+    each from the solution of the one before; validation cross-entropy chooses. The features are standardised for
+    that, which makes the same penalties fit every backbone; the standardisation is folded into the head's weights.
+
+    Args:
+        head: the Dense layer of the whole model, [width] -> [classes]; its weights are set.
+        train: float32 [views, n, width].
+        train_labels: int [n].
+        val: float32 [m, width].
+        val_labels: int [m].
+        sample_weights: float32 [n]; all 1 where None.
+        penalties: falling.
+        patience: penalties without a better validation result before stopping.
+
+    Returns:
+        A history row for each penalty: stage, epoch (its number), penalty, loss, val_loss, val_accuracy,
+        val_cross_entropy.
+    """
+    weights = np.ones(train.shape[1], "float32") if sample_weights is None else sample_weights
+    objective = _PenalisedRegression([(view, train_labels, weights) for view in train], head.units)
+    progress = ProgressLine("head", len(penalties))
+    solution, best, history = objective.start(), (np.inf, 0, None), []
+    for number, penalty in enumerate(penalties, start=1):
+        solution, loss = objective.minimise(solution, penalty)
+        head.set_weights(objective.kernel_and_bias(solution))
+        said = predict_head(head, val)
+        scores = {f"val_{name}": value for name, value in score(said, val_labels).items()}
+        cross_entropy = scores["val_cross_entropy"]
+        history.append({"stage": "head", "epoch": number, "penalty": penalty, "loss": loss, **scores})
+        progress.update(number)
+        if cross_entropy < best[0]:
+            best = (cross_entropy, number, head.get_weights())
+        elif number - best[1] >= patience:
+            break
+    head.set_weights(best[2])
+    chosen = history[best[1] - 1]
+    progress.close(f"; penalty {chosen['penalty']:.3g}, validation accuracy {chosen['val_accuracy']:.4f}")
+    return history
+
+
+def linear_head_weights(
+    pieces: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], classes: int, penalty: float
+) -> list[np.ndarray]:
+    """Return the weights of a linear softmax head on stored features for one penalty, as `fit_linear_head` finds them.
+
+    Args:
+        pieces: (features float32 [n, width], labels int [n], weights float32 [n]) of each part and view.
+        classes: of the head.
+        penalty: on the squared weights, for standardised features.
+
+    Returns:
+        Kernel [width, classes] and bias [classes], as a Dense layer takes them.
+    """
+    objective = _PenalisedRegression(pieces, classes)
+    solution, _ = objective.minimise(objective.start(), penalty)
+    return objective.kernel_and_bias(solution)
+
+
+def chosen_penalty(history: Sequence[Mapping]) -> float:
+    """Return the penalty that validation chose, of the history that `fit_linear_head` returns."""
+    return min(history, key=lambda row: row["val_cross_entropy"])["penalty"]
+
+
+def starting_weights(
+    pieces: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], classes: int, history: Sequence[Mapping]
+) -> list[np.ndarray]:
+    """Return the weights of a head to fine-tune from: less confident than the one that validation chose.
+
+    Args:
+        pieces, classes: as for `linear_head_weights`.
+        history: as `fit_linear_head` returns it.
+    """
+    return linear_head_weights(pieces, classes, max(chosen_penalty(history), START_PENALTY))
+
+
+def refit_linear_head(
+    head: keras.layers.Dense,
+    train: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]],
+    val: tuple[np.ndarray, np.ndarray, np.ndarray],
+    penalty: float,
+) -> None:
+    """Fit a head once more with the penalty chosen, on the validation examples too: for where nothing else is chosen.
+
+    Args:
+        head: of the whole model; its weights are set.
+        train: (features, labels, weights) of each view, as for `linear_head_weights`.
+        val: the same of the validation examples; they count as often as there are views.
+        penalty: as `chosen_penalty` returns it.
+    """
+    head.set_weights(linear_head_weights([*train, *[val] * len(train)], head.units, penalty))
+
+
+class _PenalisedRegression:
+    """Weighted mean cross-entropy of a linear softmax model of standardised features, plus penalty / 2 * |kernel|^2.
+
+    A solution is flat: the kernel [width, classes], row by row, and then the bias.
+    """
+
+    def __init__(self, pieces: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], classes: int):
+        self.pieces, self.shape = pieces, (pieces[0][0].shape[1] + 1, classes)
+        self.mean, self.std = mean_and_std([rows for rows, _, _ in pieces])
+        self.total = float(sum(weights.sum() for _, _, weights in pieces))
+        small = sum(rows.nbytes for rows, _, _ in pieces) <= _IN_MEMORY
+        self.kept = [(tf.constant(rows), *rest) for rows, *rest in self._read()] if small else None
+
+    def _read(self, chunk: int = 4096) -> Iterator[tuple]:
+        for rows, labels, weights in self.pieces:
+            for start in range(0, len(rows), chunk):
+                own = slice(start, start + chunk)
+                yield (np.asarray(rows[own]) - self.mean) / self.std, labels[own], weights[own].astype("float32")
+
+    def start(self) -> np.ndarray:
+        return np.zeros(np.prod(self.shape))
+
+    def minimise(self, start: np.ndarray, penalty: float) -> tuple[np.ndarray, float]:
+        found = minimize(
+            self._loss_and_slope,
+            start,
+            args=(penalty,),
+            jac=True,
+            method="L-BFGS-B",
+            options={"maxiter": 200, "ftol": 1e-5},
+        )
+        return found.x, float(found.fun)
+
+    def _loss_and_slope(self, flat: np.ndarray, penalty: float) -> tuple[float, np.ndarray]:
+        solution, loss, slope = tf.constant(flat.reshape(self.shape), tf.float32), 0.0, np.zeros(self.shape)
+        for rows, labels, weights in self.kept or self._read():
+            block_loss, block_slope = _cross_entropy_and_slope(rows, labels, weights, solution)
+            loss += float(block_loss)
+            slope += block_slope.numpy()
+        kernel, slope = flat.reshape(self.shape)[:-1], slope / self.total
+        slope[:-1] += penalty * kernel
+        return loss / self.total + penalty / 2 * float(np.sum(kernel**2)), slope.ravel()
+
+    def kernel_and_bias(self, flat: np.ndarray) -> list[np.ndarray]:
+        """Fold the standardisation into the weights."""
+        solution = flat.reshape(self.shape)
+        kernel = solution[:-1] / self.std[:, None]
+        return [kernel, solution[-1] - self.mean @ kernel]
+
+
+@tf.function(reduce_retracing=True)
+def _cross_entropy_and_slope(rows, labels, weights, solution):
+    """Return the weighted sum of the cross-entropies of a block, and its slope in (kernel, then bias)."""
+    logits = rows @ solution[:-1] + solution[-1]
+    loss = weights * tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+    slope = weights[:, None] * (tf.nn.softmax(logits) - tf.one_hot(labels, tf.shape(logits)[1]))
+    return tf.reduce_sum(loss), tf.concat([tf.matmul(rows, slope, transpose_a=True), tf.reduce_sum(slope, 0)[None]], 0)
+
+
+def score(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Return loss, accuracy and cross_entropy (which is the loss) of probabilities float32 [n, classes]; int [n]."""
+    of_true = probabilities[np.arange(len(labels)), labels]
+    cross_entropy = -float(np.mean(np.log(np.maximum(of_true, 1e-30))))
+    accuracy = float(np.mean(probabilities.argmax(axis=1) == labels))
+    return {"loss": cross_entropy, "accuracy": accuracy, "cross_entropy": cross_entropy}
+
+
+def predict_head(head: keras.layers.Dense, features: np.ndarray, chunk: int = 4096) -> np.ndarray:
+    """Return what a head says of stored features, read in pieces.
+
+    Args:
+        head: [width] -> [classes].
+        features: float32 [n, width].
+        chunk: rows read at once.
+
+    Returns:
+        float32 [n, classes].
+    """
+    starts = range(0, len(features), chunk)
+    return np.concatenate([keras.ops.convert_to_numpy(head(np.asarray(features[at : at + chunk]))) for at in starts])

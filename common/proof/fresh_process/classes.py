@@ -1,0 +1,35 @@
+"""Compares the labels and probabilities of a served classifier with what evaluation saw."""
+
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+
+def compare(version: Path, asked: dict, expected: dict[str, np.ndarray]) -> dict:
+    """Send the raw files or texts to `serving_default`.
+
+    Args:
+        version: folder of the SavedModel.
+        asked: "input" (its name), "kind" (`paths` or `texts`), "inputs", n of them, and "names" of the classes.
+        expected: "probabilities", float32 [n, classes].
+
+    Returns:
+        {"agreement" (share of equal labels), "max_abs_diff" (of a probability)}.
+    """
+    inputs, names = asked["inputs"], asked["names"]
+    batch_size = 4 if asked["input"] == "audio" else 32  # sounds are long
+    probabilities = expected["probabilities"]
+    loaded = tf.saved_model.load(str(version))  # held in a name: a signature alone loses its variables
+    serve = loaded.signatures["serving_default"]
+    same, largest = 0, 0.0
+    for start in range(0, len(inputs), batch_size):
+        some = inputs[start : start + batch_size]
+        raw = [Path(one).read_bytes() if asked["kind"] == "paths" else one.encode("utf-8", "replace") for one in some]
+        answer = serve(**{asked["input"]: tf.constant(raw)})
+        wanted = probabilities[start : start + batch_size]
+        labels = [label.decode("utf-8") for label in answer["label"].numpy()]
+        same += sum(label == names[best] for label, best in zip(labels, wanted.argmax(axis=1), strict=True))
+        # Not Python's max, which passes over NaN.
+        largest = float(np.maximum(largest, np.abs(answer["probabilities"].numpy() - wanted).max()))
+    return {"agreement": same / len(inputs), "max_abs_diff": largest}

@@ -1,0 +1,107 @@
+"""The end of every run: metrics.json, history.csv, the report, the model card, and what is printed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from common import runs
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run did, beside its scores.
+
+    Attributes:
+        history: rows of history.csv.
+        seconds: of each stage, and `total`.
+        parameters: counts.
+        source_card: "spec", "licence", "origin" and "data" of the pretrained model.
+        proof: what the proof found; empty where nothing is exported.
+        export: sizes of the export, as `exporting.size_report` returns them; empty where nothing is exported.
+    """
+
+    history: list[dict]
+    seconds: dict[str, float]
+    parameters: dict[str, int]
+    source_card: dict[str, str]
+    proof: dict = field(default_factory=dict)
+    export: dict[str, float] = field(default_factory=dict)
+
+
+def conclude(
+    recipe: str,
+    config,
+    outcome: Outcome,
+    scores: Mapping,
+    *,
+    counts: dict[str, int],
+    skipped: Sequence[tuple[str, str]],
+    sentences: Sequence[str],
+    write_files: Callable[..., None],
+    table: Callable[[dict], list[str]],
+    proved: str = "",
+) -> dict:
+    """Write what a run promises to write, and print its table, its findings, the verdict of the proof.
+
+    Args:
+        recipe: its name.
+        config: its settings, a dataclass with `out`, `data` and `seed`.
+        outcome: what the run did.
+        scores: "test", "baselines" and further entries of metrics.json.
+        counts: examples of each split, and those left out.
+        skipped: (path, reason) of every file that could not be used.
+        sentences: findings in plain words.
+        write_files: writes report and card; gets the folder, and by name title, metrics, config, sentences.
+        table: lines of the table that is printed, of what metrics.json holds.
+        proved: what a proof that passed has shown, with {examples} and {max_abs_diff}.
+
+    Returns:
+        What metrics.json holds.
+    """
+    out = Path(config.out)
+    metrics = {"recipe": recipe, **scores} | facts(config, counts, outcome)
+    title = f"{recipe.replace('_', ' ').capitalize()}: {config.data}"
+    write_files(out, title=title, metrics=metrics, config=vars(config), sentences=sentences)
+    runs.finish(out, metrics, outcome.history, skipped)
+    lines = [*sentences, *([verdict(outcome.proof, proved)] if outcome.proof else []), f"Report: {out / 'report.html'}"]
+    print("\n".join(["", *table(metrics), "", *(f"  {line}" for line in lines), ""]))
+    if getattr(config, "mlflow", None):
+        from common import tracking  # here: it imports keras
+
+        tracking.log_to_mlflow(config.mlflow, recipe, config, metrics, outcome.history)
+    return metrics
+
+
+def facts(config, counts: dict[str, int], outcome: Outcome) -> dict:
+    """Return what metrics.json says of every run, whatever was learned."""
+    return {
+        "seconds": outcome.seconds,
+        "counts": counts,
+        "parameters": outcome.parameters,
+        "proof": outcome.proof,
+        **({"export": outcome.export} if outcome.export else {}),
+        "peak_memory_mb": runs.peak_memory_mb(),
+        "source": outcome.source_card["spec"],
+        "data": config.data,
+        "seed": config.seed,
+        "versions": runs.versions(),
+    }
+
+
+def training_seconds(metrics: Mapping) -> float:
+    """Return the seconds that it took to train what is exported, of what metrics.json holds."""
+    return sum(metrics["seconds"].get(stage, 0) for stage in ("features", "head", "finetune", "pretraining"))
+
+
+def verdict(proof: Mapping, proved: str) -> str:
+    """Return the sentence on a proof.
+
+    Args:
+        proof: what it found.
+        proved: what it has shown where it passed, with {examples} and {max_abs_diff}.
+    """
+    if not proof["passed"]:
+        return f"THE PROOF FAILED, do not deploy this export: {dict(proof)}"
+    return f"Proved: the SavedModel {proved.format(**proof)}."

@@ -1,0 +1,1 @@
+"""What is written beside an export: requests, clients, deployment files."""

@@ -1,0 +1,1 @@
+"""Sources: one spec string, parsed, fetched, cached."""

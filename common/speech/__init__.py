@@ -1,0 +1,1 @@
+"""The wing of speech: readers, data sets, batches, sources, inference, export."""

@@ -1,0 +1,1 @@
+"""Audio: decoded, resampled, played, in NumPy and in the graph."""

@@ -1,0 +1,1 @@
+"""CTC: characters, decoding, language models."""

@@ -1,0 +1,368 @@
+"""Word and character error rates with confidence intervals, what is mistaken for what, and sentences about both.
+
+Texts come in as `Characters.normalise` writes them, transcripts and answers alike: two spellings of one word would
+count as an error. Alignment and counts are jiwer's.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jiwer
+import numpy as np
+
+from common.bootstrap import RESAMPLES
+from common.data.folders import printable
+
+UNITS = ("word", "character")
+EQUAL, SUBSTITUTION, DELETION, INSERTION = "equal", "substitution", "deletion", "insertion"
+FEW_CLIPS = 30  # the percentiles of a bootstrap over fewer are too close together
+WORDS_OF_A_SPEAKER = 50  # the error rate of fewer says little about a voice
+_KINDS = {"equal": EQUAL, "substitute": SUBSTITUTION, "delete": DELETION, "insert": INSERTION}
+DECODERS = {"beam": "beam search", "beam_lm": "beam search with a language model"}
+_KEPT_SHARES = (1.0, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
+
+
+class Edit(NamedTuple):
+    """One step from the transcript to the answer.
+
+    Attributes:
+        kind: `equal`, `substitution`, `deletion` (the answer leaves it out) or `insertion` (the answer adds it).
+        reference: word or character of the transcript; "" for an insertion.
+        hypothesis: that of the answer; "" for a deletion.
+    """
+
+    kind: str
+    reference: str
+    hypothesis: str
+
+
+def align(references: Sequence[str], hypotheses: Sequence[str], unit: str = "word") -> list[list[Edit]]:
+    """Return the fewest steps from each transcript to its answer (Levenshtein alignment).
+
+    Args:
+        references: n transcripts.
+        hypotheses: n answers; an empty one is all deletions.
+        unit: `word`, or `character`, where the space is a character too.
+
+    Raises:
+        ValueError: the numbers differ, there is no clip, a transcript is empty, or no such unit.
+    """
+    _refuse_what_cannot_be_counted(references, hypotheses)
+    if unit not in UNITS:
+        raise ValueError(f"unit must be one of {', '.join(UNITS)}; received {unit!r}")
+    process = jiwer.process_words if unit == "word" else jiwer.process_characters
+    found = process(list(references), list(hypotheses))
+    return [
+        [edit for chunk in chunks for edit in _edits(chunk, reference, hypothesis)]
+        for chunks, reference, hypothesis in zip(found.alignments, found.references, found.hypotheses, strict=True)
+    ]
+
+
+def _refuse_what_cannot_be_counted(references: Sequence[str], hypotheses: Sequence[str]) -> None:
+    if not len(references) or len(references) != len(hypotheses):
+        raise ValueError(
+            f"each transcript needs an answer, and at least 1 clip is needed; received {len(references)} transcript(s) "
+            f"and {len(hypotheses)} answer(s)"
+        )
+    empty = [place for place, text in enumerate(references) if not text.split()]
+    if empty:
+        raise ValueError(
+            f"{len(empty)} of {len(references)} transcripts are empty, the first is number {empty[0]} (from 0): there "
+            "is nothing to count errors by. Leave such clips out, as `encode_texts` gives a reason to"
+        )
+
+
+def _edits(chunk: jiwer.AlignmentChunk, reference: list[str], hypothesis: list[str]) -> list[Edit]:
+    """Take apart a run of steps of one kind; one side of insertions and deletions is empty."""
+    said = reference[chunk.ref_start_idx : chunk.ref_end_idx]
+    written = hypothesis[chunk.hyp_start_idx : chunk.hyp_end_idx]
+    longest = max(len(said), len(written))
+    said, written = (side or [""] * longest for side in (said, written))
+    return [Edit(_KINDS[chunk.type], *pair) for pair in zip(said, written, strict=True)]
+
+
+def count_errors(
+    references: Sequence[str], hypotheses: Sequence[str], unit: str = "word"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return (errors of each clip, words or characters of its transcript), int64 [n] each; arguments as for `align`."""
+    return _counts(align(references, hypotheses, unit))
+
+
+def _counts(aligned: Sequence[Sequence[Edit]]) -> tuple[np.ndarray, np.ndarray]:
+    errors = [sum(edit.kind != EQUAL for edit in edits) for edits in aligned]
+    totals = [sum(edit.kind != INSERTION for edit in edits) for edits in aligned]
+    return np.array(errors, np.int64), np.array(totals, np.int64)
+
+
+def transcription_metrics(
+    references: Sequence[str], hypotheses: Sequence[str], speakers: Sequence[str] = (), seed: int = 0
+) -> dict:
+    """Return word and character error rate with 95 % intervals, what kind of errors, and the rates of each speaker.
+
+    Rates are pooled: all errors by all words of the transcripts, so that long clips count more, and a rate can be
+    above 1. Intervals are percentiles of a bootstrap over clips (Bisani and Ney, 2004, "Bootstrap estimates for
+    confidence intervals in ASR performance evaluation"); a single clip has none.
+
+    Args:
+        references: n transcripts, none of them empty.
+        hypotheses: n answers, which may be empty.
+        speakers: of each clip, "" where nobody says; () where nobody says of any.
+        seed: decides the resampling.
+
+    Returns:
+        {"wer", "wer_ci95": [low, high], "cer", "cer_ci95", "sentence_accuracy": share of clips without an error,
+        "words", "characters": of the transcripts, "substitutions", "deletions", "insertions": of words,
+        "per_speaker": [{"speaker", "clips", "words", "wer", "cer"}], the worst first, of those who are known}.
+
+    Raises:
+        ValueError: as `align`; or there is not one speaker for each clip.
+    """
+    if len(speakers) not in (0, len(references)):
+        raise ValueError(f"each of the {len(references)} clips needs a speaker, or none; received {len(speakers)}")
+    aligned = align(references, hypotheses)
+    kinds = Counter(edit.kind for edits in aligned for edit in edits)
+    errors, words = _counts(aligned)
+    character_errors, characters = count_errors(references, hypotheses, "character")
+    return {
+        "wer": _rate(errors, words),
+        "wer_ci95": _interval(_resampled(errors, words, seed)),
+        "cer": _rate(character_errors, characters),
+        "cer_ci95": _interval(_resampled(character_errors, characters, seed)),
+        "sentence_accuracy": float(np.mean(errors == 0)),
+        "words": int(words.sum()),
+        "characters": int(characters.sum()),
+        "substitutions": kinds[SUBSTITUTION],
+        "deletions": kinds[DELETION],
+        "insertions": kinds[INSERTION],
+        "per_speaker": _per_speaker(speakers, errors, words, character_errors, characters),
+    }
+
+
+def _per_speaker(speakers, errors, words, character_errors, characters) -> list[dict]:
+    clips_of = defaultdict(list)
+    for place, speaker in enumerate(speakers):
+        if speaker:
+            clips_of[speaker].append(place)
+    rows = [
+        {
+            "speaker": printable(speaker),  # it may be the name of a folder, which need not be UTF-8
+            "clips": len(clips),
+            "words": int(words[clips].sum()),
+            "wer": _rate(errors[clips], words[clips]),
+            "cer": _rate(character_errors[clips], characters[clips]),
+        }
+        for speaker, clips in clips_of.items()
+    ]
+    return sorted(rows, key=lambda row: (-row["wer"], row["speaker"]))
+
+
+def _rate(errors: np.ndarray, totals: np.ndarray) -> float:
+    return float(errors.sum() / totals.sum())
+
+
+def _resampled(errors: np.ndarray, totals: np.ndarray, seed: int) -> np.ndarray:
+    """Return the rate of each resample of the clips, float64 [RESAMPLES]; the same seed draws the same clips."""
+    rng, clips = np.random.default_rng(seed), len(errors)
+    drawn = (rng.integers(0, clips, clips) for _ in range(RESAMPLES))
+    return np.array([errors[chosen].sum() / totals[chosen].sum() for chosen in drawn]) if clips > 1 else np.zeros(0)
+
+
+def _interval(rates: np.ndarray) -> list[float] | None:
+    return [float(bound) for bound in np.percentile(rates, [2.5, 97.5])] if len(rates) else None
+
+
+def confusions(references: Sequence[str], hypotheses: Sequence[str], most: int = 20, unit: str = "word") -> list[dict]:
+    """Return the most frequent errors.
+
+    Args:
+        references, hypotheses, unit: as for `align`.
+        most: how many at most.
+
+    Returns:
+        [{"kind", "reference", "hypothesis", "count"}], the most frequent first; kind and texts as in `Edit`.
+    """
+    counts = Counter(edit for edits in align(references, hypotheses, unit) for edit in edits if edit.kind != EQUAL)
+    ordered = sorted(counts.items(), key=lambda one: (-one[1], one[0]))
+    return [edit._asdict() | {"count": count} for edit, count in ordered[:most]]
+
+
+def paired_gain(
+    references: Sequence[str], ours: Sequence[str], theirs: Sequence[str], seed: int = 0
+) -> tuple[float, float, float] | None:
+    """Return by how much the word error rate of one model is lower than of another on the same clips.
+
+    Args:
+        references: n transcripts.
+        ours: n answers of one model.
+        theirs: n answers of the other.
+        seed: decides the resampling.
+
+    Returns:
+        (gain, low, high) with the 95 % interval, as shares of 1, above 0 where ours is better; None for a single
+        clip, which allows no comparison.
+
+    Raises:
+        ValueError: as `align`.
+    """
+    (our_errors, words), (their_errors, _) = (count_errors(references, answers) for answers in (ours, theirs))
+    interval = _interval(_resampled(their_errors - our_errors, words, seed))
+    return (_rate(their_errors - our_errors, words), *interval) if interval else None
+
+
+def confidence_table(references: Sequence[str], hypotheses: Sequence[str], confidences: np.ndarray) -> list[dict]:
+    """Say what remains, and how good it is, where only answers with at least some confidence are used.
+
+    Args:
+        references: n transcripts.
+        hypotheses: n answers.
+        confidences: of the answers, float32 [n]; one that is no number counts as 0.
+
+    Returns:
+        [{"threshold", "clips", "share", "wer", "sentence_accuracy"}], from all clips to the surest ones. Clips of
+        equal confidence stay or go together, so there may be few rows.
+
+    Raises:
+        ValueError: as `align`; or there is not one confidence for each clip.
+    """
+    if len(confidences) != len(references):
+        raise ValueError(f"each of the {len(references)} clips needs a confidence; received {len(confidences)}")
+    errors, words = count_errors(references, hypotheses)
+    confidences = np.nan_to_num(np.asarray(confidences, np.float64), nan=0.0)
+    ordered, rows = np.sort(confidences)[::-1], {}
+    for share in _KEPT_SHARES:
+        least = ordered[max(1, round(share * len(ordered))) - 1]
+        threshold = np.floor(least * 1e6) / 1e6  # as it can be typed, and never above what it is to keep
+        kept = confidences >= threshold
+        rows[threshold] = {
+            "threshold": float(threshold),
+            "clips": int(kept.sum()),
+            "share": float(kept.mean()),
+            "wer": _rate(errors[kept], words[kept]),
+            "sentence_accuracy": float(np.mean(errors[kept] == 0)),
+        }
+    return list(rows.values())
+
+
+# --- what is said -----------------------------------------------------------------------------------------
+
+
+def error_rates(references: Sequence[str], hypotheses: Sequence[str]) -> dict[str, float]:
+    """Return {"wer", "cer"} of n transcripts and what was written instead, without intervals."""
+    counts = {
+        name: count_errors(references, hypotheses, unit) for name, unit in (("wer", "word"), ("cer", "character"))
+    }
+    return {name: errors.sum() / units.sum() for name, (errors, units) in counts.items()}
+
+
+def findings(
+    references: Sequence[str],
+    ours: Sequence[str],
+    baselines: dict[str, Sequence[str]],
+    decoders: dict[str, Sequence[str]],
+    test: dict,
+) -> list[str]:
+    """Say in plain sentences whether the transfer helped, what kind of mistakes remain, and which voice is hardest.
+
+    Args:
+        references: transcripts of the test part, n of them.
+        ours: n answers of the model that is exported.
+        baselines: the same for each baseline: `scratch`, `frozen`, `zero_shot`.
+        decoders: the same for each other way to turn what the network says into text.
+        test: as `transcription_metrics` returns it for ours.
+
+    Returns:
+        Sentences; one that begins with "Negative transfer" where a random start did better.
+    """
+    sentences = [_beside_baseline(name, references, ours, theirs) for name, theirs in baselines.items()]
+    sentences += [_beside_decoder(name, references, ours, theirs) for name, theirs in decoders.items()]
+    sentences += _findings_of_mistakes(test, sum(not text.strip() for text in ours), len(ours))
+    sentences += _findings_of_speakers(test["per_speaker"])
+    if len(references) < FEW_CLIPS:
+        sentences.append(
+            f"The test part holds only {len(references)} clip(s): the numbers say little, and their intervals are too "
+            "narrow."
+        )
+    return sentences
+
+
+def _points(found: tuple[float, float, float]) -> str:
+    gain, low, high = (100 * number for number in found)
+    return f"{abs(gain):.1f} points of WER (95 % interval {low:+.1f} to {high:+.1f})"
+
+
+def _beside_baseline(name: str, references: Sequence[str], ours: Sequence[str], theirs: Sequence[str]) -> str:
+    """Say whether a baseline is better or worse, and whether that is more than chance."""
+    called = {
+        "scratch": "training from scratch",
+        "frozen": "the frozen source with a trained head",
+        "zero_shot": "the source without adaptation",
+    }.get(name, f"the baseline {name}")
+    if list(ours) == list(theirs):
+        return f"The exported model and {called} write exactly the same texts."
+    found = paired_gain(references, ours, theirs)
+    if found is None:
+        return f"A single test clip allows no comparison with {called}."
+    (gain, low, high), points = found, _points(found)
+    better, worse = low > 0, high < 0
+    if name == "scratch" and worse:
+        return f"Negative transfer: training from scratch is better by {points}. Try another --source."
+    if name == "scratch" and gain <= 0:
+        return f"The pretrained source brings nothing here: training from scratch is at least as good, by {points}."
+    if better:
+        subject = {"scratch": "The pretrained source", "frozen": "Fine-tuning", "zero_shot": "Adaptation"}.get(name)
+        return f"{subject or 'The exported model'} gains {points} over {called}."
+    if worse:
+        subject = {"frozen": "Fine-tuning hurts: ", "zero_shot": "Adaptation hurts: "}.get(name, "")
+        text = f"{subject}{called} is better by {points}."
+        return text[0].upper() + text[1:]
+    return f"The exported model and {called} are too close to call: {points}."
+
+
+def _beside_decoder(name: str, references: Sequence[str], ours: Sequence[str], theirs: Sequence[str]) -> str:
+    """Say whether another decoder writes better texts than the exported one, from the same network."""
+    name = DECODERS.get(name, name)
+    if list(ours) == list(theirs):
+        return f"Decoding with {name} writes exactly the same texts as what is exported."
+    found = paired_gain(references, theirs, ours)
+    if found is None:
+        return f"A single test clip allows no comparison with decoding by {name}."
+    (_, low, high), points = found, _points(found)
+    if low > 0:
+        return f"Decoding with {name} is better than what is exported, by {points}."
+    if high < 0:
+        return f"Decoding with {name} is worse than what is exported, by {points}."
+    return f"Decoding with {name} and what is exported are too close to call: {points}."
+
+
+def _findings_of_mistakes(test: dict, empty: int, clips: int) -> list[str]:
+    counts = {kind: test[f"{kind}s"] for kind in (SUBSTITUTION, DELETION, INSERTION)}
+    total = sum(counts.values())
+    if not total:
+        return ["Every word of the test part is written right."]
+    often, times = max(counts.items(), key=lambda one: one[1])
+    meaning = {
+        SUBSTITUTION: f"Most are words taken for others; of the characters {100 * test['cer']:.1f} % are wrong.",
+        DELETION: "Most are words left out: usual where training was too short, or speech is quiet or fast.",
+        INSERTION: "Most are words added: usual with noise or other voices, or where words are cut in two.",
+    }[often]
+    sentences = [
+        f"Of {test['words']:,} words {counts[SUBSTITUTION]:,} are taken for others and {counts[DELETION]:,} left out; "
+        f"{counts[INSERTION]:,} are added." + (f" {meaning}" if 2 * times > total else "")
+    ]
+    if empty:
+        sentences.append(f"Nothing at all is written for {empty:,} of {clips:,} test clips.")
+    return sentences
+
+
+def _findings_of_speakers(per_speaker: Sequence[dict]) -> list[str]:
+    measured = [row for row in per_speaker if row["words"] >= WORDS_OF_A_SPEAKER]
+    if len(measured) < 2 or measured[0]["wer"] == measured[-1]["wer"]:
+        return []
+    worst, best = measured[0], measured[-1]
+    return [
+        f"The hardest voice is {worst['speaker']}: WER {100 * worst['wer']:.1f} % on {worst['words']:,} words; "
+        f"the easiest is {best['speaker']} with {100 * best['wer']:.1f} %."
+    ]

@@ -1,0 +1,96 @@
+"""The end of a run that transcribes speech: measures on the test split, and hands everything to `common.results`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from common import results
+from common.reporting import lower_first
+from common.results import Outcome, training_seconds
+from common.speech import report
+from common.speech.dataset import SpeechSet
+from common.speech.metrics import DECODERS, confidence_table, findings, transcription_metrics
+
+_SCORES_OF_OTHERS = ("wer", "wer_ci95", "cer", "cer_ci95", "sentence_accuracy")
+
+
+def conclude(
+    recipe: str, config, data: SpeechSet, outcome: Outcome, *, references: Sequence[str], hypotheses: Sequence[str],
+    confidences: np.ndarray, decoders: dict[str, Sequence[str]], baselines: dict[str, tuple[Sequence[str], float]],
+    titles: Mapping[str, str],
+) -> dict:  # fmt: skip
+    """Measure on the test split and write what a run promises to write.
+
+    Args:
+        recipe: its name.
+        config: its settings, a dataclass with `out`, `data` and `seed`.
+        data: the clips.
+        outcome: what the run did.
+        references: transcripts of the n test clips in their order, as `Characters.normalise` writes them.
+        hypotheses: what the exported model writes for them, n; "" where it writes nothing.
+        confidences: of these answers, float32 [n].
+        decoders: for each other way to decode the logits, for example `beam`, its n texts.
+        baselines: for each name its n texts and the seconds it took.
+        titles: of the baselines, by name.
+
+    Returns:
+        What metrics.json holds.
+
+    Raises:
+        ValueError: texts, confidences and clips do not belong together, or a transcript is empty.
+    """
+    report.refuse_strangers(data.test, references, hypotheses, confidences)
+    test = transcription_metrics(references, hypotheses, list(data.test.speakers))
+    scores = {
+        "test": test,
+        "decoders": {name: _scores_of_other(references, said) for name, said in decoders.items()},
+        "baselines": {
+            name: _scores_of_other(references, said) | {"seconds": round(spent, 2)}
+            for name, (said, spent) in baselines.items()
+        },
+        "by_confidence": confidence_table(references, hypotheses, confidences),
+    }
+    answers = {name: said for name, (said, _) in baselines.items()}
+    sentences = [*findings(references, hypotheses, answers, decoders, test), *data.advice()]
+
+    def write_files(out, **told) -> None:
+        report.write_report(
+            out, history=outcome.history, examples=data.test, references=references, hypotheses=hypotheses,
+            confidences=confidences, skipped=data.skipped, titles=titles, **told,
+        )  # fmt: skip
+        report.write_model_card(out, source_card=outcome.source_card, titles=titles, **told)
+
+    return results.conclude(
+        recipe, config, outcome, scores, counts=data.counts(), skipped=data.skipped, sentences=sentences,
+        write_files=write_files, table=lambda found: table(found, titles),
+        proved="writes the same texts for all {examples} test clips as evaluated (largest difference of a confidence "
+        "{max_abs_diff:.1e})",
+    )  # fmt: skip
+
+
+def table(metrics: Mapping, titles: Mapping[str, str]) -> list[str]:
+    """Return the table that a run prints at its end: the baselines, the result, other ways to decode.
+
+    Args:
+        metrics: what metrics.json holds.
+        titles: of the baselines, by name.
+    """
+    rows = [
+        *((lower_first(titles.get(name, name)), score) for name, score in metrics["baselines"].items()),
+        ("result", metrics["test"] | {"seconds": training_seconds(metrics)}),
+        *((DECODERS.get(name, name), score) for name, score in metrics["decoders"].items()),
+    ]
+    lines = [f"  {'':36}WER (95 % interval)         CER    seconds"]
+    for name, score in rows:
+        low, high = score["wer_ci95"] or (None, None)
+        ends = "(not measured)" if low is None else f"({low:.3f} to {high:.3f})"
+        spent = f"{score['seconds']:7.0f}" if "seconds" in score else ""
+        lines.append(f"  {name:36}{score['wer']:.3f} {ends:22}{score['cer']:.3f}{spent}".rstrip())
+    return lines
+
+
+def _scores_of_other(references: Sequence[str], hypotheses: Sequence[str]) -> dict:
+    measured = transcription_metrics(references, hypotheses)
+    return {name: measured[name] for name in _SCORES_OF_OTHERS}

@@ -1,0 +1,1 @@
+"""The wing of texts: readers, data sets, batches, sources, export."""

@@ -1,0 +1,272 @@
+"""Texts to batches of token ids: short ones together, so that no text is padded to the longest of all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from common.checkpoints import save_array
+from common.progress import ProgressLine
+
+_CHARACTERS_AT_ONCE = 500_000  # of texts that are cut into tokens at once, if all were as long as the longest
+_OVERLAP = 4  # windows share a fourth: what one cuts in two, the next has whole
+_MULTIPLE = 8  # batches are padded to a multiple of this: few different shapes, and registers are full
+_SORTED_TOGETHER = 50  # batches; texts are sorted by length within that many, and shuffled beyond
+INPUTS = {name: tf.TensorSpec((None, None), tf.int32) for name in ("token_ids", "padding_mask")}
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Texts as rows of tokens; a long text may be several rows.
+
+    Attributes:
+        ids: of each row, int32 [tokens], special tokens included.
+        owners: which text each row belongs to, int64 [rows], rising.
+        lengths: tokens of each whole text, special ones included, int64 [texts].
+        max_length: tokens of the longest row that is allowed.
+        padding: the token that fills a row up.
+    """
+
+    ids: tuple[np.ndarray, ...]
+    owners: np.ndarray
+    lengths: np.ndarray
+    max_length: int
+    padding: int
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def row_lengths(self) -> np.ndarray:
+        """Return the number of tokens of each row, int64 [rows]."""
+        return np.array([len(row) for row in self.ids], np.int64)
+
+    @property
+    def rows_of_text(self) -> np.ndarray:
+        """Return the number of rows of each text, int64 [texts]."""
+        return np.bincount(self.owners, minlength=len(self.lengths))
+
+    @property
+    def cut(self) -> int:
+        """Return how many texts lost their end."""
+        return int(((self.lengths > self.max_length) & (self.rows_of_text == 1)).sum())
+
+    def batch(self, rows: Sequence[int]) -> dict[str, np.ndarray]:
+        """Return token ids and padding mask of some rows, int32 [n, tokens of the longest, rounded up]."""
+        length = -(-max(len(self.ids[i]) for i in rows) // _MULTIPLE) * _MULTIPLE
+        length = min(length, self.max_length)  # further than that, a model may have no positions
+        token_ids = np.full((len(rows), length), self.padding, np.int32)
+        mask = np.zeros((len(rows), length), np.int32)
+        for at, row in enumerate(rows):
+            token_ids[at, : len(self.ids[row])] = self.ids[row]
+            mask[at, : len(self.ids[row])] = 1
+        return {"token_ids": token_ids, "padding_mask": mask}
+
+    def of_texts(self, texts: Sequence[int]) -> Tokens:
+        """Return the tokens of some of the texts, in the order given."""
+        first = np.concatenate([[0], np.cumsum(self.rows_of_text)])
+        rows = [row for text in texts for row in range(first[text], first[text + 1])]
+        owners = np.repeat(np.arange(len(texts)), self.rows_of_text[texts])
+        return Tokens(tuple(self.ids[row] for row in rows), owners, self.lengths[texts], self.max_length, self.padding)
+
+
+class TextReader(tf.Module):
+    """Raw texts to rows of tokens: the same function in training and in the served graph.
+
+    Args:
+        tokenize: as TextSource has it, with the numbers of the tokens `start`, `end` (None where there is none) and
+            `padding`. A tf.Module, whose tables go into an export.
+        max_length: tokens of a row, special ones included.
+        long_text: what becomes of a text with more: `truncate` drops its end, `windows` makes rows that overlap by a
+            fourth, whose embeddings are averaged.
+    """
+
+    def __init__(self, tokenize: Callable, max_length: int, long_text: str = "truncate"):
+        super().__init__(name="text_reader")
+        self.tokenize, self.max_length, self.windows = tokenize, max_length, long_text == "windows"
+        self.special = [token for token in (tokenize.start, tokenize.end) if token is not None]
+
+    def rows(self, texts: tf.Tensor) -> tuple[tf.RaggedTensor, tf.Tensor, tf.Tensor]:
+        """Return rows int32 [rows, (tokens)], the text of each row int64 [rows], the length of each text [texts]."""
+        tokens = self.tokenize(texts)
+        room, lengths = self.max_length - len(self.special), tokens.row_lengths()
+        whole = lengths + len(self.special)
+        if self.windows:
+            tokens, owners = _windows(tokens, room, step=max(1, room - room // _OVERLAP))
+        else:
+            tokens, owners = tokens[:, :room], tf.range(tf.size(lengths, tf.int64))
+        start, end = (
+            [] if token is None else [tf.fill([tf.size(owners), 1], token)]
+            for token in (self.tokenize.start, self.tokenize.end)
+        )
+        return tf.concat([*start, tokens, *end], axis=1), owners, whole
+
+    def batch(self, texts: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
+        """Turn raw texts into what the models take, in any TensorFlow graph.
+
+        Args:
+            texts: string [batch].
+
+        Returns:
+            ({"token_ids", "padding_mask"}, int32 [rows, tokens of the longest]; the text of each row, int64 [rows]).
+        """
+        rows, owners, _ = self.rows(texts)
+        token_ids = rows.to_tensor(self.tokenize.padding)
+        mask = tf.sequence_mask(rows.row_lengths(), tf.shape(token_ids)[1], tf.int32)
+        return {"token_ids": token_ids, "padding_mask": mask}, owners
+
+    def read(self, texts: Sequence[str]) -> Tokens:
+        """Return the tokens of n texts, read some at a time."""
+        ids, owners, lengths = [], [], []
+        for first, end in _chunks(texts):
+            encoded = [text.encode("utf-8", "replace") for text in texts[first:end]]
+            rows, owner, length = self.rows(tf.constant(encoded))
+            ids += [np.array(row, np.int32) for row in rows.to_list()]
+            owners.append(owner.numpy() + first)
+            lengths.append(length.numpy())
+        return Tokens(
+            tuple(ids), np.concatenate(owners), np.concatenate(lengths), self.max_length, self.tokenize.padding
+        )
+
+
+def _chunks(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """Yield begin and end of pieces that are read at once: the more texts, the shorter they are."""
+    first, longest = 0, 0
+    for place, text in enumerate(texts):
+        longest = max(longest, len(text))
+        if place > first and (place - first + 1) * longest > _CHARACTERS_AT_ONCE:
+            yield first, place
+            first, longest = place, len(text)
+    if len(texts):
+        yield first, len(texts)
+
+
+def _windows(tokens: tf.RaggedTensor, size: int, step: int) -> tuple[tf.RaggedTensor, tf.Tensor]:
+    """Cut rows into windows of at most `size` tokens that begin `step` apart; the last one ends with its row.
+
+    Returns:
+        (windows int32 [windows, (tokens)], the row of each window int64 [windows]).
+    """
+    lengths = tokens.row_lengths()
+    counts = 1 + (tf.maximum(lengths - size, 0) + step - 1) // step
+    owners = tf.repeat(tf.range(tf.size(lengths, tf.int64)), counts)
+    number = tf.ragged.range(counts).flat_values  # of each window within its row
+    begin = tf.gather(tokens.row_starts(), owners) + number * step
+    end = tf.minimum(begin + size, tf.gather(tokens.row_limits(), owners))
+    return tf.gather(tokens.flat_values, tf.ragged.range(begin, end)), owners
+
+
+def batches_by_length(tokens: Tokens, batch_size: int) -> Iterator[np.ndarray]:
+    """Yield the rows of each batch, shortest first."""
+    order = np.argsort(tokens.row_lengths, kind="stable")
+    for first in range(0, len(order), batch_size):
+        yield order[first : first + batch_size]
+
+
+def shuffled_by_length(tokens: Tokens, batch_size: int, seed: tuple[int, int], pool: int = _SORTED_TOGETHER):
+    """Return the batches of one epoch: rows of about the same length together, in a random order.
+
+    Args:
+        tokens: what to draw from.
+        batch_size: rows in a batch; the last of the epoch may have fewer.
+        seed: (seed, epoch); the same one gives the same batches.
+        pool: batches whose rows are sorted together; 0 does not sort at all.
+
+    Returns:
+        A list of index arrays.
+    """
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(tokens))
+    if pool:
+        lengths, size = tokens.row_lengths, pool * batch_size
+        pieces = (order[first : first + size] for first in range(0, len(order), size))
+        order = np.concatenate([piece[np.argsort(lengths[piece], kind="stable")] for piece in pieces])
+    batches = [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
+    return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def training_batches(
+    tokens: Tokens,
+    targets: np.ndarray,
+    weights: np.ndarray,
+    batch_size: int,
+    *,
+    seed: int,
+    first: tuple[int, int] = (0, 0),
+    pool: int = _SORTED_TOGETHER,
+) -> tf.data.Dataset:
+    """Stream batches without end, from (epoch, step) on.
+
+    Args:
+        tokens: n texts.
+        targets: float32 [n, classes].
+        weights: how much each text counts, float32 [n]; its rows share that.
+        batch_size: rows in a batch.
+        seed: decides the order.
+        first: the first batch; a run that was killed goes on with the same ones.
+        pool: as for `shuffled_by_length`.
+
+    Returns:
+        Dataset of ({"token_ids", "padding_mask"}, targets, weights).
+    """
+
+    targets, weights = targets[tokens.owners], (weights / tokens.rows_of_text)[tokens.owners].astype(np.float32)
+
+    def generate():
+        epoch, step = first
+        while True:
+            for rows in shuffled_by_length(tokens, batch_size, (seed, epoch), pool)[step:]:
+                yield tokens.batch(rows), targets[rows], weights[rows]
+            epoch, step = epoch + 1, 0
+
+    specs = (INPUTS, tf.TensorSpec((None, targets.shape[1]), tf.float32), tf.TensorSpec((None,), tf.float32))
+    return tf.data.Dataset.from_generator(generate, output_signature=specs).prefetch(8)
+
+
+def run_on_tokens(model: keras.Model, tokens: Tokens, batch_size: int = 64, title: str = "") -> np.ndarray:
+    """Return what a model says of each text, the mean over its rows, float32 [texts, width]; show how far it is."""
+    answers, done = None, 0
+    progress = ProgressLine(title, len(tokens)) if title else None
+    for rows in batches_by_length(tokens, batch_size):
+        said = model.predict_on_batch(tokens.batch(rows))
+        if answers is None:
+            answers = np.zeros((len(tokens), said.shape[-1]), np.float32)
+        answers[rows] = said
+        done += len(rows)
+        if progress:
+            progress.update(done)
+    if progress:
+        progress.close()
+    first_rows = np.concatenate([[0], np.cumsum(tokens.rows_of_text)[:-1]])
+    return np.add.reduceat(answers, first_rows) / tokens.rows_of_text[:, None].astype(np.float32)
+
+
+def run_once_on_tokens(model: keras.Model, tokens: Tokens, folder: Path, title: str, chunk: int = 1024) -> np.ndarray:
+    """As `run_on_tokens`, kept in files by and by: a run that was killed asks only about the rest.
+
+    Args:
+        model, tokens, title: as there.
+        folder: for the files, of one run, model and set of texts.
+        chunk: texts in a file.
+    """
+    said, progress = [], ProgressLine(title, len(tokens.lengths))
+    for first in range(0, len(tokens.lengths), chunk):
+        file = folder / f"{title.replace(' ', '_')}_{first:07}.npy"
+        some = np.arange(first, min(first + chunk, len(tokens.lengths)))
+        if not file.exists():
+            save_array(file, run_on_tokens(model, tokens.of_texts(some)))
+        said.append(np.load(file, allow_pickle=False))
+        progress.update(int(some[-1]) + 1)
+    progress.close()
+    return np.concatenate(said)
+
+
+def median_batch(tokens: Tokens, batch_size: int, seed: int) -> np.ndarray:
+    """Return the rows of the training batch of median length, which stands for all where time is estimated."""
+    order = shuffled_by_length(tokens, batch_size, (seed, 0))
+    return sorted(order, key=lambda rows: tokens.row_lengths[rows].max())[len(order) // 2]

@@ -1,0 +1,113 @@
+"""A text classifier as a SavedModel that takes raw strings, and its proof."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from common.classification.export import labelled, prove_labels
+from common.exporting import check_float32, save_servable
+from common.texts.batches import TextReader
+
+
+def export_text_classifier(
+    model: keras.Model, reader: TextReader, folder: Path, class_names: Sequence[str], *, examples: Sequence[str] = ()
+) -> Path:
+    """Write a classifier of texts as FOLDER/<next integer>/, with tokenizer, vocabulary and labels inside.
+
+    Args:
+        model: float32 model of {"token_ids", "padding_mask"} to probabilities, whose last layer is named `head` and
+            reads the embedding.
+        reader: how texts become rows of tokens; where a text has several, the head reads the mean of what they say.
+        folder: the servable's folder; its name is the name of the model on the server.
+        class_names: one for each probability.
+        examples: texts that a server asks each signature about when it loads the model. They stay in the export.
+
+    Returns:
+        The folder of the new version. Signatures: `serving_default` (text: UTF-8 strings), `tensors` (token ids and
+        padding mask, a row each), `embed` (text, gives the embedding).
+
+    Raises:
+        UserError: the disk is full.
+    """
+    check_float32(model)
+    head = model.get_layer("head")
+    encoder = keras.Model(model.input, head.input)
+    names = tf.constant(list(class_names))
+    spec = tf.TensorSpec((None, None), tf.int32)
+
+    @tf.function(input_signature=[spec, spec])
+    def embedding_of_rows(token_ids, padding_mask):
+        return encoder({"token_ids": token_ids, "padding_mask": padding_mask}, training=False)
+
+    def embedding(text):
+        inputs, owners = reader.batch(text)
+        if reader.windows:
+            rows = _in_blocks(embedding_of_rows, inputs, head.input.shape[-1])
+        else:
+            rows = embedding_of_rows(**inputs)
+        return tf.math.segment_mean(rows, owners)
+
+    def answer(embedding):
+        return labelled(names, head(embedding))
+
+    text = tf.TensorSpec([None], tf.string, name="text")
+    signatures = {
+        "serving_default": tf.function(lambda text: answer(embedding(text)), input_signature=[text]),
+        "tensors": tf.function(
+            lambda token_ids, padding_mask: answer(embedding_of_rows(token_ids, padding_mask)),
+            input_signature=[
+                tf.TensorSpec((None, None), tf.int32, name="token_ids"),
+                tf.TensorSpec((None, None), tf.int32, name="padding_mask"),
+            ],
+        ),
+        "embed": tf.function(lambda text: {"embedding": embedding(text)}, input_signature=[text]),
+    }
+    requests = {}
+    if examples:
+        encoded = np.array([example.encode("utf-8", "replace") for example in examples], dtype=object)
+        pieces = {name: value.numpy() for name, value in reader.batch(tf.constant(encoded))[0].items()}
+        requests = {"serving_default": {"text": encoded}, "tensors": pieces, "embed": {"text": encoded}}
+    return save_servable(model, folder, signatures, requests, reader=reader)
+
+
+def _in_blocks(function: Callable, inputs: dict[str, tf.Tensor], width: int, size: int = 64) -> tf.Tensor:
+    """Call a function on some rows at a time: the windows of one long text could fill the memory.
+
+    Args:
+        function: named tensors [rows, ...] to float32 [rows, width].
+        inputs: the tensors.
+        width: of the result.
+        size: rows at a time.
+    """
+    count = tf.shape(next(iter(inputs.values())))[0]
+
+    def one_more(first, done):
+        said = function(**{name: tensor[first : first + size] for name, tensor in inputs.items()})
+        return first + size, tf.concat([done, said], axis=0)
+
+    shapes = [tf.TensorShape([]), tf.TensorShape([None, width])]
+    _, done = tf.while_loop(
+        lambda first, _: first < count, one_more, [0, tf.zeros([0, width])], shape_invariants=shapes
+    )
+    return done
+
+
+def prove_text_classifier(
+    version: Path, texts: Sequence[str], probabilities: np.ndarray, class_names: Sequence[str]
+) -> dict:
+    """Ask the SavedModel about the raw texts in a fresh process that imports only tensorflow, and compare.
+
+    Args:
+        version: folder of the SavedModel.
+        texts: n texts.
+        probabilities, class_names: as for `prove_image_classifier`.
+
+    Returns:
+        As `prove_image_classifier`.
+    """
+    return prove_labels(version, "text", "texts", texts, probabilities, class_names)

@@ -1,0 +1,125 @@
+"""Sentences without labels, cut out of plain texts, each of them once, and split by their contents."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.data.tables import read_text_file
+from common.errors import UserError
+from common.flags import parse_data
+from common.texts.readers import Columns, demo_rows, table_rows
+
+DATA_KINDS = ("demo", "txt", "jsonl", "csv", "tsv")
+FEWEST = 20  # sentences to begin with
+_LARGEST_PART = 2000  # sentences of validation and of test: enough to measure with
+_END = re.compile(r"(?<=[.!?])\s+|<br\s*/?>|\n+")
+
+
+@dataclass(frozen=True)
+class Sentences:
+    """Different sentences in three parts.
+
+    Attributes:
+        train: what is learned from.
+        val: what shows how training goes on.
+        test: what is read once, at the end.
+        left_out: how many pieces of text are in no part, by the reason.
+    """
+
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+    test: tuple[str, ...]
+    left_out: dict[str, int]
+
+    def all(self) -> tuple[str, ...]:
+        """Return the sentences of train, val and test, in this order."""
+        return self.train + self.val + self.test
+
+    def parts(self, rows: Sequence) -> tuple[Sequence, Sequence, Sequence]:
+        """Cut what stands in the order of `all` into train, val and test."""
+        first, second = len(self.train), len(self.train) + len(self.val)
+        return rows[:first], rows[first:second], rows[second:]
+
+    def counts(self) -> dict[str, int]:
+        """Return the number of sentences in each part and of what was left out."""
+        sizes = {"train": len(self.train), "val": len(self.val), "test": len(self.test)}
+        return sizes | {"skipped": sum(self.left_out.values())}
+
+    def describe(self) -> str:
+        """Return the size of each part, and what was left out and why, in words."""
+        found = [f"{count:,} {reason}" for reason, count in self.left_out.items() if count]
+        sizes = f"{len(self.train):,} sentences to learn from, {len(self.val):,} to watch, {len(self.test):,} to test"
+        return f"{sizes}; left out: {', '.join(found) or 'none'}"
+
+    def fingerprint(self) -> str:
+        """Return a hash of all sentences and parts."""
+        lines = "\n".join([*self.train, "", *self.val, "", *self.test])
+        return hashlib.sha256(lines.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def load_sentences(data: str, *, column: str = "text", encoding: str = "utf-8", limit: int | None = None) -> Sentences:
+    """Cut texts into sentences of 4 to 60 words, leave out copies, and split the rest by the hash of each.
+
+    Sentences that differ in case or spaces only are copies of each other.
+
+    Args:
+        data: `demo`, or `txt:PATH` (a text on each line), `jsonl:PATH`, `csv:PATH`, `tsv:PATH`: a file, .gz or not, or
+            a folder of such files.
+        column: which holds the texts.
+        encoding: of the files.
+        limit: take at most this many sentences; which ones depends on the sentences alone.
+
+    Returns:
+        The Sentences; a twentieth of them is validation, another one test.
+
+    Raises:
+        UserError: a file cannot be read or lacks the column, or too few sentences are left.
+    """
+    different: dict[str, str] = {}
+    left_out = {"copies": 0, "shorter than 4 words": 0, "longer than 60 words": 0}
+    for text in read_texts(data, column, encoding):
+        for words in filter(None, map(str.split, _END.split(text))):
+            sentence = " ".join(words)
+            content = hashlib.sha256(sentence.lower().encode("utf-8", "surrogatepass")).hexdigest()
+            if len(words) < 4:
+                left_out["shorter than 4 words"] += 1
+            elif len(words) > 60:
+                left_out["longer than 60 words"] += 1
+            elif content in different:
+                left_out["copies"] += 1
+            else:
+                different[content] = sentence
+    if len(different) < FEWEST:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items() if count) or "none"
+        raise UserError(
+            f"--data {data} holds {len(different)} different sentence(s) of 4 to 60 words. At least {FEWEST} are "
+            f"needed, and some ten thousand are useful. Left out: {reasons}."
+        )
+    # In the order of the hashes: which sentences are taken, and for which part, depends on nothing but the sentences.
+    chosen = [different[content] for content in sorted(different)[:limit]]
+    left_out["beyond --limit"] = len(different) - len(chosen)
+    held = min(_LARGEST_PART, max(1, len(chosen) // 20))
+    return Sentences(tuple(chosen[2 * held :]), tuple(chosen[held : 2 * held]), tuple(chosen[:held]), left_out)
+
+
+def read_texts(data: str, column: str, encoding: str) -> list[str]:
+    """Return the texts as they stand in the files; arguments as for `load_sentences`."""
+    kind, value = parse_data(data, DATA_KINDS)
+    if kind == "demo":
+        return [row.text for row in demo_rows()]
+    path = Path(value).expanduser()
+    ending = re.compile(rf".+\.{kind}(\.gz)?", re.IGNORECASE)
+    files = sorted(file for file in path.iterdir() if ending.fullmatch(file.name)) if path.is_dir() else [path]
+    if not files:
+        raise UserError(f"--data {data} is a folder without a .{kind} file. Allowed: .{kind} and .{kind}.gz")
+    if kind == "txt":
+        return [line for file in files for line in read_text_file(kind, file, encoding).split("\n")]
+    columns = Columns(column, label=column, split="", encoding=encoding)
+    try:
+        return [row.text for file in files for row in table_rows(kind, file, columns)]
+    except UserError as error:  # there are no labels here: the flag that the message names for them does not exist
+        raise UserError(str(error).replace(" --label-column 2", "")) from error

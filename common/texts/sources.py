@@ -1,0 +1,223 @@
+"""Where a pretrained text model comes from: presets, Hugging Face folders with what conversion loses, SavedModels."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import keras_nlp  # today another name of keras_hub, and the one under which text models are known
+import numpy as np
+from keras_hub.src.utils.transformers import convert_distilbert, convert_roberta
+from keras_hub.src.utils.transformers.safetensor_utils import SafetensorLoader
+
+from common.errors import UserError
+from common.sources.entries import fetch_entry
+from common.sources.presets import preset_error, preset_folder
+from common.sources.specs import BUNDLED_FOLDER, SourceSpec, parse_source
+from common.texts.deberta import COMPUTED as COMPUTED_BY_DEBERTA
+from common.texts.deberta import build_deberta, convert_deberta
+from common.texts.tokenizers.load import Tokenizer, check_vocabulary, load_tokenizer, read_json
+
+
+@keras.saving.register_keras_serializable("recipes")
+class BertBackbone(keras_nlp.models.BertBackbone):
+    """KerasHub's BERT with the activation that Google's and Hugging Face's checkpoints were trained with.
+
+    KerasHub approximates gelu by tanh in every BERT, and converts checkpoints that say `gelu` (by the error function,
+    https://arxiv.org/abs/1606.08415) all the same: hidden states then differ in the third digit.
+    """
+
+    def __init__(self, *arguments, **named):
+        super().__init__(*arguments, **named)
+        for layer in self.transformer_layers:
+            layer._feedforward_intermediate_dense.activation = keras.activations.gelu
+
+
+# Families that KerasHub does not convert, or only where they were saved with a head.
+_CONVERTED = {
+    "distilbert": convert_distilbert.convert_weights,
+    "roberta": convert_roberta.convert_weights,
+    "deberta-v2": convert_deberta,  # this is what version 3 is called, too
+}
+# What KerasHub's models compute whatever config.json says; what is not stated there is the first one.
+_COMPUTED = {
+    "bert": {
+        "hidden_act": ("gelu", "gelu_new", "gelu_pytorch_tanh"),
+        "layer_norm_eps": (1e-12,),
+        "position_embedding_type": ("absolute",),
+        "is_decoder": (False,),
+    },
+    "distilbert": {"activation": ("gelu",)},
+    "roberta": {
+        "hidden_act": ("gelu",),
+        "layer_norm_eps": (1e-5,),
+        "pad_token_id": (1,),  # positions are counted from the one after it, and KerasHub's from 2
+        "position_embedding_type": ("absolute",),
+        "is_decoder": (False,),
+    },
+    "gpt2": {
+        "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+        "layer_norm_epsilon": (1e-5,),
+        "scale_attn_weights": (True,),
+        "scale_attn_by_inverse_layer_idx": (False,),
+        "add_cross_attention": (False,),
+    },
+    "deberta-v2": COMPUTED_BY_DEBERTA,
+}
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """A loaded pretrained text model.
+
+    Attributes:
+        spec: what the user typed.
+        backbone: maps {"token_ids", "padding_mask", for BERT also "segment_ids"}, int32 [batch, length], to hidden
+            states: float32 [batch, length, width], for BERT {"sequence_output", "pooled_output"}.
+        tokenize: maps string [batch] to token ids, ragged int32 [batch, (tokens)], without special tokens, in any
+            TensorFlow graph.
+        max_length: tokens that the backbone can read.
+        card: where it came from and under which terms: spec, origin, licence, data.
+    """
+
+    spec: str
+    backbone: keras.Model
+    tokenize: Tokenizer
+    max_length: int
+    card: dict[str, str]
+
+    def fingerprint(self) -> str:
+        """Return a hash of all weights and of the vocabulary: equal text, equal embeddings."""
+        digest = hashlib.sha256("\n".join(map(str, self.tokenize.vocabulary())).encode("utf-8", "replace"))
+        for weight in self.backbone.weights:
+            digest.update(np.ascontiguousarray(weight.numpy()).tobytes())
+        return digest.hexdigest()[:16]
+
+
+def load_text_source(text: str, *, random_weights: bool = False) -> TextSource:
+    """Load a text model by its spec string.
+
+    Args:
+        text: `bundled:bert_mini`, `preset:NAME_OR_FOLDER`, `preset:hf://OWNER/NAME`, `hub:FOLDER_OR_HANDLE`, or a short
+            name of the catalogue such as `minilm`; `@random` at the end keeps the initial weights.
+        random_weights: same architecture, initial weights: the from-scratch baseline.
+
+    Returns:
+        The TextSource, built under Keras' current dtype policy.
+
+    Raises:
+        UserError: unknown name, no network, or not a model of text.
+    """
+    spec = parse_source(text)
+    if spec.entry and spec.entry.sha256:
+        fetch_entry(spec.entry)
+    of_pictures = spec.kind == "bundled" and not (BUNDLED_FOLDER / spec.name / "vocab.txt").exists()
+    if spec.kind not in ("preset", "bundled", "hub") or of_pictures:
+        raise UserError(
+            "--source is not a model of text. Allowed: minilm, bundled:bert_mini, preset:NAME_OR_FOLDER, "
+            f"hub:FOLDER_OR_HANDLE of a BERT. Received: {text!r}."
+        )
+    random_weights = random_weights or spec.random
+    if spec.kind == "hub":
+        # By its name, when it is asked for: it imports what runs the code of a SavedModel, which no other source needs.
+        hub_bert = importlib.import_module("common.texts.hub_bert")
+        backbone, tokenize, max_length, rows = hub_bert.load_hub_bert(spec, text, random_weights)
+        check_vocabulary(tokenize, rows, {}, text)
+        return TextSource(text, backbone, tokenize, max_length, _card(spec, spec.name, random_weights))
+    name = preset_folder(spec)
+    try:
+        config = read_json(Path(name) / "config.json")
+        _check_architecture(config, text)
+        backbone = _load_backbone(name, config, random_weights)
+        max_length = getattr(backbone, "max_sequence_length", None)
+        if max_length is None:
+            kind = type(backbone).__name__
+            raise UserError(f"The preset is not a model of text: it is a {kind}. Received: {text!r}.")
+        tokenize = load_tokenizer(name, backbone, text)
+    except UserError:
+        raise
+    except Exception as error:  # Kaggle, Hugging Face, h5py and safetensors each raise their own types
+        raise preset_error(spec, error, of_text=True) from error
+    check_vocabulary(tokenize, backbone.vocabulary_size, config, text)
+    return TextSource(text, backbone, tokenize, max_length, _card(spec, name, random_weights))
+
+
+def _card(spec: SourceSpec, name: str, random_weights: bool) -> dict[str, str]:
+    own = read_json(Path(name) / "card.json")  # of a preset that this project made
+    unknown = "see the preset's own page"
+    origin = ", ".join(spec.entry.places) if spec.entry and spec.entry.places else f"{spec.kind} {spec.name}"
+    licence = spec.entry.licence if spec.entry else own.get("licence", unknown)
+    if random_weights:
+        return {"origin": f"{origin}, initial weights", "licence": licence, "data": "none"}
+    return {"origin": origin, "licence": licence, "data": own.get("data", unknown)}
+
+
+def _check_architecture(config: dict, text: str) -> None:
+    """Refuse what KerasHub would compute in another way than the checkpoint was trained with, and not say so.
+
+    Args:
+        config: of a Hugging Face folder; empty, or without model_type, for a preset of KerasHub.
+        text: what the user typed.
+    """
+    kind = config.get("model_type")
+    for key, allowed in _COMPUTED.get(kind, {}).items():
+        if config.get(key, allowed[0]) not in allowed:
+            raise UserError(
+                f"The {kind} in {text} has {key} {config[key]!r}, and KerasHub's would compute with another one. "
+                f"Allowed: {', '.join(map(str, allowed))}."
+            )
+    if kind == "gpt2" and config.get("n_inner") not in (None, 4 * config["n_embd"]):
+        raise UserError(
+            f"The gpt2 in {text} has n_inner {config['n_inner']}, and KerasHub's always has 4 x n_embd. Allowed: "
+            f"{4 * config['n_embd']}."
+        )
+
+
+def _load_backbone(name: str, config: dict, random_weights: bool) -> keras.Model:
+    """Load or build the network, with what KerasHub's conversion loses.
+
+    Args:
+        name: folder or name of the preset.
+        config: of a Hugging Face folder.
+        random_weights: whether to leave the weights as they were initialised.
+    """
+    convert = _CONVERTED.get(config.get("model_type"))
+    # Under our policy: a preset that was saved in float16, to be small, would compute in it.
+    policy = keras.config.dtype_policy()
+    load_weights = convert is None and not random_weights
+    if config.get("model_type") == "deberta-v2":
+        backbone = build_deberta(config, policy)
+    else:
+        backbone = keras_nlp.models.Backbone.from_preset(name, load_weights=load_weights, dtype=policy)
+    if convert and not random_weights:
+        with _Weights(name) as weights:
+            convert(backbone, weights, config)
+            if config["model_type"] == "roberta":
+                _add_token_types(backbone, weights)
+    if type(backbone) is keras_nlp.models.BertBackbone and config.get("hidden_act", "gelu") == "gelu":
+        exact = BertBackbone.from_config(backbone.get_config())
+        exact.set_weights(backbone.get_weights())
+        backbone = exact
+    return backbone
+
+
+class _Weights(SafetensorLoader):
+    """The weights of a Hugging Face folder, whether or not a model with a head was saved.
+
+    With a head they are called `roberta.embeddings...`, without one `embeddings...`, and KerasHub knows the first only.
+    """
+
+    def get_tensor(self, hf_weight_key):
+        return super().get_tensor(hf_weight_key.partition(".")[2])  # it finds what ends in this name
+
+
+def _add_token_types(backbone: keras.Model, weights: _Weights) -> None:
+    """Add the vector of the first token type to every position, which KerasHub leaves out.
+
+    In the RoBERTa of its authors that vector is zero; in those that were trained with Hugging Face's library it is not.
+    """
+    positions = backbone.embeddings.position_embedding.position_embeddings
+    positions.assign_add(np.asarray(weights.get_tensor("roberta.embeddings.token_type_embeddings.weight")[0]))

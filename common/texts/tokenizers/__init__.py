@@ -1,0 +1,1 @@
+"""Tokenizers in TensorFlow ops, so that they are served with the model."""

@@ -1,0 +1,1 @@
+"""The commands of `python -m recipes`: each file without a leading underscore is one."""

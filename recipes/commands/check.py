@@ -1,0 +1,25 @@
+"""Look at the data before training: what would be read, samples, how long a run takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from common.errors import UserError
+from recipes.commands._discovery import asks_for_help, named_recipe
+from recipes.commands._execution import load_recipe, parse_flags, trouble_told_plainly
+
+TAKES = "NAME [flags]"
+
+
+def main(arguments: list[str], root: Path) -> int:
+    """Parse the flags, and only when they are right import the recipe and let it look at its data."""
+    if asks_for_help(arguments, __doc__, f"check {TAKES}"):
+        return 0
+    recipe, flags = named_recipe("check", arguments, root)
+    if not recipe.defines_function("check"):
+        raise UserError(f"{recipe.name} has no check. Type: python -m recipes run {recipe.name} --limit 100")
+    config = parse_flags("check", recipe, flags)
+    module = load_recipe(recipe)
+    with trouble_told_plainly(recipe, config):
+        module.check(module.Config(**vars(config)))
+    return 0

@@ -1,0 +1,267 @@
+"""Classify short recordings: from folders of clips to a proved SavedModel that takes wav files and returns labels.
+
+    python -m recipes run speech_commands                                                 # spoken demo words
+    python -m recipes run speech_commands --data folder:WORDS --out runs/commands
+
+WORDS holds a folder for each class; tables have the columns path and label, and preferably speaker and split. A
+pretrained wav2vec 2.0 (arXiv:2006.11477) extracts features, and a head classifies the whole clip: first the head alone,
+then the transformer below it, at a lower learning rate. Where speakers are known, splits made here share none. The
+report plays the most confident mistakes and compares the result with the baselines. The SavedModel takes wav files of
+any rate, and has been proved in a fresh process to answer as evaluated. To transcribe what is said: speech_wav2vec.
+
+What to expect, measured, with commands and machine: `python -m recipes show speech_commands`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf
+from pathlib import Path
+from typing import ClassVar
+
+import keras
+import numpy as np
+
+from common import exporting, freezing, linear_head, training
+from common.classification import results
+from common.classification.answers import LABELS
+from common.classification.check import describe_counts
+from common.data.splits import PARTS
+from common.exporting import Predictor
+from common.flags import check_range, parse_baselines, parse_data, parse_list, parse_policy
+from common.progress import format_seconds
+from common.results import Outcome
+from common.runs import Run
+from common.serving.kit.write import write_serving_files
+from common.sources.specs import parse_source
+from common.speech import batches, commands, models
+from common.speech.audio.playback import players
+from common.speech.batches import Augmentation, Clips
+from common.speech.commands import CommandModel, build_command_classifier, export_commands, prove_commands
+from common.speech.ctc_targets import draw_shots
+from common.speech.dataset import DATA_KINDS, SpeechSet, load_speech_set
+from common.speech.export import LONGEST_SECONDS, read_clip, served_wav
+from common.speech.readers import SpeechColumns
+from common.speech.samples import write_samples
+from common.speech.sources import SpeechSource, load_speech_source
+from common.speech.training import VALIDATIONS, seconds_of_training, seconds_of_validation, stage_epochs, train_stage
+
+BASELINES = {"frozen": "Frozen source, trained head", "scratch": "From scratch"}
+SCORES = ("accuracy", "macro_f1", "ece")
+SOURCES = ("wav2vec2_mini", "wav2vec2_base_960h")
+GALLERY = {"in": "clips in class folders", "out": "label, probabilities", "row": "spoken_commands"}
+QUICK = "--limit 40 --epochs 1 --head-epochs 1 --baselines none"  # a run of seconds, for tests
+REPLACES = {"recipe": "speech_wav2vec", "task": "commands"}  # runs of before this recipe was one of its own
+INPUT = "audio"  # of the served model
+PREDICTOR = Predictor(INPUT, read_clip, LABELS, batch=4)
+AUGMENTATIONS = ("speed", "noise", "gain", "microphone")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of speech_commands."""
+
+    data: str = "demo"  # demo, folder:PATH (a folder for each class), csv:PATH, tsv:PATH or manifest:PATH (JSON lines)
+    path_column: str | None = None  # Column of the paths in a table; found by its usual names by default
+    label_column: str | None = None  # Column of the classes; found by its usual names by default
+    speaker_column: str | None = None  # Column of the speakers; found by its usual names by default
+    split_column: str | None = None  # Column of the splits train, val, test; found by its usual names by default
+    encoding: str = "utf-8"  # Encoding of tables: utf-8, latin-1 ...
+    share_speakers: bool = False  # Split clip by clip: test speakers may be in training, the result is for them only
+    source: str = "bundled:wav2vec2_mini"  # bundled:wav2vec2_mini, preset:FOLDER or preset:hf://OWNER/NAME
+    out: str = "runs/speech_commands"  # Folder for everything this run writes
+    resume: str | None = None  # Continue the run that was stopped in this folder; no other flag is needed
+    save_every: float = 30.0  # Seconds between checkpoints: a killed run loses no more than that
+    max_seconds: float = 40.0  # Longer clips are left out, of the test split as well: attention needs memory
+    unfreeze: str = "encoder"  # What is trained after the head: encoder (all but the convolutions), all, last:N ...
+    head_epochs: int | None = None  # Epochs in which only the head is trained; 2 by default, more for few clips
+    epochs: int | None = None  # Epochs in which the encoder is trained too; 10 to 20 by default, more for few clips
+    batch_size: int = 16  # Clips per step, at most
+    batch_seconds: float = 80.0  # Seconds of sound per step, padding included, at most: memory grows with it
+    learning_rate: float = 1e-3  # Peak learning rate of the encoder, after warm-up; cosine decay
+    head_rate: float = 2e-3  # Peak learning rate of the head
+    weight_decay: float = 0.01  # Weight decay
+    augment: str = "speed,noise,gain,microphone"  # Some of speed, noise, gain, microphone (another room), or none
+    baselines: str = "frozen"  # To compare with: frozen, scratch (each takes as long), or none
+    shots: int | None = None  # Train on this many clips of each class, without choices on validation
+    limit: int | None = None  # Use at most this many clips of each split: a quick look
+    strict: bool = False  # Stop at the first clip that cannot be used instead of skipping and counting it
+    seed: int = 0  # Seed of initial weights, shuffling and augmentation; the split depends on the clips alone
+
+    # Flags of before this recipe was one of its own.
+    retired: ClassVar[dict] = {"task": "commands"} | dict.fromkeys(
+        ("text_column", "case", "outside", "language_model", "beams"), ...
+    )
+
+    def __post_init__(self) -> None:
+        parse_data(self.data, DATA_KINDS)
+        parse_source(self.source)
+        parse_list("--augment", self.augment, AUGMENTATIONS, alone=("none",))
+        if self.unfreeze != "encoder":
+            parse_policy(self.unfreeze)
+        parse_baselines(self.baselines or "frozen", BASELINES)
+        check_range(self, 0, inf, "save_every", "weight_decay", "seed", "head_epochs", "epochs", "learning_rate")
+        check_range(self, 1, inf, "max_seconds", "batch_size", "batch_seconds", "limit", "shots")
+        check_range(self, 1e-9, inf, "head_rate")
+
+
+def load_data(config: Config) -> SpeechSet:
+    """Read, check and split the clips."""
+    columns = SpeechColumns(
+        config.path_column, None, config.label_column, config.speaker_column, config.split_column, config.encoding
+    )
+    data = load_speech_set(
+        config.data, task="commands", columns=columns, limit=config.limit, strict=config.strict,
+        share_speakers=config.share_speakers, max_seconds=config.max_seconds,
+    )  # fmt: skip
+    return draw_shots(data, config.shots, config.seed) if config.shots else data
+
+
+def build_model(source: SpeechSource, classes: int) -> keras.Model:
+    """Put a head on the pretrained model that classifies the whole clip."""
+    return commands.build_classifier(source, classes)
+
+
+def train(run: Run, source: SpeechSource, model: keras.Model, data: SpeechSet, clips, stage: str):
+    """Train one stage: `head`, `finetune`, or for a baseline `frozen` or `scratch`.
+
+    Returns:
+        (history rows, number of parameters that were trained).
+    """
+    config = run.config
+    policy = {"head": "frozen", "frozen": "frozen", "scratch": "all"}.get(stage, config.unfreeze)
+    counts = freezing.freeze(model, source.backbone, models.ENCODER if policy == "encoder" else policy)
+    print(f"{stage}: {counts}")
+    steps = batches.steps_per_epoch(data.train.seconds, config.batch_seconds, config.seed, config.batch_size)
+    epochs = stage_epochs(steps, config.head_epochs, config.epochs)[stage]
+
+    def batches_from(epoch, step):
+        return training_stream(data, clips, config, first=(epoch, step)).map(models.as_inputs(source.normalises), 2)
+
+    predict = predictor(source, model, data, clips)
+
+    def validate():
+        scores = linear_head.score(predict("val"), data.val.labels)
+        return {name: scores[name] for name in ("accuracy", "cross_entropy")}
+
+    history = train_stage(
+        source, model, batches_from, validate, stage=stage, epochs=epochs, steps=steps, head_rate=config.head_rate,
+        encoder_rate=config.learning_rate, weight_decay=config.weight_decay, rank=training.by_accuracy,
+        choose=not config.shots, score="accuracy", **run.saves(stage),
+    )  # fmt: skip
+    return history, counts.parameters
+
+
+def main(config: Config) -> dict:
+    """Run the whole story: data -> source -> head -> the encoder -> evaluation -> export -> proof -> report."""
+    run = Run(config)
+    config, out, clock = run.config, run.out, run.clock
+    with clock("data"):
+        data = load_data(config)
+    keras.utils.set_random_seed(config.seed)
+    source = load_speech_source(config.source)
+    run.remember(data, source)
+    with clock("data"):
+        clips = decode_clips(data)
+    print(f"{config.data}: {data.counts()}, {len(data.class_names)} classes")
+
+    model = build_model(source, len(data.class_names))
+    parameters, history = {"total": model.count_params()}, []
+    for stage in ("head", "finetune"):
+        with clock(stage):
+            rows, parameters[f"trainable_{stage}"] = train(run, source, model, data, clips, stage)
+        history += rows
+    with clock("evaluate"):
+        probabilities = predictor(source, model, data, clips)("test", title="test clips")
+    baselines = {}
+    for name in parse_baselines(config.baselines or "frozen", BASELINES):
+        with clock(f"baseline_{name}"):
+            theirs, rows = train_baseline(name, run, data, clips)
+        baselines[name], history = (theirs, clock.report()[f"baseline_{name}"]), history + rows
+
+    with clock("export"):
+        exporting.save_keras_model(model, out / "model.keras")
+        models.save_source(out / "preset", model, source, None)  # a --source of other runs
+        paths = data.test.paths
+        version = export_commands(
+            command_model(source, model, data), out / "serving" / "speech_commands", example=Path(paths[0]),
+            longest_seconds=max(LONGEST_SECONDS, config.max_seconds),
+        )  # fmt: skip
+        proof = prove_commands(version, paths, probabilities, data.class_names)
+        example = served_wav(Path(paths[0]))
+        write_serving_files(out / "serving", "speech_commands", input_name=INPUT, example=example)
+
+    card, size = {"spec": config.source, **source.card}, exporting.size_report(version, model)
+    return results.conclude(
+        "speech_commands", config, data, Outcome(history, clock.report(), parameters, card, proof, size),
+        probabilities=probabilities, baselines=baselines, titles=BASELINES, what="clips",
+        preview=players(data.test.paths),
+    )  # fmt: skip
+
+
+def check(config: Config) -> None:
+    """Say what a run would read and how long it would take; train nothing and write a page of samples."""
+    data = load_data(config)
+    print(f"{config.data}: {data.counts()}\n{describe_counts(data)}")
+    source = load_speech_source(config.source)
+    model, clips = build_model(source, len(data.class_names)), decode_clips(data)
+    print(f"source: {source.card}\n{model.count_params():,} parameters")
+    train, val = data.train, data.val
+    print(
+        f"{train.seconds.sum() / 60:.1f} minutes of training clips, {np.median(train.seconds):.1f} s in the median one"
+    )
+    page = Path(config.out) / "samples.html"
+    write_samples(page, clips["train"], train.texts, augmentation(config), config.seed)
+    print(f"clips as trained on: {page}")
+
+    steps = batches.steps_per_epoch(train.seconds, config.batch_seconds, config.seed, config.batch_size)
+    epochs = stage_epochs(steps, config.head_epochs, config.epochs)
+    stream = training_stream(data, clips, config).map(models.as_inputs(source.normalises))
+    an_epoch = seconds_of_training(source, model, stream, train.seconds)
+    classify = build_command_classifier(command_model(source, model, data))
+    validation = seconds_of_validation(classify, val.paths, val.seconds)
+    wanted = parse_baselines(config.baselines or "frozen", BASELINES)
+    stages = [epochs[stage] for stage in ("head", "finetune", *wanted)]
+    whole = sum(stages) * an_epoch + sum(min(count, VALIDATIONS) for count in stages) * validation
+    print(f"estimate: {format_seconds(whole)} of computing, then half a minute for export and proof")
+
+
+# --- helpers of the steps above ------------------------------------------------------------------------------
+
+
+def decode_clips(data: SpeechSet) -> dict[str, Clips]:
+    """Return the decoded clips of each split."""
+    return {split: Clips(getattr(data, split).paths, title=f"decoding {split}") for split in PARTS}
+
+
+def training_stream(data: SpeechSet, clips: dict[str, Clips], config: Config, **options):
+    """Stream augmented training clips with their class numbers."""
+    return batches.training_batches(
+        clips["train"], data.train.seconds, data.train.labels, config.batch_seconds, seed=config.seed,
+        augmentation=augmentation(config), batch_size=config.batch_size, **options,
+    )  # fmt: skip
+
+
+def command_model(source: SpeechSource, model: keras.Model, data: SpeechSet) -> CommandModel:
+    """Return the model with all that turns its logits into labels."""
+    return CommandModel(model, source.backbone.config, data.class_names, source.normalises)
+
+
+def predictor(source: SpeechSource, model: keras.Model, data: SpeechSet, clips: dict[str, Clips]):
+    """Return a function: name of a split -> probabilities by the model as it is then, float32 [n, classes]."""
+    classify = build_command_classifier(command_model(source, model, data))
+    return lambda split, title="": classify(clips[split], getattr(data, split).seconds, title=title)
+
+
+def augmentation(config: Config) -> Augmentation | None:
+    """Return what is done to training clips."""
+    return Augmentation.of(parse_list("--augment", config.augment, AUGMENTATIONS, alone=("none",)))
+
+
+def train_baseline(name: str, run: Run, data: SpeechSet, clips: dict[str, Clips]) -> tuple[np.ndarray, list[dict]]:
+    """Train a baseline for as many epochs, from the same start or from random weights."""
+    keras.utils.set_random_seed(run.config.seed)
+    source = load_speech_source(run.config.source, random_weights=name == "scratch")
+    model = build_model(source, len(data.class_names))
+    rows, _ = train(run, source, model, data, clips, name)
+    return predictor(source, model, data, clips)("test"), rows

@@ -1,0 +1,195 @@
+"""Features: run once and kept, and recomputed when anything changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+from common import progress
+from common.images import features
+from common.images.batches import image_batches
+from common.images.features import extract_features, faster_if_it_agrees
+from common.images.sources import Source, load_source
+
+WIDTH = 6
+
+
+def make_source(seed: int = 0) -> Source:
+    """A source of two layers, with random weights that follow from the seed."""
+    keras.utils.set_random_seed(seed)
+    pixels = keras.Input((16, 16, 3), name="pixels")
+    # Named, since the names that Keras makes up count what this process built, and the source is part of the key.
+    convolution = keras.layers.Conv2D(WIDTH, 3, activation="gelu", name="convolution")
+    pool = keras.layers.GlobalAveragePooling2D(name="pool")
+    extractor = keras.Model(
+        pixels, pool(convolution(keras.layers.Rescaling(1 / 255, name="scale")(pixels))), name="net"
+    )
+    return Source("test", extractor, extractor, (16, 16), {})
+
+
+@pytest.fixture
+def source() -> Source:
+    """The source of seed 0."""
+    return make_source()
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> list[str]:
+    """Ten pictures, wider than high."""
+    rng, files = np.random.default_rng(0), [tmp_path / f"{number}.png" for number in range(10)]
+    for file in files:
+        Image.fromarray(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(file)
+    return [str(file) for file in files]
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    """Where features are kept; made by extract_features."""
+    return tmp_path / "run" / "features"
+
+
+# --- extraction -------------------------------------------------------------------------------------------
+
+
+def test_features_are_what_the_extractor_says(source, paths, cache):
+    extracted = extract_features(source, paths, cache, batch_size=4)
+    assert isinstance(extracted, np.memmap) and not extracted.flags.writeable
+    assert extracted.shape == (1, 10, WIDTH) and extracted.dtype == np.float32
+    pixels = np.concatenate(list(image_batches(paths, (16, 16), 10).as_numpy_iterator()))
+    np.testing.assert_allclose(extracted[0], source.extractor(pixels, training=False), atol=1e-6)
+    assert extracted.std(axis=1).min() > 0
+
+
+def test_batch_normalisation_and_dropout_rest_during_extraction(paths, cache):
+    pixels = keras.Input((16, 16, 3))
+    x = keras.layers.Dropout(0.5)(keras.layers.BatchNormalization()(keras.layers.Conv2D(WIDTH, 3)(pixels)))
+    extractor = keras.Model(pixels, keras.layers.GlobalAveragePooling2D()(x))
+    before = [weight.numpy().copy() for weight in extractor.weights]
+    extracted = extract_features(Source("test", extractor, extractor, (16, 16), {}), paths, cache)
+    np.testing.assert_allclose(
+        extracted[0], extractor.predict(image_batches(paths, (16, 16), 10), verbose=0), atol=2e-4, rtol=1e-4
+    )
+    for weight, old in zip(extractor.weights, before, strict=True):
+        np.testing.assert_array_equal(weight, old)
+
+
+class MustNotRun(keras.Model):
+    """Stands in for an extractor whose answers are already on disk."""
+
+    def call(self, inputs, training=False):
+        raise AssertionError("the backbone ran again")
+
+
+def test_the_second_call_reads_the_cache(source, paths, cache, monkeypatch):
+    first = extract_features(source, paths, cache)
+    (file,) = cache.iterdir()
+    changed = file.stat().st_mtime_ns
+    fingerprint = source.fingerprint()
+    monkeypatch.setattr(Source, "fingerprint", lambda self: fingerprint)
+    asleep = Source("test", MustNotRun(), source.backbone, (16, 16), {})
+    np.testing.assert_array_equal(extract_features(asleep, paths, cache), first)
+    assert [file.stat().st_mtime_ns] == [path.stat().st_mtime_ns for path in cache.iterdir()] == [changed]
+    with pytest.raises(AssertionError, match="ran again"):  # the stand-in does what it says
+        monkeypatch.setattr(Source, "feature_width", WIDTH)
+        extract_features(asleep, paths[:5], cache)
+
+
+def test_a_killed_extraction_is_done_again(source, paths, cache, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def die(self, done, note=""):
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(progress.ProgressLine, "update", die)
+        extract_features(source, paths, cache, batch_size=2)
+    (partial,) = cache.iterdir()
+    assert partial.name.endswith(".partial.npy")
+    partial.write_bytes(partial.read_bytes()[:100])  # not even a whole file
+    again = extract_features(source, paths, cache, batch_size=2)
+    (file,) = cache.iterdir()
+    assert not file.name.endswith(".partial.npy")
+    pixels = np.concatenate(list(image_batches(paths, (16, 16), 10).as_numpy_iterator()))
+    np.testing.assert_allclose(again[0], source.extractor(pixels), atol=1e-6)
+
+
+def test_whatever_changes_the_features_changes_the_key(source, paths, cache):
+    def files() -> int:
+        return len(list(cache.iterdir()))
+
+    extract_features(source, paths, cache)
+    extract_features(source, paths, cache, seed=7, augment=("flip",))  # of no effect on a single plain view
+    assert files() == 1
+    calls = [
+        lambda: extract_features(make_source(1), paths, cache),
+        lambda: extract_features(source, paths, cache, resize="squash"),
+        lambda: extract_features(source, paths[::-1], cache),
+        lambda: extract_features(source, paths[:-1], cache),
+        lambda: extract_features(source, paths, cache, views=2, augment=("flip",)),
+        lambda: extract_features(source, paths, cache, views=2, augment=("crop",)),
+        lambda: extract_features(source, paths, cache, views=2, augment=("crop",), seed=1),
+        lambda: extract_features(source, paths, cache, views=3, augment=("crop",)),
+    ]
+    for number, call in enumerate(calls, start=2):
+        call()
+        assert files() == number
+    for call in calls:
+        call()
+    assert files() == len(calls) + 1
+    Image.new("RGB", (9, 9), (255, 0, 0)).save(paths[0])  # another picture under the same name
+    np.testing.assert_allclose(
+        extract_features(source, paths, cache)[0, 0],
+        source.extractor(np.full((1, 16, 16, 3), (255.0, 0, 0)))[0],
+        atol=1e-5,
+    )
+    assert files() == len(calls) + 2
+
+
+def test_views_are_clean_first_then_augmented_and_reproducible(source, paths, tmp_path):
+    settings = {"views": 3, "augment": ("crop", "color"), "batch_size": 4, "seed": 3}
+    views = extract_features(source, paths, tmp_path / "a", **settings)
+    assert views.shape == (3, 10, WIDTH)
+    np.testing.assert_array_equal(views[0], extract_features(source, paths, tmp_path / "a", batch_size=4)[0])
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        assert (np.abs(views[one] - views[other]).max(axis=1) > 1e-4).all()  # each picture
+    np.testing.assert_array_equal(extract_features(source, paths, tmp_path / "b", **settings), views)
+    other_seed = extract_features(source, paths, tmp_path / "b", **settings | {"seed": 4})
+    np.testing.assert_array_equal(other_seed[0], views[0])
+    assert not np.array_equal(other_seed[1], views[1])
+
+
+# --- bfloat16 ---------------------------------------------------------------------------------------------
+
+
+def test_bfloat16_is_used_only_where_it_says_the_same(two_classes, capsys):
+    paths = sorted(str(path) for path in two_classes.rglob("*.png"))
+    source = load_source("bundled:resnet_mini", 32)
+    twin = faster_if_it_agrees(source, paths)
+    assert twin is not source and twin.backbone.dtype_policy.compute_dtype == "bfloat16"
+    assert "features in bfloat16: smallest cosine of both 0.999" in capsys.readouterr().out
+    assert keras.config.dtype_policy().name == "float32"
+
+    class Rough(keras.layers.Layer):
+        """Loses in bfloat16 what it is there to tell: small differences on a large offset."""
+
+        def call(self, pixels):
+            offset = keras.ops.cast(1000.0, self.compute_dtype)
+            return (keras.ops.mean(keras.ops.cast(pixels, self.compute_dtype), axis=(1, 2)) / 255 + offset) - offset
+
+    def build(dtype: str) -> Source:
+        pixels = keras.Input((32, 32, 3))
+        extractor = keras.Model(pixels, keras.layers.Activation("linear", dtype="float32")(Rough(dtype=dtype)(pixels)))
+        return Source("rough", extractor, extractor, (32, 32), {})
+
+    rough = build("float32")
+    features.in_bfloat16, kept = lambda source: build("mixed_bfloat16"), features.in_bfloat16
+    try:
+        assert faster_if_it_agrees(rough, paths) is rough
+    finally:
+        features.in_bfloat16 = kept
+    assert "features in float32" in capsys.readouterr().out

@@ -1,0 +1,156 @@
+"""What every recipe promises: it runs offline end to end, writes the run folder, and proves its export."""
+
+from __future__ import annotations
+
+import base64
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from recipes.__main__ import RECIPES, main
+from recipes.commands import _discovery
+
+# These make a preset and export nothing: their contracts stand in tests/recipes/test_pretraining_text.py and _speech.py.
+MAKE_PRESETS = ("pretraining_text", "pretraining_speech")
+NAMES = [recipe.name for recipe in _discovery.find_recipes(RECIPES) if recipe.name not in MAKE_PRESETS]
+# A few examples and one pass of everything: seconds, not results.
+QUICK = {
+    "image_classification": ["--limit", "40", "--epochs", "1", "--baselines", "frozen,scratch", "--calibrate"],
+    "bert_sentiment": ["--limit", "40", "--epochs", "1", "--baselines", "frozen,words,scratch", "--calibrate"],
+    "object_detection": [
+        "--limit",
+        "12",
+        "--epochs",
+        "1",
+        "--baselines",
+        "frozen",
+        "--image-size",
+        "64",
+        "--stride",
+        "8",
+    ],
+    "speech_wav2vec": ["--limit", "12", "--epochs", "1", "--head-epochs", "1", "--baselines", "zero_shot"],
+    "pretraining": ["--limit", "40", "--epochs", "1", "--filters", "64", "64", "--image-size", "32"],
+}
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def finished(request, tmp_path_factory) -> tuple[str, Path, int]:
+    """(recipe, run folder, exit code) of a quick run with the demo data, as the command line does it."""
+    out = tmp_path_factory.mktemp(request.param) / "run"
+    return request.param, out, main(["run", request.param, *QUICK[request.param], "--out", str(out)])
+
+
+def test_every_recipe_has_a_quick_run():
+    assert set(QUICK) == set(NAMES)
+
+
+def test_run_folder_holds_what_the_design_promises(finished):
+    name, out, code = finished
+    assert code == 0
+    for file in ("config.json", "metrics.json", "history.csv", "report.html", "model_card.md", "serving/request.json"):
+        assert (out / file).stat().st_size > 0, file
+    metrics = json.loads((out / "metrics.json").read_text("utf-8"))
+    assert {"recipe", "test", "baselines", "seconds", "counts", "parameters", "proof", "peak_memory_mb", "source",
+            "data", "seed", "versions"} <= set(metrics)  # fmt: skip
+    assert metrics["recipe"] == name
+    score = {"object_detection": "ap50", "speech_wav2vec": "wer"}.get(name, "accuracy")
+    low, high = metrics["test"][f"{score}_ci95"]
+    assert low <= metrics["test"][score] <= high
+    assert set(metrics["counts"]) == {"train", "val", "test", "skipped"}
+    assert "total" in metrics["seconds"]
+
+
+def test_export_is_proved(finished):
+    _, out, _ = finished
+    proof = json.loads((out / "metrics.json").read_text("utf-8"))["proof"]
+    assert proof["passed"] and proof["agreement"] == 1.0 and proof["max_abs_diff"] <= proof["tolerance"]
+    assert proof["ops_outside_tf_serving"] == []
+
+
+def test_request_file_works_against_the_export(finished):
+    name, out, _ = finished
+    request = json.loads((out / "serving" / "request.json").read_text("utf-8"))
+    [(key, value)] = request["instances"][0].items()
+    raw = value.encode() if isinstance(value, str) else base64.b64decode(value["b64"])
+    loaded = tf.saved_model.load(str(out / "serving" / name / "1"))
+    answer = loaded.signatures["serving_default"](**{key: tf.constant([raw])})
+    if name == "object_detection":
+        assert answer["boxes"].shape == (1, 100, 4) and answer["count"].numpy()[0] <= 100
+    elif name == "speech_wav2vec":
+        assert answer["text"].shape == (1,) and 0 <= answer["confidence"].numpy()[0] <= 1
+    else:
+        assert answer["probabilities"].numpy().sum() == pytest.approx(1.0, abs=1e-5)
+
+
+def test_finished_run_is_not_overwritten(finished, capsys):
+    name, out, _ = finished
+    before = (out / "metrics.json").read_bytes()
+    assert main(["run", name, *QUICK[name], "--out", str(out)]) == 2
+    assert "finished run" in capsys.readouterr().err
+    assert (out / "metrics.json").read_bytes() == before
+
+
+def test_a_killed_run_resumes_to_the_same_result(finished, tmp_path, request):
+    """SIGKILL as soon as the first checkpoint lies there; `--resume` then ends where the undisturbed run ended."""
+    name, whole, _ = finished
+    if name != "image_classification" and "not slow" in request.config.option.markexpr:
+        pytest.skip(f"half a minute or more for {name}: make test-all runs it")
+    out, command = tmp_path / "run", [sys.executable, "-m", "recipes", "run", name]
+    process = subprocess.Popen([*command, *QUICK[name], "--save-every", "0", "--out", str(out)], cwd=RECIPES.parent)
+    deadline = time.monotonic() + 300
+    while not any((out / "checkpoints").glob("*.npz")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert not (out / "metrics.json").exists()
+    assert main(["run", name, *QUICK[name], "--out", str(out)]) == 2  # not overwritten
+    assert main(["run", name, "--resume", str(out)]) == 0
+    assert (out / "history.csv").read_bytes() == (whole / "history.csv").read_bytes()
+    results = [json.loads((folder / "metrics.json").read_text("utf-8"))["test"] for folder in (whole, out)]
+    assert results[0] == results[1]
+    exports = [tf.saved_model.load(str(folder / "serving" / name / "1")) for folder in (whole, out)]
+    for one, other in zip(*(export.weights for export in exports), strict=True):
+        np.testing.assert_array_equal(one.numpy(), other.numpy())
+
+
+def test_a_calibrated_export_says_what_the_report_says(finished):
+    name, out, _ = finished
+    if "--calibrate" not in QUICK[name]:
+        pytest.skip(f"{name} has no --calibrate: nobody wants its classes told apart, or they are boxes")
+    found = json.loads((out / "metrics.json").read_text("utf-8"))
+    assert found["calibration"]["applied"] and found["proof"]["passed"]
+    assert found["test"]["ece"] == pytest.approx(found["calibration"]["ece_with"], abs=0.02)
+
+
+def test_a_detector_converts_to_litert(finished):
+    name, out, _ = finished
+    if name != "object_detection":
+        pytest.skip("a classifier is converted in tests/images/test_convert.py, other exports cannot be")
+    pytest.importorskip("ai_edge_litert", reason="no ai_edge_litert: pip install -r requirements-convert.txt")
+    assert main(["convert", str(out), "--to", "litert"]) == 0
+    found = json.loads((out / "converted" / "litert" / "conversion.json").read_text("utf-8"))
+    assert found["passed"] and found["examples"] == 12
+    assert "litert" in (out / "report.html").read_text("utf-8").partition("<!-- conversions -->")[2]
+    assert main(["convert", str(out), "--to", "litert", "--int8"]) == 2  # for classifiers only
+
+
+ALIKE = ("bert_sentiment", "pretraining")  # check as image_classification does
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in ALIKE else name for name in NAMES]
+)
+def test_check_trains_nothing_and_draws_samples(name: str, tmp_path: Path, capsys):
+    out = tmp_path / "check"
+    assert main(["check", name, *QUICK[name], "--out", str(out)]) == 0
+    text = capsys.readouterr().out
+    assert "estimate:" in text and "train" in text
+    assert any(out.glob("samples.*")) and not (out / "metrics.json").exists()
