@@ -2,7 +2,7 @@
 PYTHON ?= python3
 RUN := .venv/bin/python
 
-.PHONY: demo test test-all lint bench clean
+.PHONY: demo test test-all test-release lint bench clean
 
 demo: .venv/installed
 	rm -rf runs/demo
@@ -13,14 +13,20 @@ demo: .venv/installed
 	@echo "  serving           python -m recipes serve runs/demo"
 
 test: .venv/installed
-	$(RUN) -m pytest -n 2 --dist loadfile -m "not slow and not network"
+	$(RUN) -m pytest -n 2 --dist loadfile -m "not slow and not network and not release" --durations 40
 
+# With whole runs and real data: up to 50 minutes on 2 cores.
 test-all: .venv/installed
-	$(RUN) -m pytest -m "not network"
+	$(RUN) -m pytest -n 2 --dist loadfile -m "not network and not release" --durations 40
+
+# What is heavy and seldom breaks: fuzzing, servers under load, other installations. GitHub runs it each night.
+test-release: .venv/installed
+	$(RUN) -m pytest -m "release"
 
 lint: .venv/installed
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+	.venv/bin/lint-imports --no-logo
 
 # Needs ../shared/data; hours on 2 cores. Each script alone: see its first lines.
 bench: .venv/installed

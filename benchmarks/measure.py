@@ -57,7 +57,7 @@ def probe(name: str, title: str, data: str, source: str, *more: str) -> Measurem
 def compared(name: str, source: str, size: str) -> Measurement:
     """Return how a source does on handwritten digits, fine-tuned; its row goes into the table of sources."""
     flags = ("--source", source, "--image-size", size, "--no-explain")
-    return Measurement(f"digits_{name}", f"Handwritten digits, 10 a class: {name} at {size} pixels", flags)
+    return Measurement(f"digits_{name}", f"Handwritten digits, 10 per class: {name} at {size} pixels", flags)
 
 
 CIFAR, HYMENOPTERA = f"folder:{PREPARED}/cifar10_subset", f"folder:{PREPARED}/hymenoptera_data"
@@ -70,7 +70,7 @@ GLOVE = "../shared/data/weights/glove_6b_50d_top2446/glove.6B.50d.top.txt"
 MEASUREMENTS = (
     Measurement(
         "demo",
-        "Handwritten digits, 10 a class, bundled ResNet",
+        "Handwritten digits, 10 per class, bundled ResNet",
         ("--baselines", "frozen,scratch"),
         seeds=(0, 1, 2, 3, 4),
     ),
@@ -81,7 +81,7 @@ MEASUREMENTS = (
     ),
     Measurement(
         "cifar10",
-        "CIFAR-10 subset, 5,950 pictures, ImageNet MobileNetV2 at 96 pixels",
+        "CIFAR-10 subset, 5,950 images, ImageNet MobileNetV2 at 96 pixels",
         (
             *("--data", CIFAR, "--source", MOBILENET, "--image-size", "96"),
             *("--epochs", "4", "--baselines", "frozen,scratch"),
@@ -94,7 +94,7 @@ MEASUREMENTS = (
     probe("probe_hymenoptera_random", "The same network, random weights", HYMENOPTERA, "bundled:resnet_mini@random"),
     Measurement(
         "reviews",
-        "Demo reviews, 8 a class, bundled BERT",
+        "Demo reviews, 8 per class, bundled BERT",
         ("--shots", "8", "--baselines", "frozen,words,scratch"),
         seeds=(0, 1, 2, 3, 4),
         recipe="bert_sentiment",
@@ -120,7 +120,7 @@ MEASUREMENTS = (
     Measurement("scenes", "Demo scenes, 10 digits, bundled ResNet", ("--baselines", "none"), recipe="object_detection"),
     Measurement(
         "bccd",
-        "Blood cells, 3 classes, 292 pictures, ImageNet MobileNetV2",
+        "Blood cells, 3 classes, 292 images, ImageNet MobileNetV2",
         ("--data", BCCD, "--source", MOBILENET),
         recipe="object_detection",
     ),
@@ -133,7 +133,7 @@ MEASUREMENTS = (
     ),
     Measurement(
         "raccoon",
-        "Raccoons, 160 pictures, ImageNet MobileNetV2",
+        "Raccoons, 160 images, ImageNet MobileNetV2",
         ("--data", RACCOON, "--source", MOBILENET),
         recipe="object_detection",
     ),
@@ -178,13 +178,13 @@ MEASUREMENTS = (
     ),
     Measurement(
         "fsdd",
-        "Spoken digits at 8 kHz (FSDD), 1,250 clips, voices heard in training",
+        "Spoken digits at 8 kHz (FSDD), 1,250 clips, speakers shared with training",
         (*FSDD, "--baselines", "zero_shot"),
         recipe="speech_wav2vec",
     ),
     Measurement(
         "fsdd_10",
-        "The same, 10 clips of each digit",
+        "The same, 10 clips per digit",
         (*FSDD, "--shots", "10", "--baselines", "zero_shot,scratch"),
         recipe="speech_wav2vec",
         seeds=(0, 1, 2, 3, 4),

@@ -29,7 +29,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from common import files, runs  # noqa: E402 (the script's folder, not the checkout, is on sys.path)
+from common import runs  # noqa: E402 (the script's folder, not the checkout, is on sys.path)
+from common.files import write_json  # noqa: E402
 
 WEIGHTS = "../shared/data/weights/mobilenet_imagenet_keras/mobilenet_v2_1.0_224_notop.weights.h5"
 DATA = {
@@ -233,7 +234,7 @@ def main(names: list[str], seeds: list[int]) -> None:
             "machine": f"{os.cpu_count()} cores",
             "date": time.strftime("%Y-%m-%d"),
         }
-        files.write_json(file, content)
+        write_json(file, content)
 
 
 def _spread(values: list[float]) -> dict:

@@ -43,7 +43,7 @@ class Run:
         remember_inputs(self.out, "".join(one.fingerprint() for one in inputs))
 
     def saves(self, stage: str) -> dict:
-        """Return where a stage saves what `--resume` needs and how often, as `training.fit_stage` takes it."""
+        """Return where a stage saves what `--resume` needs and how often, as `fit_stage` takes it."""
         return {"checkpoint": self.out / "checkpoints" / f"{stage}.npz", "save_every": self.config.save_every}
 
     def watchers(self, stage: str) -> list:

@@ -71,7 +71,9 @@ def usage() -> str:
     for command in COMMANDS:
         tree = ast.parse((RECIPES / "commands" / f"{command}.py").read_bytes())
         takes = [
-            node.value.value for node in tree.body if isinstance(node, ast.Assign) and node.targets[0].id == "TAKES"
+            node.value.value
+            for node in tree.body
+            if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "TAKES"
         ]
         about = ast.get_docstring(tree).splitlines()[0]
         lines.append(f"    python -m recipes {f'{command} {takes[0] if takes else str()}':28}{about}")

@@ -136,6 +136,7 @@ cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 import keras
 from common import training
+from common.classification.training import fit_stage
 
 rng = np.random.default_rng(0)
 x = rng.normal(size=(64, 5)).astype("float32")
@@ -151,7 +152,7 @@ def train(mirrored, width):
         optimizer = training.DiscriminativeAdamW(
             learning_rate=1e-2, weight_decay=0.1, slower=[(model.layers[1].variables, 0.1)]
         )
-        training.fit_stage(
+        fit_stage(
             model, lambda epoch, step: data.batch(16).repeat(), stage="toy", epochs=3, steps=4,
             optimizer=optimizer, validation=data.batch(64),
         )

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+# A module that is imported by its name where it is needed: `common.images.hub_sources`, `common.images.convert:NAME`.
+_ON_DEMAND = re.compile(r"(common(?:\.\w+)+)(?::\w+)?")
 
-def closure(root: Path, files: Iterable[Path]) -> list[Path]:
+
+def closure(root: Path, files: Iterable[Path], *, on_demand: bool = False) -> list[Path]:
     """Return the files of a repository that some of its files reach by their imports, themselves included.
 
     Imports within functions count as well, and so do the packages' own `__init__.py`.
@@ -15,6 +19,7 @@ def closure(root: Path, files: Iterable[Path]) -> list[Path]:
     Args:
         root: of the repository.
         files: where to begin.
+        on_demand: whether to follow modules too that the code names in a string, to be imported when they are needed.
 
     Returns:
         The files, sorted.
@@ -26,7 +31,8 @@ def closure(root: Path, files: Iterable[Path]) -> list[Path]:
         if file in reached:
             continue
         reached.add(file)
-        waiting += _imported(root, file)
+        for name in _imported(ast.parse(file.read_bytes()), on_demand):
+            waiting += _files_of(root, name)
     return sorted(reached)
 
 
@@ -35,23 +41,21 @@ def count_lines(files: Iterable[Path]) -> int:
     return sum(len(file.read_text("utf-8").splitlines()) for file in files)
 
 
-def _imported(root: Path, file: Path) -> Iterator[Path]:
-    for node in ast.walk(ast.parse(file.read_bytes())):
+def _imported(tree: ast.Module, on_demand: bool) -> Iterator[str]:
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and not node.level:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        else:
-            continue
-        for name in names:
-            yield from _files_of(root, name)
+            yield from (node.module, *(f"{node.module}.{alias.name}" for alias in node.names))
+        elif on_demand and isinstance(node, ast.Constant) and isinstance(node.value, str):
+            if named := _ON_DEMAND.fullmatch(node.value):
+                yield named[1]
 
 
 def _files_of(root: Path, module: str) -> Iterator[Path]:
     """Yield the file of a module and the `__init__.py` of each package above it; nothing for what is from elsewhere."""
     path = root.joinpath(*module.split("."))
-    own = [path.with_suffix(".py"), path / "__init__.py"]
-    for file in own:
+    for file in (path.with_suffix(".py"), path / "__init__.py"):
         if file.is_file():
             yield file
             packages = path.relative_to(root).parents

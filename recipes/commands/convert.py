@@ -37,11 +37,11 @@ def main(arguments: list[str], root: Path) -> int:
     version = newest_export(options.run, options.name)
     recipe = recipe_of_run(root, options.run, version)
     config, metrics = _read_run(options.run)
-    for package in PACKAGES[options.to]:
-        check_installed(f"--to {options.to}", package, "requirements-convert.txt")
     place = recipe.literal("CONVERTER")
     if place is None:
         raise UserError(f"The exports of {recipe.name} cannot be converted. Name the run of a recipe for images.")
+    for package in PACKAGES[options.to]:
+        check_installed(f"--to {options.to}", package, "requirements-convert.txt")
 
     with quiet_tensorflow():
         from common import converting

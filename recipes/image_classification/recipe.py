@@ -52,7 +52,7 @@ from common.sources.specs import parse_source
 BASELINES = {"frozen": "Frozen source, linear head", "scratch": "From scratch"}
 SCORES = ("accuracy", "macro_f1", "ece")
 SOURCES = ("resnet_mini", "mobilenet_v2", "efficientnet_v2_b0", "resnet50", "mobilenet_v2_hub")
-GALLERY = {"in": "photos in class folders", "out": "label, probabilities", "row": "digits"}
+GALLERY = {"in": "photos in class folders", "out": "label, probabilities", "row": "demo"}
 QUICK = "--limit 40 --epochs 1 --baselines frozen,scratch --calibrate"  # a run of seconds, for tests
 INPUT = "image"  # of the served model
 PREDICTOR = Predictor(INPUT, read_image, LABELS)

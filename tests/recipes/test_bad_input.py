@@ -1,6 +1,6 @@
 """What breaks in the hands of users: odd pictures, folders and tables, full disks, files that go away during a run.
 
-Each is a clear error, or a skip that is counted and explained. More of them: test_image_sets.py and test_images.py
+Each is a clear error, or a skip that is counted and explained. More of them: tests/images/test_dataset.py and test_batches.py
 (formats), test_sources.py (weights, no network), test_checkpoints.py (checkpoints), test_specs.py and test_cli.py.
 """
 
@@ -34,7 +34,9 @@ from common.errors import UserError
 from common.images import export, features
 from common.images.batches import RESIZE_MODES, decode_image, training_batches
 from common.images.dataset import ImageSet, load_image_set
+from common.images.preview import thumbnails
 from common.images.sources import Source, load_source
+from common.results import Outcome
 from recipes.__main__ import main
 from recipes.commands._execution import trouble_told_plainly
 
@@ -91,14 +93,14 @@ def model() -> keras.Model:
 def run(model: keras.Model, tmp_path_factory) -> Path:
     """The folder of a run that has exported the classifier."""
     out = tmp_path_factory.mktemp("run")
-    export.export_image_classifier(model, out / "serving" / "toy", ("cat", "dog"))
+    export.export_image_classifier(model, out / "serving" / "image_classification", ("cat", "dog"))
     return out
 
 
 @pytest.fixture(scope="module")
 def serve(run: Path):
     """File bytes -> probabilities, as the export answers."""
-    loaded = tf.saved_model.load(str(run / "serving" / "toy" / "1"))
+    loaded = tf.saved_model.load(str(run / "serving" / "image_classification" / "1"))
 
     def answer(*contents: bytes) -> np.ndarray:
         return loaded.signatures["serving_default"](image=tf.constant(contents))["probabilities"].numpy()
@@ -206,10 +208,10 @@ def test_the_advice_stands_in_the_report(photos, tmp_path, capsys):
     data = load(photos)
     probabilities = np.eye(2, dtype="float32")[data.test.labels]
     config = types.SimpleNamespace(out=str(tmp_path / "run"), data="folder:photos", seed=0)
+    card = {"spec": "toy", "origin": "", "licence": "", "data": ""}
     conclude(
-        "toy", config, data, probabilities=probabilities, baselines={}, history=[], seconds={"total": 1.0},
-        parameters={}, proof={"passed": False}, export={},
-        source_card={"spec": "toy", "origin": "", "licence": "", "data": ""},
+        "toy", config, data, Outcome([], {"total": 1.0}, {}, card, {"passed": False}), probabilities=probabilities,
+        baselines={}, titles={}, what="images", preview=thumbnails(data.test.paths),
     )  # fmt: skip
     said = "1 of 21 pictures carry the camera"
     assert said in capsys.readouterr().out and said in (tmp_path / "run" / "report.html").read_text("utf-8")
@@ -362,16 +364,16 @@ def toy(root: Path, body: str) -> Path:
 EXPORT = """
 import resource
 import keras
-from common import exporting
+from common.images.export import export_image_classifier
 pixels = keras.Input((16, 16, 3))
 x = keras.layers.Dense(128)(keras.layers.Flatten()(pixels))
 model = keras.Model(pixels, keras.layers.Dense(2, activation="softmax", name="head")(x))
 servable = Path(config.out) / "serving" / "toy"
-exporting.export_image_classifier(model, servable, ("a", "b"))
+export_image_classifier(model, servable, ("a", "b"))
 Path(config.out, "checkpoints", "head.npz").write_bytes(b"what was learned")
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 with common.runs.Stopwatch(Path(config.out) / "checkpoints" / "seconds.json")("export"):
-    exporting.export_image_classifier(model, servable, ("a", "b"))
+    export_image_classifier(model, servable, ("a", "b"))
 """
 
 
@@ -386,7 +388,7 @@ def test_a_full_disk_while_exporting_leaves_the_served_version_alone(tmp_path):
     (said,) = [line for line in finished.stderr.splitlines() if line.startswith("error:")]
     assert f"There is no room for the SavedModel in {out}/serving/toy: about 0.9 MB are needed, " in said
     assert "The system says: File too large. Make room there." in said
-    assert said.endswith(f"Go on with it: python -m recipes run toy --resume {out}")
+    assert said.endswith(f"Continue it: python -m recipes run toy --resume {out}")
     assert [path.name for path in (out / "serving" / "toy").iterdir()] == ["1"]
     served = tf.saved_model.load(str(out / "serving" / "toy" / "1")).signatures["serving_default"]
     assert served(image=tf.constant([encoded(noise(4, 4, 3))]))["label"].numpy()[0] in (b"a", b"b")
@@ -443,8 +445,8 @@ def test_the_seconds_of_a_run_do_not_hide_what_the_disk_said(tmp_path):
 
 SPOIL = """
 import os
-from common.data.image_sets import load_image_set
-from common.data.images import image_batches
+from common.images.dataset import load_image_set
+from common.images.batches import image_batches
 data = load_image_set(config.data, Path(config.out))
 Path(config.out, "features").mkdir()
 Path(config.out, "features", "what was learned.npy").touch()
@@ -477,10 +479,10 @@ def test_a_picture_that_goes_away_during_a_run_is_named(spoil, reason, photos, t
     victim = load(photos).test.paths[0]
     assert main(["run", "toy", "--data", f"folder:{photos}", "--out", str(out)], root) == 2
     (said,) = capsys.readouterr().err.splitlines()
-    assert "error: A picture was moved, changed or deleted after it had been checked: " in said
+    assert "error: A file was moved, changed or deleted after it had been checked: " in said
     assert reason.replace("{victim}", victim) in said
     assert f"python -m recipes check toy --data folder:{photos}." in said
-    assert said.endswith(f"Go on with it: python -m recipes run toy --resume {out}")
+    assert said.endswith(f"Continue it: python -m recipes run toy --resume {out}")
 
 
 def test_a_file_of_our_own_that_is_missing_keeps_its_traceback(tmp_path):

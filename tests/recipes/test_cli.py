@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import UserError
-from recipes.__main__ import main
+from recipes.__main__ import RECIPES, main
 from recipes.commands._discovery import config_class, find_recipes
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -334,15 +334,15 @@ def test_predict_checks_its_arguments_before_tensorflow(tmp_path: Path, capsys: 
     assert exit_code(["predict"], tmp_path) == 2
     assert exit_code(["predict", str(run), str(image)], tmp_path) == 2
     assert "there is no folder" in capsys.readouterr().err
-    (run / "serving" / "fruit" / "aside").mkdir(parents=True)
+    (run / "serving" / "image_classification" / "aside").mkdir(parents=True)
     assert exit_code(["predict", str(run), str(image)], tmp_path) == 2
     assert "holds no export" in capsys.readouterr().err
-    empty_export(run, "fruit", "1")
-    assert exit_code(["predict", str(run), str(image), str(tmp_path / "absent.png")], tmp_path) == 2
+    empty_export(run, "image_classification", "1")
+    assert exit_code(["predict", str(run), str(image), str(tmp_path / "absent.png")], RECIPES) == 2
     assert "absent.png" in capsys.readouterr().err
     empty_export(run, "boats", "1")
     assert exit_code(["predict", str(run), str(image)], tmp_path) == 2
-    assert "--name boats, --name fruit" in capsys.readouterr().err
+    assert "--name boats, --name image_classification" in capsys.readouterr().err
     arguments = ["-X", "importtime", "-m", "recipes", "predict", str(run), str(tmp_path / "absent.png")]
     assert "tensorflow" not in python(*arguments).stderr
 
@@ -374,9 +374,9 @@ def test_predict_answers_every_readable_file(
             }
 
     run = tmp_path / "run"
-    empty_export(run, "fruit", "9")  # older than 10, although not by its letters; loading it would fail
+    empty_export(run, "image_classification", "9")  # older than 10, although not by its letters; loading it would fail
     model = Brightness()
-    tf.saved_model.save(model, str(run / "serving" / "fruit" / "10"), signatures=model.serve)
+    tf.saved_model.save(model, str(run / "serving" / "image_classification" / "10"), signatures=model.serve)
     files = []
     for name, value in (("black", 0), ("white", 255), ("broken", None), ("locked", 0), ("again", 255)):
         file = tmp_path / f"{name}.png"
@@ -392,22 +392,22 @@ def test_predict_answers_every_readable_file(
         return read_bytes(path)
 
     monkeypatch.setattr(Path, "read_bytes", read_unless_locked)
-    monkeypatch.setattr("recipes.commands.predict.BATCH", 3)
 
-    assert exit_code(["predict", str(run), *files], tmp_path) == 1
+    many = [files[0]] * 30  # more than are sent at once
+    assert exit_code(["predict", str(run), *many, *files], RECIPES) == 1
     captured = capsys.readouterr()
     expected = [f"{files[0]}  dark  1.0000", f"{files[1]}  größer  1.0000", f"{files[4]}  größer  1.0000"]
-    assert captured.out.splitlines() == expected
+    assert captured.out.splitlines() == expected[:1] * 30 + expected
     errors = captured.err.splitlines()
     assert len(errors) == 2
     assert errors[0].startswith(f"error: {files[2]}: Unknown image file format")
     assert errors[1] == f"error: {files[3]}: Permission denied"
 
-    assert exit_code(["predict", str(run), "--json", files[1]], tmp_path) == 0
+    assert exit_code(["predict", str(run), "--json", files[1]], RECIPES) == 0
     answer = json.loads(capsys.readouterr().out)
     assert answer["label"] == "größer" and answer["file"] == files[1]
     assert answer["probabilities"] == {"dark": pytest.approx(0, abs=1e-6), "größer": pytest.approx(1)}
 
-    empty_export(run, "fruit", "11")
-    assert exit_code(["predict", str(run), files[0]], tmp_path) == 2
+    empty_export(run, "image_classification", "11")
+    assert exit_code(["predict", str(run), files[0]], RECIPES) == 2
     assert "cannot be loaded" in capsys.readouterr().err

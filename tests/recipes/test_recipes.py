@@ -14,31 +14,16 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from common.sources.catalogue import CATALOGUE
 from recipes.__main__ import RECIPES, main
-from recipes.commands import _discovery
+from recipes.commands import _discovery as discovery
 
-# These make a preset and export nothing: their contracts stand in tests/recipes/test_pretraining_text.py and _speech.py.
-MAKE_PRESETS = ("pretraining_text", "pretraining_speech")
-NAMES = [recipe.name for recipe in _discovery.find_recipes(RECIPES) if recipe.name not in MAKE_PRESETS]
-# A few examples and one pass of everything: seconds, not results.
-QUICK = {
-    "image_classification": ["--limit", "40", "--epochs", "1", "--baselines", "frozen,scratch", "--calibrate"],
-    "bert_sentiment": ["--limit", "40", "--epochs", "1", "--baselines", "frozen,words,scratch", "--calibrate"],
-    "object_detection": [
-        "--limit",
-        "12",
-        "--epochs",
-        "1",
-        "--baselines",
-        "frozen",
-        "--image-size",
-        "64",
-        "--stride",
-        "8",
-    ],
-    "speech_wav2vec": ["--limit", "12", "--epochs", "1", "--head-epochs", "1", "--baselines", "zero_shot"],
-    "pretraining": ["--limit", "40", "--epochs", "1", "--filters", "64", "64", "--image-size", "32"],
-}
+FOUND = discovery.find_recipes(RECIPES)
+# Those without an INPUT make a preset and export nothing: see tests/recipes/test_pretraining_text.py and _speech.py.
+NAMES = [recipe.name for recipe in FOUND if recipe.literal("INPUT")]
+# A few examples and one epoch of everything, as each recipe says: seconds, not results.
+QUICK = {recipe.name: recipe.literal("QUICK").split() for recipe in FOUND}
+SCORE = {recipe.name: recipe.literal("SCORES")[0] for recipe in FOUND}
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -48,8 +33,17 @@ def finished(request, tmp_path_factory) -> tuple[str, Path, int]:
     return request.param, out, main(["run", request.param, *QUICK[request.param], "--out", str(out)])
 
 
-def test_every_recipe_has_a_quick_run():
-    assert set(QUICK) == set(NAMES)
+@pytest.mark.parametrize("recipe", FOUND, ids=lambda recipe: recipe.name)
+def test_every_recipe_declares_what_is_its_own(recipe):
+    """Literals, read without TensorFlow: commands, tables and tests need no list of recipes."""
+    gallery = recipe.literal("GALLERY")
+    assert gallery["in"] and gallery["out"] and "row" in gallery
+    assert recipe.literal("SCORES") and recipe.literal("QUICK")
+    assert set(recipe.literal("SOURCES", ())) <= set(CATALOGUE)
+    assert len((recipe.file.parent / "README.md").read_text("utf-8")) > 1000
+    predictor = discovery.load_only(recipe.file, "PREDICTOR").PREDICTOR if recipe.literal("INPUT") else None
+    assert predictor is None or predictor.takes == recipe.literal("INPUT")
+    assert all(isinstance(title, str) for title in recipe.literal("BASELINES", {}).values())
 
 
 def test_run_folder_holds_what_the_design_promises(finished):
@@ -61,7 +55,7 @@ def test_run_folder_holds_what_the_design_promises(finished):
     assert {"recipe", "test", "baselines", "seconds", "counts", "parameters", "proof", "peak_memory_mb", "source",
             "data", "seed", "versions"} <= set(metrics)  # fmt: skip
     assert metrics["recipe"] == name
-    score = {"object_detection": "ap50", "speech_wav2vec": "wer"}.get(name, "accuracy")
+    score = SCORE[name]
     low, high = metrics["test"][f"{score}_ci95"]
     assert low <= metrics["test"][score] <= high
     assert set(metrics["counts"]) == {"train", "val", "test", "skipped"}
@@ -142,7 +136,7 @@ def test_a_detector_converts_to_litert(finished):
     assert main(["convert", str(out), "--to", "litert", "--int8"]) == 2  # for classifiers only
 
 
-ALIKE = ("bert_sentiment", "pretraining")  # check as image_classification does
+ALIKE = ("bert_sentiment", "pretraining", "speech_commands")  # check as others do
 
 
 @pytest.mark.parametrize(

@@ -37,8 +37,7 @@ def read(out: Path) -> dict:
 @pytest.mark.slow
 def test_commands_are_named(tiny, tmp_path: Path, capsys):
     out = tmp_path / "run"
-    flags = ["--task", "commands", "--source", tiny, *QUICK, "--baselines", "frozen", "--out", str(out)]
-    assert main(["run", "speech_wav2vec", *flags]) == 0
+    assert main(["run", "speech_commands", "--source", tiny, *QUICK, "--baselines", "frozen", "--out", str(out)]) == 0
     metrics = read(out)
     assert metrics["proof"]["passed"] and 0 <= metrics["test"]["accuracy"] <= 1 and "frozen" in metrics["baselines"]
     assert "<audio" in (out / "report.html").read_text("utf-8")
@@ -79,12 +78,10 @@ def test_a_run_is_the_source_of_the_next_and_words_are_decoded(tiny, tmp_path: P
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--task", "sing"], "--task"),
         (["--data", "tsv:nowhere.tsv"], "does not exist"),
         (["--augment", "loud"], "--augment"),
         (["--outside", "keep"], "--outside"),
         (["--language-model", "nowhere.txt"], "is no file"),
-        (["--task", "commands", "--baselines", "scratch,zero_shot"], "zero_shot is for --task transcribe"),
         (["--source", "keras:ResNet50"], "not a model of speech"),
     ],
 )
