@@ -99,7 +99,7 @@ def extraction(repeats: int = 3) -> dict:
 
 
 def planted(seeds: tuple[int, ...] = (0, 1, 2)) -> dict:
-    """Flip 5 % of the training labels of hymenoptera_data, put 10 training pictures into its test part, and look.
+    """Flip 5 % of the training labels of hymenoptera_data, put 10 training images into its test split, and look.
 
     Five of the ten copies are the same bytes, which the recipe takes out by itself; five were saved smaller and
     darker, which its report must name.
@@ -137,7 +137,7 @@ def planted(seeds: tuple[int, ...] = (0, 1, 2)) -> dict:
             flags = ("--data", f"folder:{data}", "--source", MOBILENET, "--unfreeze", "frozen", "--seed", str(seed))
             metrics = run_recipe(*flags, out=out)
             with open(out / "suspected_labels.csv", encoding="utf-8") as file:
-                suspects = [Path(row["path"]).name for row in csv.DictReader(file) if row["part"] != "test"]
+                suspects = [Path(row["path"]).name for row in csv.DictReader(file) if row["split"] != "test"]
             with open(out / "near_duplicates.csv", encoding="utf-8") as file:
                 near = {Path(row["path"]).name for row in csv.DictReader(file)}
             top = suspects[: round(0.1 * len(train))]

@@ -102,7 +102,7 @@ def sentences_of(folder: Path) -> list[str]:
         lines += [line.split("\t")[0] for line in file]
     characters = Characters(("", " ", *"abcdefghijklmnopqrstuvwxyz'"))
     normal = (characters.normalise(line).replace(" '", "'") for line in lines)
-    kept = {text for text in normal if 1 <= len(text.split()) <= LONGEST and not characters.strangers(text)}
+    kept = {text for text in normal if 1 <= len(text.split()) <= LONGEST and not characters.unknown(text)}
     return sorted(kept)
 
 

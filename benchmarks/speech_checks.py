@@ -36,7 +36,7 @@ from common.serving.server import Address, Server  # noqa: E402
 from common.speech.audio.decode import SAMPLE_RATE, read_sound  # noqa: E402
 from common.speech.dataset import load_speech_set  # noqa: E402
 from common.speech.export import as_served_wav, export_recogniser  # noqa: E402
-from common.speech.inference import build_listener, write_text  # noqa: E402
+from common.speech.inference import build_forward, write_text  # noqa: E402
 from common.speech.long_recordings import transcribe_long  # noqa: E402
 from common.speech.metrics import transcription_metrics  # noqa: E402
 from common.speech.models import as_recogniser  # noqa: E402
@@ -51,10 +51,10 @@ HOUR = 3600
 def padding(run: Path) -> dict:
     """Compare what a model writes of each clip alone and beside ten seconds of padding."""
     recogniser = as_recogniser(load_speech_source(f"preset:{(run / 'preset').absolute()}"))
-    listen = build_listener(recogniser)
+    forward = build_forward(recogniser)
 
     def write(audio: np.ndarray, counts: list[int]) -> list[bytes]:
-        logits, frames = listen(tf.constant(audio), tf.constant(counts, tf.int32))
+        logits, frames = forward(tf.constant(audio), tf.constant(counts, tf.int32))
         return list(write_text(logits, frames, recogniser.characters)[0].numpy())
 
     data = load_speech_set("tsv:../prepared_data/fsdd/all.tsv")
@@ -106,10 +106,10 @@ def an_hour() -> dict:
                 samples = clips[written % len(clips)]
                 file.write(samples)
                 written += len(samples)
-        listen = build_listener(recogniser)
-        transcribe_long(listen, recogniser.config, recogniser.characters, _first_minute(path, Path(folder)))
+        forward = build_forward(recogniser)
+        transcribe_long(forward, recogniser.config, recogniser.characters, _first_minute(path, Path(folder)))
         before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
-        words = transcribe_long(listen, recogniser.config, recogniser.characters, path)
+        words = transcribe_long(forward, recogniser.config, recogniser.characters, path)
         seconds, after = time.monotonic() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {"seconds_of_sound": written // SAMPLE_RATE, "seconds": round(seconds, 1), "words": len(words),
             "peak_memory_mb_after_a_minute": round(before / 1024), "after_an_hour": round(after / 1024)}  # fmt: skip

@@ -1,1 +1,1 @@
-"""What several recipes share: sources, freezing, training, evaluation, exporting, serving and data."""
+"""Code that recipes share: sources, freezing, training, evaluation, exporting, serving and data."""

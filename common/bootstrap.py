@@ -10,5 +10,5 @@ RESAMPLES = 1000
 
 
 def interval95(values: Sequence[float]) -> list[float]:
-    """Return the 2.5th and the 97.5th percentile of what resamples gave (percentile method)."""
+    """Return the 2.5th and the 97.5th percentile of the resampled values (percentile method)."""
     return [float(bound) for bound in np.percentile(values, [2.5, 97.5])]

@@ -1,4 +1,4 @@
-"""What `--resume` needs: the whole state of a training stage on disk, so that a killed run loses no result."""
+"""Checkpoints for `--resume`: the whole state of a training stage on disk, so that a killed run can continue."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class StopRequest:
 
 @contextlib.contextmanager
 def stop_at_next_step() -> Iterator[StopRequest]:
-    """Turn the first Ctrl-C (or SIGTERM) into a request that the work inside obeys; the second stops at once.
+    """Turn the first Ctrl-C (or SIGTERM) into a request to stop, checked by the code inside; the second stops at once.
 
-    Outside of the main thread, where Python allows no signal handlers, everything stays as it is.
+    Outside the main thread, where Python allows no signal handlers, this changes nothing.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -53,15 +53,15 @@ def stop_at_next_step() -> Iterator[StopRequest]:
 
 @dataclass
 class StageState:
-    """Where a stage stands, beside the values of its variables.
+    """Progress of a stage, without the values of its variables.
 
     Attributes:
         epoch: finished epochs.
-        step: finished steps of the epoch after them.
-        stopped: whether it was ended early.
-        done: whether the stage is over; the variables are then what it handed on.
-        history: one row for each finished epoch.
-        best: rank of the best epoch so far, as KeepBest counts, or None.
+        step: finished steps of the current epoch.
+        stopped: whether it stopped early.
+        done: whether the stage is finished; the variables are then its result.
+        history: one row per finished epoch.
+        best: rank of the best epoch so far, as KeepBest ranks it, or None.
         best_epoch: its number.
     """
 
@@ -75,27 +75,27 @@ class StageState:
 
 
 def save_stage(path: Path, state: StageState, **arrays: Sequence) -> None:
-    """Write a stage aside and rename it into place; an interrupted save leaves the one before.
+    """Save a stage atomically; an interrupted save leaves the previous one in place.
 
     Args:
         path: the `.npz` file. It holds plain arrays only, no pickle.
-        state: where the stage stands.
+        state: progress of the stage.
         **arrays: lists of arrays or variables by name.
     """
     flat = {f"{name}_{i}": np.asarray(item) for name, items in arrays.items() for i, item in enumerate(items)}
 
     def write(partial: Path) -> None:
-        with open(partial, "wb") as file:  # given a name, numpy would add `.npz` to it
+        with open(partial, "wb") as file:  # numpy would append `.npz` to a path
             np.savez(file, state=np.array(json.dumps(vars(state))), **flat)
 
     write_atomically(path, write)
 
 
 def save_array(file: Path, array: np.ndarray) -> Path:
-    """Write an array as `.npy`, aside and renamed into place."""
+    """Write an array as `.npy`, atomically."""
 
     def write(partial: Path) -> None:
-        with open(partial, "wb") as stream:  # given a name, numpy would add `.npy` to it
+        with open(partial, "wb") as stream:  # numpy would append `.npy` to a path
             np.save(stream, array)
 
     return write_atomically(file, write)
@@ -121,36 +121,36 @@ def load_stage(path: Path | None) -> tuple[StageState, dict[str, list[np.ndarray
             for name in saved.files:  # in the order of writing
                 arrays[name.rpartition("_")[0]].append(saved[name])
             return StageState(**json.loads(str(arrays.pop("")[0]))), arrays
-    except Exception as error:  # zipfile, zlib, numpy and json each have their own for a damaged file
-        raise UserError(f"{path} cannot be read: {error}. Remove it; the stage then starts over: rm {path}") from error
+    except Exception as error:  # zipfile, zlib, numpy and json each raise their own error for a damaged file
+        raise UserError(f"{path} cannot be read: {error}. Remove it to start the stage over: rm {path}") from error
 
 
 def restore(variables: Sequence, values: Sequence[np.ndarray], path: Path) -> None:
-    """Put saved values back into the variables of the same program.
+    """Restore saved values into the variables of the same model.
 
     Raises:
-        UserError: they are not of the same program.
+        UserError: they belong to another model.
     """
     if [value.shape for value in values] != [tuple(variable.shape) for variable in variables]:
         raise UserError(
-            f"{path} belongs to another model: the recipe or a library changed since the run was stopped. Put it "
-            f"back as it was, or start over in another --out."
+            f"{path} belongs to another model: the recipe or a library changed since the run was stopped. "
+            f"Restore the earlier version, or start over in another --out."
         )
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)
 
 
 class SaveProgress(keras.callbacks.Callback):
-    """Save a stage from time to time, and when the user asks to stop. It saves the others, so it comes last of them.
+    """Save a stage periodically, and when the user asks to stop; the last callback, since it saves the state of others.
 
     Args:
-        path: the `.npz` file; None saves nothing and only obeys the wish to stop.
+        path: the `.npz` file; None saves nothing and only handles a request to stop.
         every: seconds between saves.
-        state: where the stage stands; kept up to date here.
-        saved: what `load_stage` read, put back when training begins.
+        state: progress of the stage; kept up to date here.
+        saved: what `load_stage` read, restored when training begins.
         lines: an EpochLines, which holds the history.
-        keep: a KeepBest, or None where the stage hands on its last weights.
-        stop: says whether to stop now.
+        keep: a KeepBest, or None where the stage ends with its last weights.
+        stop: whether to stop now.
     """
 
     def __init__(self, path: Path | None, every: float, state: StageState, saved: dict, lines, keep, stop: StopRequest):
@@ -161,7 +161,7 @@ class SaveProgress(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         if self.saved:  # only now: fit resets the metrics before this
-            if not self.state.step:  # an epoch's end: the metrics then hold what the validation left in them
+            if not self.state.step:  # at the end of an epoch the metrics hold the values of validation
                 self.saved.pop("metrics", None)
             for name, variables in self._variables().items():
                 if name in self.saved:
@@ -192,7 +192,7 @@ class SaveProgress(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
     def save(self, done: bool = False) -> None:
-        """Write the stage as it is now. A full disk costs the save and not the training."""
+        """Save the current state. On a full disk the checkpoint is skipped and training continues."""
         if self.path is None:
             return
         self.state.history, self.state.done = self.lines.rows, done
@@ -205,8 +205,8 @@ class SaveProgress(keras.callbacks.Callback):
             save_stage(self.path, self.state, **arrays)
         except OSError as error:
             if not self._full:
-                kept = "the one before it stays" if self.path.exists() else "there is none yet"
-                print(f"  checkpoint not written: {error.strerror}; {kept}; training goes on", file=sys.stderr)
+                kept = "the previous one is kept" if self.path.exists() else "there is none yet"
+                print(f"  checkpoint not written: {error.strerror}; {kept}; training continues", file=sys.stderr)
             self._full = True
         self.saved_at = time.monotonic()
 
@@ -215,23 +215,23 @@ def fit_with_checkpoints(
     model: keras.Model, batches_from: Callable[[int, int], object], *, epochs: int, lines, keep=None,
     checkpoint: Path | None = None, save_every: float = 30.0, callbacks: Sequence = (), validation=None,
 ) -> list[dict]:  # fmt: skip
-    """Fit a compiled model so that a killed process continues where it was, to the same weights.
+    """Fit a compiled model so that an interrupted run can be resumed and ends with the same weights.
 
     Args:
         model: compiled.
-        batches_from: gives the batches from (epoch, step) on; the same ones, whenever it is asked.
-        epochs: passes in all.
+        batches_from: returns the batches from (epoch, step) on; the same ones on every call.
+        epochs: number of epochs.
         lines: an EpochLines, which knows the steps of an epoch.
-        keep: a KeepBest; without it the last weights stay.
+        keep: a KeepBest; without it the last weights are kept.
         checkpoint: the `.npz` file to continue from and to save to; None for neither.
         save_every: seconds between saves.
         callbacks: more Keras callbacks, called before these.
         validation: dataset of (inputs, targets).
 
     Returns:
-        One row for each epoch; the model has the weights to go on with.
+        One row per epoch; the model has the weights to continue with.
     """
-    # Otherwise the first step makes the optimizer's variables, and TensorFlow traces it all twice: seconds.
+    # Otherwise the first step creates the optimizer's variables, and TensorFlow traces it twice, which takes seconds.
     with model.distribute_strategy.scope():
         model.optimizer.build(model.trainable_variables)
     state, saved = load_stage(checkpoint)
@@ -246,14 +246,14 @@ def fit_with_checkpoints(
     with stop_at_next_step() as stop:
         if (
             saved and not over
-        ):  # optimizer and metrics make their variables in a first step, whose effect is then overwritten
+        ):  # optimizer and metrics create their variables in a first step, whose effect is then overwritten
             model.fit(batches_from(state.epoch, state.step), steps_per_epoch=1, verbose=0, shuffle=False)
         save = SaveProgress(checkpoint, save_every, state, saved, lines, keep, stop)
         while state.epoch < epochs and not state.stopped:
             model.fit(
                 batches_from(state.epoch, state.step),
                 initial_epoch=state.epoch,
-                epochs=state.epoch + 1 if state.step else epochs,  # first the rest of the epoch that was cut off
+                epochs=state.epoch + 1 if state.step else epochs,  # first the rest of the interrupted epoch
                 steps_per_epoch=lines.steps - state.step,
                 validation_data=validation,
                 verbose=0,

@@ -1,9 +1,9 @@
-"""From a served model to a phone or a small server: LiteRT (float or 8-bit) and ONNX, and the proof of each.
+"""Convert a SavedModel for phones and small servers: LiteRT (float or 8-bit) and ONNX, and the proof of each.
 
-What is converted is the graph of the SavedModel's `tensors` signature, from pixels to the probabilities of a classifier
-or to the candidates of a detector. These runtimes have no picture decoder and no strings: who uses the file decodes,
-resizes and names the classes, as the README.md beside it says. What the answers of a recipe are, how they are proved
-and how a converted model is used, its `Converter` says.
+The graph of the `tensors` signature is converted, from pixels to the probabilities of a classifier or to the candidates
+of a detector. These runtimes have no image decoder and no strings: the application decodes and resizes images and maps
+class numbers to names, as described in the README.md beside the file. The `Converter` of a recipe defines its outputs,
+their proof and the usage of a converted model.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from common.files import write_atomically
 
 ONNX_OPSET = 18
 
-Ask = Callable[[np.ndarray], np.ndarray]
+PixelFunction = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
 class Converter:
-    """What `python -m recipes convert` must know of the exports of a recipe.
+    """How `python -m recipes convert` converts the exports of a recipe.
 
     Attributes:
         gives: the output of the signature `tensors` that is converted.
-        load_data: (settings of the run, folder for what is written) -> the data of the run, with `train`, `test`,
+        load_data: (settings of the run, folder for files to write) -> the data of the run, with `train`, `test`,
             `class_names` and `counts()`.
-        resize: settings of the run -> how images come to the model's size, in one word.
-        calibrate: (data, size, resize, seed) -> the number of training images that set the ranges of an 8-bit model,
-            and a function that streams them, one in a batch; None where no 8-bit model is offered.
-        prove: (the SavedModel, the converted model, data, size, resize) -> what was found on the test split.
-        failure: (what was found, whether in 8 bits) -> what is wrong with the model, "" where it may be used.
+        resize: settings of the run -> how images are resized to the model's size, in one word.
+        calibrate: (data, size, resize, seed) -> the number of training images that calibrate an 8-bit model,
+            and a function that streams them, one per batch; None where no 8-bit model is offered.
+        prove: (the SavedModel, the converted model, data, size, resize) -> the proof on the test split.
+        failure: (the proof, whether in 8 bits) -> what is wrong with the model, "" where it may be used.
         how_to_use: (file name, dtype, size, resize, number of classes) -> the README.md beside the file.
     """
 
@@ -48,20 +48,20 @@ class Converter:
     load_data: Callable[[dict, Path], Any]
     resize: Callable[[dict], str]
     calibrate: Callable[[Any, tuple[int, int], str, int], tuple[int, Callable[[], Iterable[np.ndarray]]]] | None
-    prove: Callable[[Ask, Ask, Any, tuple[int, int], str], dict]
+    prove: Callable[[PixelFunction, PixelFunction, Any, tuple[int, int], str], dict]
     failure: Callable[[dict, bool], str]
     how_to_use: Callable[[str, str, tuple[int, int], str, int], str]
 
 
 def load_to_convert(version: Path, gives: str):
-    """Load the SavedModel of pictures, on the CPU: a GPU rounds products otherwise, and a phone has none.
+    """Load the SavedModel of an image model, on the CPU: GPUs round differently.
 
     Args:
         version: its folder.
-        gives: the output of its signature `tensors` that is to be converted.
+        gives: the output of its signature `tensors` to convert.
 
     Returns:
-        The loaded object. Keep it: its signatures alone lose their variables.
+        The loaded object. Keep a reference to it: its signatures alone lose their variables.
 
     Raises:
         UserError: it cannot be loaded, or has no signature `tensors` of pixels to that output.
@@ -76,7 +76,7 @@ def load_to_convert(version: Path, gives: str):
     outputs = set(signature.structured_outputs) if signature else set()
     if set(takes) != {"pixels"} or not {"class_names", gives} <= outputs:
         raise UserError(
-            f"{version} cannot be converted: its signature `tensors` must take pixels and give class_names and "
+            f"{version} cannot be converted: its signature `tensors` must take pixels and return class_names and "
             f"{gives}. Its signatures: {', '.join(loaded.signatures) or 'none'}; `tensors` takes "
             f"{', '.join(takes) or 'nothing'}. Name the run of an image classifier or an object detector."
         )
@@ -84,7 +84,7 @@ def load_to_convert(version: Path, gives: str):
 
 
 def size_and_class_names(loaded) -> tuple[tuple[int, int], list[str]]:
-    """Return (height, width) of the pictures that a loaded model takes, and its classes in order."""
+    """Return (height, width) of the images that a loaded model takes, and its classes in order."""
     pixels = loaded.signatures["tensors"].structured_input_signature[1]["pixels"]
     size = tuple(pixels.shape[1:3])
     answer = loaded.signatures["tensors"](pixels=tf.zeros((1, *size, 3)))
@@ -96,13 +96,13 @@ def with_constant_weights(loaded, gives: str) -> tf.types.experimental.Polymorph
 
     Args:
         loaded: as `load_to_convert` returns it.
-        gives: the output wanted.
+        gives: the output to return.
 
     Returns:
         A tf.function of `pixels`, float32 [batch, height, width, 3], RGB, 0 to 255, to a dict of that output.
     """
-    # tf2onnx and the LiteRT converter freeze with this function too. Done here, it also makes constants of what the
-    # graph of a SavedModel holds beside its variables; tf2onnx would make inputs of them, which nobody can feed.
+    # tf2onnx and the LiteRT converter freeze with this function too. Done here, it also turns the other
+    # tensors of the SavedModel's graph into constants; tf2onnx would turn them into inputs, which cannot be fed.
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
     signature = loaded.signatures["tensors"]
@@ -129,34 +129,34 @@ def to_litert(function: tf.types.experimental.PolymorphicFunction) -> bytes:
         function: as `with_constant_weights` returns it.
 
     Returns:
-        A .tflite file: takes and gives what the function does, any batch size after `resize_tensor_input`.
+        A .tflite file: same inputs and outputs as the function, any batch size after `resize_tensor_input`.
     """
     return _converter(function).convert()
 
 
 def to_litert_int8(
-    function: tf.types.experimental.PolymorphicFunction, pictures: Callable[[], Iterable[np.ndarray]]
+    function: tf.types.experimental.PolymorphicFunction, images: Callable[[], Iterable[np.ndarray]]
 ) -> bytes:
     """Convert to LiteRT with weights and activations in 8 bits, and only the last Dense and its softmax in float32.
 
-    The head stays float because its weights cannot bear 8 bits: a linear head learned on standardised features has
-    large weights where a feature hardly varies, and one scale for a row of weights that differ a hundredfold rounds
-    most of them to 0. It holds few of the bytes.
+    The head stays float because 8 bits are too coarse for its weights: a linear head fitted on standardised features
+    has large weights where a feature hardly varies, and one scale for a row of weights that differ a hundredfold
+    rounds most of them to 0. It is a small share of the file.
 
     Args:
         function: as `with_constant_weights` returns it.
-        pictures: gives pixels to calibrate with, float32 [1, height, width, 3] each; never of the test part.
+        images: returns pixels to calibrate with, float32 [1, height, width, 3] each; never of the test split.
 
     Returns:
-        A .tflite file: takes uint8 [batch, height, width, 3], RGB as a camera gives it, without any scaling; gives
+        A .tflite file: takes uint8 [batch, height, width, 3], RGB as decoded, without any scaling; returns
         float32 [batch, classes].
     """
     converter = _converter(function)
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    converter.representative_dataset = lambda: ([one] for one in pictures())
+    converter.representative_dataset = lambda: ([one] for one in images())
     head = tf.lite.experimental.QuantizationDebugOptions(denylisted_nodes=_head_tensors(to_litert(function)))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it runs a deprecated interpreter for a statistic that nobody reads here
+        warnings.simplefilter("ignore")  # it runs a deprecated interpreter for a statistic that is not used here
         # Despite its name, the one public way to leave single operations in float.
         quantizer = tf.lite.experimental.QuantizationDebugger(converter=converter, debug_options=head)
     return _take_bytes_and_share_zeros(quantizer.get_nondebug_quantized_model())
@@ -169,17 +169,17 @@ def to_onnx(function: tf.types.experimental.PolymorphicFunction) -> bytes:
         function: as `with_constant_weights` returns it.
 
     Returns:
-        An .onnx file: takes and gives what the function does, any batch size.
+        An .onnx file: same inputs and outputs as the function, any batch size.
     """
     import tf2onnx
 
     model, _ = tf2onnx.convert.from_function(function, input_signature=function.input_signature, opset=ONNX_OPSET)
     for tensor in (*model.graph.input, *model.graph.output):
-        tensor.type.tensor_type.shape.dim[0].dim_param = "batch"  # it has a number for a name
+        tensor.type.tensor_type.shape.dim[0].dim_param = "batch"  # its name would be a number
     return model.SerializeToString()
 
 
-def ask_saved_model(loaded, gives: str) -> Ask:
+def open_saved_model(loaded, gives: str) -> PixelFunction:
     """Return a loaded model as a function of pixels float32 [batch, height, width, 3] to one of its outputs."""
 
     def ask(pixels: np.ndarray) -> np.ndarray:
@@ -189,8 +189,8 @@ def ask_saved_model(loaded, gives: str) -> Ask:
     return ask
 
 
-def open_litert(model: bytes, threads: int) -> Ask:
-    """Return a .tflite file, run by LiteRT, as a function of pixels like `ask_saved_model`; rounded for uint8."""
+def open_litert(model: bytes, threads: int) -> PixelFunction:
+    """Return a .tflite file, run by LiteRT, as a function of pixels like `open_saved_model`; rounded for uint8."""
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(model_content=model, num_threads=threads)
@@ -209,8 +209,8 @@ def open_litert(model: bytes, threads: int) -> Ask:
     return ask
 
 
-def open_onnx(model: bytes, threads: int) -> Ask:
-    """Return an .onnx file, run by ONNX Runtime on the CPU, as a function of pixels like `ask_saved_model`."""
+def open_onnx(model: bytes, threads: int) -> PixelFunction:
+    """Return an .onnx file, run by ONNX Runtime on the CPU, as a function of pixels like `open_saved_model`."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -220,29 +220,29 @@ def open_onnx(model: bytes, threads: int) -> Ask:
 
 
 def saved_model_bytes(version: Path) -> int:
-    """Return the size of a SavedModel, without the pictures that a server warms up with (assets.extra)."""
+    """Return the size of a SavedModel, without the warm-up requests (assets.extra)."""
     files = [path for path in version.rglob("*") if path.is_file() and "assets.extra" not in path.parts]
     return sum(path.stat().st_size for path in files)
 
 
 def table(conversions: Sequence[dict]) -> list[dict[str, str]]:
-    """Return for each conversion what is shown of it, by the heading of the column.
+    """Return the row of the table for each conversion, by column heading.
 
     Args:
-        conversions: what `conversion.json` holds.
+        conversions: contents of each `conversion.json`.
     """
     return [
         {
             "model": one["kind"],
             "size": f"{one['bytes'] / 1e6:.2f} MB",
-            "smaller": f"{one['saved_model_bytes'] / one['bytes']:.2f} times than the SavedModel"
+            "smaller": f"{one['saved_model_bytes'] / one['bytes']:.2f} times smaller than the SavedModel"
             + (f", {one['float_bytes'] / one['bytes']:.2f} times than float" if "float_bytes" in one else ""),
-            "same answers": f"{one['agreement']:.4f} of {one.get('boxes', one['examples']):,}",
+            "same outputs": f"{one['agreement']:.4f} of {one.get('boxes', one['examples']):,}",
             "largest difference": f"{one['max_abs_diff']:.1e}",
             "accuracy": f"{one['accuracy']:.4f} (SavedModel {one['saved_model_accuracy']:.4f})"
             if "accuracy" in one
             else "",
-            "one picture": f"{one['milliseconds']:.2f} ms (SavedModel {one['saved_model_milliseconds']:.2f} ms)",
+            "one image": f"{one['milliseconds']:.2f} ms (SavedModel {one['saved_model_milliseconds']:.2f} ms)",
             "proof": "passed" if one["passed"] else "FAILED: do not use it",
         }
         for one in conversions
@@ -253,14 +253,14 @@ _PLACE = re.compile("<!-- conversions -->.*?<!-- end of conversions -->", re.DOT
 
 
 def show_in_report(report: Path, conversions: Sequence[dict]) -> bool:
-    """Put the table of all conversions of a run into its report.html, in the place of the one that was there.
+    """Put the table of all conversions of a run into its report.html, replacing an earlier one.
 
     Args:
         report: the file.
-        conversions: what each `conversion.json` of the run holds.
+        conversions: contents of each `conversion.json` of the run.
 
     Returns:
-        Whether it is there; a report of an older version has no place for it.
+        Whether it was inserted; a report of an older version has no place for it.
     """
     text = report.read_bytes().decode("utf-8") if report.exists() else ""
     rows = table(conversions)
@@ -273,7 +273,7 @@ def show_in_report(report: Path, conversions: Sequence[dict]) -> bool:
         lines.append(f'<tr><th scope="row">{name}</th>{cells}<td class="{mark}">{proof}</td></tr>')
     section = (
         "<!-- conversions -->\n<h2>Converted models</h2>\n"
-        '<p class="quiet">Each ran on the test pictures in its own runtime; times are for one picture.</p>\n'
+        '<p class="quiet">Each ran on the test images in its own runtime; times are per image.</p>\n'
         f'<div class="scroll"><table>\n<thead><tr>{heads}</tr></thead>\n<tbody>\n' + "\n".join(lines)
         + "\n</tbody></table></div>\n<!-- end of conversions -->"
     )  # fmt: skip
@@ -287,12 +287,12 @@ def show_in_report(report: Path, conversions: Sequence[dict]) -> bool:
 
 
 def _converter(function: tf.types.experimental.PolymorphicFunction) -> tf.lite.TFLiteConverter:
-    # The module tracks nothing, for all weights are constants; without one, an older way of converting is taken.
+    # The module tracks nothing, for all weights are constants; without one, an older converter is used.
     return tf.lite.TFLiteConverter.from_concrete_functions([function.get_concrete_function()], tf.Module())
 
 
 def _head_tensors(model: bytes) -> list[str]:
-    """Return the names of what the softmax and the Dense layer at the end of a .tflite file give."""
+    """Return the names of the outputs of the softmax and the Dense layer at the end of a .tflite file."""
     from ai_edge_litert import schema_py_generated as schema
 
     parsed = schema.ModelT.InitFromPackedBuf(model, 0)
@@ -311,7 +311,7 @@ def _take_bytes_and_share_zeros(model: bytes) -> bytes:
     """Let an 8-bit .tflite file take uint8 pixels, and store the zero points of its weights once.
 
     The converter writes an 8-byte zero for each channel of each weight and of each bias: in a MobileNetV2 a tenth of
-    the file. The format lets tables share a list, and readers cannot tell.
+    the file. The format lets tables share a list.
     """
     from ai_edge_litert import schema_py_generated as schema
 
@@ -327,7 +327,7 @@ def _take_bytes_and_share_zeros(model: bytes) -> bytes:
 
 
 class _ZerosOnce(flatbuffers.Builder):
-    """Writes equal lists of zero points (they alone are int64) once, and data where the format wants it to begin."""
+    """Writes equal lists of zero points (they alone are int64) once, and aligns data as the format requires."""
 
     def __init__(self, size: int):
         super().__init__(size)

@@ -7,18 +7,18 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave (data, a flag, a path), told in words.
+    """A mistake in what the user gave (data, a flag, a path).
 
     The message says what is wrong, what is allowed, what was received and what to type next.
     The command line catches this class and prints only the message; every other exception keeps its
-    traceback, because it is a bug of ours and must not be dressed up as the user's.
+    traceback, because it is a bug in this project, not a mistake of the user.
     """
 
 
 def nearest(word: str, candidates: Iterable[str]) -> str | None:
-    """Return the candidate that looks most like `word`, or None when none is near.
+    """Return the candidate most similar to `word`, or None where none is close.
 
-    A part of a name counts as near ("bert" for "bert_sentiment"): people shorten more than they misspell.
+    Part of a name counts as close ("bert" for "bert_sentiment"): abbreviations are more common than typing errors.
     """
     by_key = {candidate.lower().replace("-", "_"): candidate for candidate in candidates}
     word = word.lower().replace("-", "_")
@@ -28,11 +28,11 @@ def nearest(word: str, candidates: Iterable[str]) -> str | None:
 
 
 def did_you_mean(word: str, candidates: Iterable[str]) -> str:
-    """Return " Did you mean 'x'?" for the nearest candidate, or nothing if none is near: the end of a message."""
+    """Return " Did you mean 'x'?" for the closest candidate, or nothing if none is close: the end of a message."""
     found = nearest(word, candidates)
     return f" Did you mean {found!r}?" if found else ""
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of what an exception says, or its name: some say nothing else."""
+    """Return the first line of an exception's message, or its name where it has no message."""
     return (str(error).strip() or repr(error)).splitlines()[0][:300]

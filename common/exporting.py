@@ -1,4 +1,4 @@
-"""From a trained model to a SavedModel that takes what the outside world has, and the proof that it is right."""
+"""Export a trained model as a SavedModel that takes raw inputs, and as a Keras model."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from common.slim_graph import slim_graph
 
 
 def check_float32(model: keras.Model) -> None:
-    """Raise ValueError where a model has weights of another type: a server computes in float32."""
+    """Raise ValueError where a model has weights of another type: servers compute in float32."""
     halves = [weight.path for weight in model.weights if weight.dtype != "float32"]
     if halves:
-        raise ValueError(f"The model to export must be float32; build it under that policy. Not so: {halves[:3]}")
+        raise ValueError(f"The model to export must be float32; build it under that policy. Other types: {halves[:3]}")
 
 
 def save_servable(model: keras.Model, folder: Path, signatures: dict, requests: dict, **tracked: tf.Module) -> Path:
     """Write the next version of a servable.
 
     Args:
-        model: whose weights are saved, once.
+        model: its weights are saved, once.
         folder: of the servable.
         signatures: functions by their names.
-        requests: for some signatures the inputs that a server replays when it loads the model.
-        **tracked: modules with tables or assets that the signatures read.
+        requests: inputs of some signatures, replayed by a server when it loads the model.
+        **tracked: modules with tables or assets that the signatures use.
 
     Returns:
         The folder of the new version.
@@ -44,7 +44,7 @@ def save_servable(model: keras.Model, folder: Path, signatures: dict, requests: 
         setattr(servable, name, module)
 
     def save(partial: Path) -> None:
-        # Gradients written by hand (of swish, for one) would be saved as functions too, and nobody serves a gradient.
+        # Custom gradients (of swish, for one) would be saved as functions too, and serving needs no gradients.
         options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
         tf.saved_model.save(servable, str(partial), signatures, options)
         slim_graph(partial)
@@ -56,22 +56,22 @@ def save_servable(model: keras.Model, folder: Path, signatures: dict, requests: 
 
 
 def _bytes_needed(model: keras.Model) -> int:
-    return 4 * model.count_params() + 500_000  # the weights, and about as much for the graph of any network
+    return 4 * model.count_params() + 500_000  # the weights, and an estimate for the graph of any network
 
 
 def save_keras_model(model: keras.Model, path: Path) -> Path:
-    """Write a model as one `.keras` file to go on training with, without the optimizer of its last stage.
+    """Write a model as one `.keras` file for further training, without the optimizer of its last stage.
 
     Args:
         model: Functional.
         path: ends in `.keras`.
 
     Returns:
-        The path. `keras.models.load_model(path)` reads it; of a text model after `import common.texts.models`, and of
-        some sources `common.texts.sources` or `common.hub`, whose layers it holds.
+        The path. `keras.models.load_model(path)` reads it; a text model after `import common.texts.models`, and models
+        of some sources after `common.texts.sources` or `common.hub`, which define their layers.
 
     Raises:
-        UserError: the disk is full; a file that stood there before stays.
+        UserError: the disk is full; an existing file is kept.
     """
     bare = keras.Model(model.inputs, model.outputs, name=model.name)
     with files.room_for("the Keras model", path.parent, _bytes_needed(model)):
@@ -79,7 +79,7 @@ def save_keras_model(model: keras.Model, path: Path) -> Path:
 
 
 def _save_as_keras(model: keras.Model, path: Path) -> None:
-    named = path.with_name(path.name + ".keras")  # Keras insists on the ending
+    named = path.with_name(path.name + ".keras")  # Keras requires the suffix
     try:
         model.save(named)
         os.replace(named, path)
@@ -88,11 +88,11 @@ def _save_as_keras(model: keras.Model, path: Path) -> None:
 
 
 def write_version(folder: Path, save) -> Path:
-    """Write the next integer version of a servable: aside first, then renamed into place.
+    """Write the next integer version of a servable, atomically.
 
     Args:
         folder: the servable's folder.
-        save: gets the path of the folder to write.
+        save: called with the path of the folder to write.
 
     Returns:
         The version's folder. A server that polls the servable's folder never sees a half-written version.
@@ -118,17 +118,17 @@ def size_report(version: Path, model: keras.Model) -> dict[str, float]:
     return {"saved_model_bytes": on_disk, "weights_bytes": weights, "ratio": round(on_disk / weights, 4)}
 
 
-# --- how an export is asked ---------------------------------------------------------------------------------
+# --- how an export is queried -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Answers:
-    """One kind of answer, such as labels or boxes.
+    """One kind of prediction, such as labels or boxes.
 
     Attributes:
         gives: outputs of `serving_default` that it is made from.
-        parse: (outputs of a batch, number of the example) -> the answer, as --json prints it.
-        show: (answer, input as it was typed, path without suffix for what is written about it) -> a line to print.
+        parse: (outputs of a batch, number of the example) -> the prediction, as --json prints it.
+        show: (prediction, input as typed, path without suffix for files written about it) -> a line to print.
     """
 
     gives: tuple[str, ...]
@@ -138,14 +138,14 @@ class Answers:
 
 @dataclass(frozen=True)
 class Predictor:
-    """How the exports of a recipe are asked.
+    """How the exports of a recipe are queried.
 
     Attributes:
         takes: the input of `serving_default`: image, audio or text. All but texts are files.
-        read: (input as it was typed, run folder, path without suffix for what is written about it) -> the bytes to
-            send, or the answer itself, where the export cannot give it. A UserError says why an input cannot be used.
-        answers: what comes back.
-        batch: inputs that are sent at once.
+        read: (input as typed, run folder, path without suffix for files written about it) -> the bytes to send, or
+            the prediction itself where the export cannot make it. A UserError says why an input cannot be used.
+        answers: the predictions.
+        batch: inputs per request.
     """
 
     takes: str

@@ -1,4 +1,4 @@
-"""Files: written atomically, as JSON or as tables, and what happens where the disk is full."""
+"""Files: written atomically, as JSON or as tables, and the error for a full disk."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from common.errors import UserError
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> Path:
-    """Write a file aside and rename it into place: a reader sees the old file or the new one, never half.
+    """Write a temporary file and rename it into place: a reader sees the old file or the new one, never a partial one.
 
     Args:
-        path: the file wanted.
-        write: gets the path of the file to write.
+        path: of the file.
+        write: called with the path of the temporary file.
 
     Returns:
         The path.
@@ -35,27 +35,27 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> Path:
     return path
 
 
-# The disk is full, the user's share of it is, or a file is longer than the user may write.
+# The disk is full, the user's quota is exceeded, or a file is larger than the user may write.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextlib.contextmanager
 def room_for(what: str, folder: Path, needed: int | None = None) -> Iterator[None]:
-    """Turn the error of a full disk, whoever raises it, into one that says where room is missing and how much.
+    """Turn the error of a full disk, from any library, into one that says where space is missing and how much.
 
     Args:
-        what: is written inside of this block.
+        what: is written inside this block.
         folder: where; it need not exist yet.
-        needed: bytes, about; None where nobody knows.
+        needed: approximate bytes; None where unknown.
 
     Raises:
-        UserError: there is no room left.
+        UserError: the disk is full.
     """
     try:
         yield
     except UserError:
         raise
-    except Exception as error:  # h5py, zipfile and TensorFlow each have their own, some without a number
+    except Exception as error:  # h5py, zipfile and TensorFlow each raise their own error, some without a number
         says = [os.strerror(number) for number in _NO_ROOM]
         said = next((text for text in says if text in str(error)), None)
         if said is None:
@@ -63,13 +63,13 @@ def room_for(what: str, folder: Path, needed: int | None = None) -> Iterator[Non
         free = shutil.disk_usage(next(path for path in (folder, *folder.absolute().parents) if path.exists())).free
         wants = f"about {needed / 1e6:,.1f} MB are needed, " if needed else ""
         raise UserError(
-            f"There is no room for {what} in {folder}: {wants}{free / 1e6:,.1f} MB are free. The system says: {said}. "
-            f"Make room there."
+            f"Not enough disk space for {what} in {folder}: {wants}{free / 1e6:,.1f} MB are free. System error: {said}."
+            f" Free some disk space there."
         ) from error
 
 
 def write_json(path: Path, content: Mapping) -> Path:
-    """Write a JSON file atomically; keys keep their order, non-ASCII stays readable."""
+    """Write a JSON file atomically; keys keep their order, non-ASCII characters are kept."""
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     return write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
@@ -84,7 +84,7 @@ def flatten(content: Mapping, prefix: str = "") -> dict[str, object]:
 
 
 def write_table(path: Path, rows: Sequence[Mapping], columns: Sequence[str]) -> Path:
-    """Write rows as a csv file, atomically, with its heading even where there is no row."""
+    """Write rows as a CSV file, atomically; the header is written even without rows."""
 
     def write(partial: Path) -> None:
         with open(partial, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:

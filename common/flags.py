@@ -1,4 +1,4 @@
-"""Flags that several recipes share, read and checked without importing TensorFlow."""
+"""Flags that several recipes share, parsed and checked without importing TensorFlow."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from common.errors import UserError, did_you_mean, first_line
 
 
 def parse_data(text: str, kinds: tuple[str, ...]) -> tuple[str, str]:
-    """Read a `--data` string such as `demo`, `folder:PATH`, `csv:PATH` or `tfds:NAME`.
+    """Parse a `--data` string such as `demo`, `folder:PATH`, `csv:PATH` or `tfds:NAME`.
 
     Args:
         text: what the user typed.
-        kinds: the kinds that the recipe reads; `demo` stands alone, the others take `kind:value`.
+        kinds: the kinds that the recipe reads; `demo` has no value, the others take `kind:value`.
 
     Returns:
         (kind, value); the value of `demo` is empty.
@@ -30,15 +30,15 @@ def parse_data(text: str, kinds: tuple[str, ...]) -> tuple[str, str]:
     try:
         path = Path(value).expanduser()
         there = path.exists()
-    except (OSError, RuntimeError, ValueError) as error:  # ~nobody/x, a name longer than any, a null byte
-        raise UserError(f"--data holds a path that cannot be: {first_line(error)}. Received: {text!r}.") from error
+    except (OSError, RuntimeError, ValueError) as error:  # ~nobody/x, too long a name, a null byte
+        raise UserError(f"--data holds an invalid path: {first_line(error)}. Received: {text!r}.") from error
     if kind not in ("demo", "tfds") and not there:
         raise UserError(
             f"--data names a path that does not exist: {value!r}. Allowed: {allowed}. "
             f"Received: {text!r}. The current directory is {Path.cwd()}."
         )
     if kind == "folder" and not path.is_dir():
-        raise UserError(f"--data folder: needs a folder, and this is a file: {value!r}. Try: --data csv:{value}")
+        raise UserError(f"--data folder: needs a folder, but this is a file: {value!r}. Try: --data csv:{value}")
     return kind, value
 
 
@@ -51,9 +51,7 @@ def parse_policy(policy: str) -> str:
             re.compile(policy.removeprefix("regex:"))
             return policy
         except re.error as error:
-            raise UserError(
-                f"--unfreeze has a regular expression that cannot be read: {error}. Received: {policy!r}."
-            ) from None
+            raise UserError(f"--unfreeze has an invalid regular expression: {error}. Received: {policy!r}.") from None
     raise UserError(
         "--unfreeze is unknown. Allowed: frozen, last:N (layers), last_block, all, regex:PATTERN. "
         f"Received: {policy!r}.{did_you_mean(policy, ('frozen', 'last_block', 'all'))}"
@@ -61,13 +59,13 @@ def parse_policy(policy: str) -> str:
 
 
 def parse_list(flag: str, text: str, allowed: tuple[str, ...], alone: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """Read a comma-separated list.
+    """Parse a comma-separated list.
 
     Args:
         flag: name of the flag, for the error.
         text: what the user typed.
-        allowed: words that may stand together.
-        alone: words that stand alone, such as `none`.
+        allowed: words that may be combined.
+        alone: words that are used alone, such as `none`.
 
     Returns:
         The words in the order given.
@@ -89,7 +87,7 @@ def parse_list(flag: str, text: str, allowed: tuple[str, ...], alone: tuple[str,
 
 
 def parse_baselines(text: str, allowed: tuple[str, ...]) -> tuple[str, ...]:
-    """Read `--baselines`: the names in the order given, none of them for `none`.
+    """Parse `--baselines`: the names in the order given; empty for `none`.
 
     Raises:
         UserError: a name that is not allowed.
@@ -99,7 +97,7 @@ def parse_baselines(text: str, allowed: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def check_installed(flag: str, package: str, requirements: str) -> None:
-    """Refuse a flag whose optional package is missing, before any work is done.
+    """Reject a flag whose optional package is missing, before any work is done.
 
     Raises:
         UserError: it cannot be imported; the message says what to install.
@@ -109,7 +107,7 @@ def check_installed(flag: str, package: str, requirements: str) -> None:
 
 
 def check_choice(flag: str, value: str, allowed: tuple[str, ...]) -> None:
-    """Raise UserError unless the value is one of those allowed."""
+    """Raise UserError unless the value is allowed."""
     if value not in allowed:
         raise UserError(
             f"{flag} is unknown. Allowed: {', '.join(allowed)}. Received: {value!r}.{did_you_mean(value, allowed)}"
@@ -128,7 +126,7 @@ def check_range(config, low: float, high: float, *names: str) -> None:
 
 
 def check_observers(config) -> None:
-    """Refuse `--tensorboard` and `--mlflow` where their packages are missing.
+    """Reject `--tensorboard` and `--mlflow` where their packages are missing.
 
     Raises:
         UserError: as `check_installed`.

@@ -1,4 +1,4 @@
-"""What trains and what does not: named freezing policies, with BatchNorm safe by default."""
+"""Freeze and unfreeze layers: named policies, with BatchNorm frozen by default."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _BLOCK_NAME = re.compile(
     r"stack\d+_block\d+|conv\d+_block\d+|stage_\d+_block_\d+|block_?\d+(_\d+)?[a-z]?(?=[_/]|$)|conv_[dp]w_\d+"
     r"|expanded_conv_\d+|stage_\d+/blocks_\d+|encoder/layers_\d+|hierarchical_encoder_\d+_\d+"
 )
-# Two families mark where a block ends rather than what is in it: InceptionV3 (its layers have made-up names) and
+# Two families mark where a block ends rather than its layers: InceptionV3 (its layers have generated names) and
 # DenseNet (its `conv5_block16` is one of the 16 small layers of the dense block that conv5 is).
 _BLOCK_END = re.compile(r"mixed\d+|pool[2-4]_pool|transition\d+_pool")
 
-# A layer, or a part of a SavedModel (`hub.SavedModelPart`). A `hub.SavedModelLayer` is known by its `parts`: importing
-# it would bring what runs SavedModels to every recipe.
+# A layer, or a part of a SavedModel (`hub.SavedModelPart`). A `hub.SavedModelLayer` is recognised by its `parts`, since
+# importing it would add the code that runs SavedModels to every recipe.
 Freezable = Any
 
-BATCH_NORM_MOMENTUM = 0.9  # moving statistics follow within some ten steps, which every fine-tuning has
+BATCH_NORM_MOMENTUM = 0.9  # moving statistics adapt within some ten steps, which every fine-tuning has
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,14 @@ class TrainableCounts:
 
 
 def freeze(model: keras.Model, backbone: keras.Model, policy: str, batch_norm: str = "frozen") -> TrainableCounts:
-    """Set what trains in the backbone of a model; everything outside the backbone trains.
+    """Set which layers of the backbone train; everything outside the backbone trains.
 
-    Keras reads `trainable` when a model is compiled, so the model must be compiled after this call; a
-    compilation that stands is dropped here, so that forgetting it is an error and not a silent no-op.
+    Keras reads `trainable` when a model is compiled, so the model must be compiled after this call; an
+    earlier compilation is discarded here, so that forgetting it is an error and not a silent no-op.
 
     Args:
         model: the whole model, backbone included.
-        backbone: the pretrained part whose layers the policy speaks of.
+        backbone: the pretrained part, whose layers the policy names.
         policy: `frozen`, `last:N` (the last N layers that have weights), `last_block` (with all that follows
             it), `all`, or `regex:PATTERN` (layers whose name matches anywhere; a layer inside another one is
             called `outer/inner`).
@@ -60,7 +60,7 @@ def freeze(model: keras.Model, backbone: keras.Model, policy: str, batch_norm: s
             A SavedModel has one switch for all its BatchNorm and dropout, so there `train` needs the policy `all`.
 
     Returns:
-        The counts after the change, ready to print.
+        The counts after the change.
 
     Raises:
         UserError: unknown policy, or one that selects no layer that can train.
@@ -71,7 +71,7 @@ def freeze(model: keras.Model, backbone: keras.Model, policy: str, batch_norm: s
     if chosen and not any(layer._trainable_variables for layer in can_train):
         raise UserError(
             f"--unfreeze {policy} selects only layers that do not train: {', '.join(la.name for la in chosen[-5:])}. "
-            "BatchNorm layers stay frozen unless --batch-norm train. Try a larger part: --unfreeze last_block"
+            "BatchNorm layers stay frozen unless --batch-norm train. Try more layers: --unfreeze last_block"
         )
     trains = set(map(id, can_train))
     model.trainable = True  # also resets every layer inside, so that policies do not add up
@@ -86,7 +86,7 @@ def freeze(model: keras.Model, backbone: keras.Model, policy: str, batch_norm: s
         else:
             layer.trainable = id(layer) in trains
             if isinstance(layer, keras.layers.BatchNormalization) and id(layer) in trains:
-                # MobileNetV2's 0.999 needs thousands of steps until its statistics are those of the new pictures.
+                # MobileNetV2's 0.999 needs thousands of steps until its statistics match the new images.
                 layer.momentum = min(layer.momentum, BATCH_NORM_MOMENTUM)
     model.compiled = False
     return count_trainable(model)
@@ -105,7 +105,7 @@ def _set_training_mode(layer: keras.layers.Layer, policy: str, batch_norm: str) 
     if has_batch_norm and batch_norm == "train" and policy not in ("all", "frozen"):
         raise UserError(
             f"--batch-norm train with --unfreeze {policy}: a SavedModel has one training switch for all its BatchNorm "
-            "layers, those that stay frozen too. Try: --unfreeze all, or --batch-norm frozen"
+            "layers, including the frozen ones. Try: --unfreeze all, or --batch-norm frozen"
         )
     layer.trainable = policy != "frozen"
     layer.follow_training = batch_norm == "train" or not has_batch_norm
@@ -115,7 +115,7 @@ def layers_of(backbone: keras.Model, policy: str) -> list[Freezable]:
     """Return the layers with weights of the backbone that a policy unfreezes.
 
     Args:
-        backbone: a Functional backbone; nested models are looked through.
+        backbone: a Functional backbone; nested models are searched.
         policy: as for `freeze`.
 
     Returns:
@@ -148,7 +148,7 @@ def layers_of(backbone: keras.Model, policy: str) -> list[Freezable]:
 
 
 def weight_layers(model: keras.Model) -> list[Freezable]:
-    """Return the layers that hold weights of their own, in order; nested models and SavedModels are looked through."""
+    """Return the layers that hold weights of their own, in order; nested models and SavedModels are searched."""
     return [layer for _, layer in _named_layers(model) if _has_weights(layer)]
 
 
@@ -168,7 +168,7 @@ def _has_weights(layer: Freezable) -> bool:
 def _named_layers(
     outer: keras.layers.Layer, prefix: str = "", seen: set[int] | None = None
 ) -> Iterator[tuple[str, Freezable]]:
-    """Yield ("outer/inner", layer) for all layers inside, once each, in order (Keras' own walk turns it round)."""
+    """Yield ("outer/inner", layer) for all layers inside, once each, in order (Keras' own walk reverses it)."""
     seen = set() if seen is None else seen
     for layer in outer._layers:
         if id(layer) in seen:

@@ -30,22 +30,22 @@ _MOVING_STATISTICS = ("moving_mean", "moving_variance")
 class SavedModelLayer(keras.layers.Layer):
     """A TF2 SavedModel as a layer whose weights are real Keras weights.
 
-    They train, freeze and unfreeze, carry optimizer slots, are saved, loaded, cloned and exported (variables of text or
-    complex numbers are exported only). What is called is `__call__` of a reusable SavedModel
+    They train, freeze and unfreeze, carry optimizer slots, are saved, loaded, cloned and exported (string and
+    complex variables are exported only). It calls `__call__` of a reusable SavedModel
     (https://www.tensorflow.org/hub/reusable_saved_models), else `serve` of a Keras 3 export, else the signature
     `serving_default`.
 
-    A SavedModel is code: load only what you trust. A `.keras` file holds the handle and the weights, not the graph;
+    A SavedModel is code: load only models you trust. A `.keras` file holds the handle and the weights, not the graph;
     `model.export` writes all of it.
 
     Args:
         handle: folder of the SavedModel, or a TF Hub or Kaggle handle as for `common.sources.handles.resolve_handle`.
         trainable: whether its weights train.
-        follow_training: whether the module is in training mode where the Keras model is (and `trainable` is set), so
-            that its dropout acts and its BatchNorm follows the batches; else it stays in inference mode.
+        follow_training: whether the module is in training mode when the Keras model is (and `trainable` is set), so
+            that dropout is active and BatchNorm uses batch statistics; else it stays in inference mode.
         signature: method or signature to call instead.
-        output_key: which output to return, where the module gives a dictionary or a list of them.
-        **arguments: as for keras.layers.Layer; dtype is float32 unless said, for the graph has fixed types.
+        output_key: which output to return, where the module returns a dictionary or a list of them.
+        **arguments: as for keras.layers.Layer; dtype is float32 by default, for the graph has fixed types.
 
     Raises:
         UserError: no SavedModel there, or one that is damaged, in the TF1 Hub format, or without such a signature.
@@ -70,8 +70,8 @@ class SavedModelLayer(keras.layers.Layer):
         self._training_modes = _training_modes(self._function)
         if self._training_modes and False not in self._training_modes:
             raise UserError(
-                "The SavedModel was saved in training mode only: its dropout would act and its BatchNorm would follow "
-                f"the pictures in evaluation and in serving. Received: {handle}. Allowed: one that was traced with "
+                "The SavedModel was saved in training mode only: dropout would be active in evaluation and serving, "
+                f"and BatchNorm would use batch statistics. Received: {handle}. Allowed: one that was traced with "
                 f"training=False too, or another signature of it: {', '.join(self.saved_model.signatures) or 'none'}."
             )
         positional = _concrete_functions(self._function)[0].structured_input_signature[0]
@@ -81,35 +81,35 @@ class SavedModelLayer(keras.layers.Layer):
         found, trainable_ids = _variables(self.saved_model, self._function)
         self.module_variables = [_adopt(variable, variable.ref() in trainable_ids) for variable in found]
         self.parts = _parts(found, self.module_variables)
-        if not trainable:  # the setter of the layer does nothing where the value is what it was
+        if not trainable:  # the setter of the layer does nothing where the value is unchanged
             for variable in self.module_variables:
                 variable.trainable = False
         self.built = True
 
     @property
     def knows_training(self) -> bool:
-        """Whether the module was saved with a training mode; if not, its BatchNorm and dropout never act."""
+        """Whether the module was saved with a training mode; if not, dropout and batch statistics are never active."""
         return True in self._training_modes
 
     @property
     def input_specs(self) -> dict[str | int, tf.TensorSpec]:
-        """What the module takes: by name where it wants keywords, else by position (0 is the first)."""
+        """The inputs of the module: by name where it takes keywords, else by position (0 is the first)."""
         specs = [_input_specs(concrete) for concrete in _concrete_functions(self._function)]
-        return max(specs, key=_unknown_dimensions)  # some are saved for the one batch they were traced with, too
+        return max(specs, key=_unknown_dimensions)  # some are also saved for the batch size they were traced with
 
     def call(self, inputs, training=False):
-        learns = bool(training) and self.trainable
+        trains = bool(training) and self.trainable
         if self._takes_a_list and not isinstance(inputs, list | tuple):
             inputs = [inputs]
         if isinstance(self._function, tf.types.experimental.ConcreteFunction):  # a signature takes keywords only
             names = list(self._function.structured_input_signature[1])
             outputs = self._function(**(inputs if isinstance(inputs, dict) else {names[0]: inputs}))
         elif self._training_modes:
-            wanted = learns and self.follow_training and self.knows_training
-            outputs = self._function(inputs, training=self._training_modes[wanted])
+            mode = trains and self.follow_training and self.knows_training
+            outputs = self._function(inputs, training=self._training_modes[mode])
         else:
             outputs = self._function(inputs)
-        if learns and not self.losses:  # a layer that is used twice counts them once, as a regularised Dense does
+        if trains and not self.losses:  # a layer that is used twice adds them once, like a regularised Dense
             for regularizer in self._regularizers:
                 self.add_loss(regularizer())
         return self._choose(outputs)
@@ -122,7 +122,7 @@ class SavedModelLayer(keras.layers.Layer):
         else:
             keys = list(range(len(outputs))) if isinstance(outputs, list | tuple) else []
         if self.output_key not in keys:
-            allowed = ", ".join(map(str, keys)) or "none: it gives one tensor"
+            allowed = ", ".join(map(str, keys)) or "none: it returns one tensor"
             raise UserError(
                 f"The SavedModel has no such output. Allowed: {allowed}. "
                 f"Received: output_key={self.output_key!r} for {self.handle}."
@@ -140,7 +140,7 @@ class SavedModelLayer(keras.layers.Layer):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> SavedModelLayer:
-        """Build the layer of a `.keras` file, unless Keras is to load nothing that could run code of a stranger."""
+        """Build the layer of a `.keras` file, unless Keras loads in safe mode, which forbids code."""
         if in_safe_mode():
             raise UserError(
                 f"The model holds a SavedModel, which is code, and names {config.get('handle')!r} to load it from. "
@@ -150,7 +150,7 @@ class SavedModelLayer(keras.layers.Layer):
 
 
 class SavedModelPart:
-    """The variables of one scope of a SavedModel (`block_16_project`), for freezing policies to speak of.
+    """The variables of one scope of a SavedModel (`block_16_project`), for freezing policies to select.
 
     Attributes:
         name: the scope.
@@ -160,7 +160,7 @@ class SavedModelPart:
 
     def __init__(self, name: str, variables: list[keras.Variable], is_batch_norm: bool):
         self.name, self.variables, self.is_batch_norm = name, variables, is_batch_norm
-        # Named as Keras layers name theirs: what trains unless it is frozen, and what never does.
+        # Named as in Keras layers: variables that train unless frozen, and those that never train.
         self._trainable_variables = [variable for variable in variables if variable.trainable]
         self._non_trainable_variables = [variable for variable in variables if not variable.trainable]
 
@@ -176,7 +176,7 @@ class SavedModelPart:
 
 
 def load_saved_model(handle: str):
-    """Load a SavedModel with tensorflow_hub, and say in words what is wrong with one that cannot be used.
+    """Load a SavedModel with tensorflow_hub, with a clear error for one that cannot be used.
 
     Args:
         handle: a folder, or a TF Hub or Kaggle handle.
@@ -199,24 +199,24 @@ def load_saved_model(handle: str):
         check_saved_model(folder)
     try:
         return _tensorflow_hub().load(str(folder))
-    except Exception as error:  # tf.errors, struct, KeyError, FileNotFoundError: the loader raises what it meets
+    except Exception as error:  # the loader raises many types: tf.errors, struct, KeyError, FileNotFoundError
         raise UserError(
-            f"The SavedModel cannot be loaded. Received: {handle}. Whole files, written by tf.saved_model.save or "
-            f"model.export, are needed. TensorFlow says: {first_line(error)}"
+            f"The SavedModel cannot be loaded. Received: {handle}. It needs complete files, as written by "
+            f"tf.saved_model.save or model.export. TensorFlow error: {first_line(error)}"
         ) from error
 
 
 def reinitialise(layer: SavedModelLayer) -> None:
-    """Give every weight of the module a fresh initial value: the from-scratch control of a SavedModel.
+    """Initialise every weight of the module anew: the from-scratch baseline of a SavedModel.
 
-    Kernels and tables get He's initialisation (arXiv:1502.01852), normalisations and biases their neutral values.
-    A SavedModel does not say how it was initialised, so this goes by names and shapes.
+    Kernels and embeddings get He initialisation (arXiv:1502.01852), normalisations and biases their neutral values.
+    A SavedModel does not record its initialisers, so names and shapes decide.
 
     Args:
         layer: its weights are set.
 
     Raises:
-        UserError: a vector whose name does not tell what it is.
+        UserError: a vector of unknown role.
     """
     for variable in layer.module_variables:
         leaf = variable.name.rpartition(".")[2]
@@ -230,16 +230,16 @@ def reinitialise(layer: SavedModelLayer) -> None:
             variable.assign(keras.ops.zeros(variable.shape))
         elif len(variable.shape) == 1:
             raise UserError(
-                f"The SavedModel does not tell what its weight {variable.name!r} is, so it cannot be initialised "
+                f"The role of the SavedModel's weight {variable.name!r} is unknown, so it cannot be initialised "
                 f"anew. Received: {layer.handle}@random. Leave 'scratch' out of --baselines."
             )
 
 
 def check_saved_model(folder: Path) -> None:
-    """Look whether a folder holds a whole TF2 SavedModel, without running anything of it.
+    """Check that a folder holds a complete TF2 SavedModel, without running any of it.
 
     Args:
-        folder: to look at.
+        folder: to check.
 
     Raises:
         UserError: what is missing or damaged, or that it is of the TF1 Hub format.
@@ -248,11 +248,11 @@ def check_saved_model(folder: Path) -> None:
         versions = sorted(folder.glob("*/saved_model.pb"))
         hint = f" Try the folder in it: {versions[-1].parent}" if versions else ""
         what = "is no folder" if not folder.is_dir() else "holds no saved_model.pb"
-        raise UserError(f"There is no SavedModel: {folder} {what}.{hint}")
+        raise UserError(f"SavedModel not found: {folder} {what}.{hint}")
     if (folder / "tfhub_module.pb").exists():
         raise UserError(
             f"{folder} is of the TF1 Hub format, whose training graph and regularisation cannot be loaded in TF2. "
-            "Take the TF2 SavedModel of the same model: on tfhub.dev and kaggle.com it has a higher version number "
+            "Use the TF2 SavedModel of the same model: on tfhub.dev and kaggle.com it has a higher version number "
             "or the framework TensorFlow 2."
         )
     described = saved_model_pb2.SavedModel()
@@ -260,7 +260,7 @@ def check_saved_model(folder: Path) -> None:
         described.ParseFromString((folder / "saved_model.pb").read_bytes())
         graph = described.meta_graphs[0]
     except Exception as error:  # protobuf's own DecodeError, or no graph at all
-        raise UserError(f"{folder / 'saved_model.pb'} is damaged, probably half-written. Fetch it again.") from error
+        raise UserError(f"{folder / 'saved_model.pb'} is damaged, probably incomplete. Fetch it again.") from error
     for asset in graph.asset_file_def:
         if Path(asset.filename).is_absolute() or ".." in Path(asset.filename).parts:
             raise UserError(f"{folder} names an asset outside its folder ({asset.filename!r}); it is not loaded.")
@@ -276,14 +276,14 @@ def _check_variables(folder: Path) -> None:
         return
     there = ", ".join(sorted(path.name for path in (folder / "variables").glob("*"))) or "nothing"
     raise UserError(
-        f"The weights of the SavedModel are not all there. Needed: {folder / 'variables'} with variables.index and "
+        f"The weights of the SavedModel are incomplete. Required: {folder / 'variables'} with variables.index and "
         f"every variables.data-*. Received: {there}. Copy or fetch it again."
     )
 
 
 @contextlib.contextmanager
 def _pkg_resources_stands_in() -> Iterator[None]:
-    """Give tensorflow_hub 0.16.1 the one function that it wants of pkg_resources, which setuptools 82 removed."""
+    """Provide the one function of pkg_resources that tensorflow_hub 0.16.1 uses; setuptools 82 removed it."""
     try:
         importlib.import_module("pkg_resources")
         missing = False
@@ -300,7 +300,7 @@ def _pkg_resources_stands_in() -> Iterator[None]:
 
 def _tensorflow_hub():
     with _pkg_resources_stands_in():
-        import tensorflow_hub  # here: it imports tf_keras, seconds that only hub: sources need
+        import tensorflow_hub  # here: it imports tf_keras, which takes seconds and only hub: sources need
     return tensorflow_hub
 
 
@@ -318,9 +318,9 @@ def _function_to_call(saved_model, signature: str | None, handle: str) -> Callab
         return saved_model.serve
     elif "serving_default" in signatures:
         return signatures["serving_default"]
-    wanted = repr(signature) if signature else "__call__, serve or serving_default"
+    name = repr(signature) if signature else "__call__, serve or serving_default"
     raise UserError(
-        f"The SavedModel has nothing to call as {wanted}. Allowed: its signatures, "
+        f"The SavedModel has no {name} to call. Allowed: its signatures, "
         f"{', '.join(signatures) or 'of which it has none'}. Received: {handle}."
         f"{did_you_mean(signature or '', signatures)}"
     )
@@ -378,13 +378,13 @@ def _variables(saved_model, function: Callable) -> tuple[list[tf.Variable], set]
 
 
 def _adopt(variable: tf.Variable, trainable: bool) -> keras.Variable:
-    """Wrap a variable of the module: the same memory, seen by Keras."""
+    """Wrap a variable of the module: the same memory, as a Keras variable."""
     name = variable.name.split(":")[0].replace("/", ".")
     adopted = keras.Variable(variable, dtype=variable.dtype.name, trainable=trainable, autocast=False, name=name)
-    if adopted.value is not variable:  # undocumented, true of 3.15: a copy would train beside the module, unused
+    if adopted.value is not variable:  # undocumented behaviour of 3.15; a copy would be trained but never used
         raise RuntimeError(
             f"Keras {keras.version()} copies a tf.Variable that it is given. SavedModelLayer needs Keras 3.15, "
-            "which takes it over: pip install 'keras>=3.15.1,<3.16'"
+            "which shares its memory: pip install 'keras>=3.15.1,<3.16'"
         )
     return adopted
 

@@ -13,7 +13,7 @@ from common.progress import ProgressLine
 
 
 def mean_and_std(features: Sequence[np.ndarray], chunk: int = 4096) -> tuple[np.ndarray, np.ndarray]:
-    """Return mean and standard deviation of each feature, reading the memory map in pieces.
+    """Return mean and standard deviation of each feature, reading the memory map in chunks.
 
     Args:
         features: float32 [views, n, width], or arrays of any length, each [n, width].
@@ -29,18 +29,18 @@ def mean_and_std(features: Sequence[np.ndarray], chunk: int = 4096) -> tuple[np.
             count, total, squares = count + len(rows), total + rows.sum(0), squares + np.square(rows).sum(0)
     mean = total / count
     std = np.sqrt(np.maximum(squares / count - mean**2, 0))
-    noise = 1e-6 * (np.abs(mean) + std.max())  # float32 cannot tell less apart; dividing by it would blow it up
+    noise = 1e-6 * (np.abs(mean) + std.max())  # below float32 precision; dividing by it would amplify rounding
     return mean.astype("float32"), np.where(std > noise, std, 1.0).astype("float32")
 
 
-# Strong to weak, per example and on standardised features: from a handful of pictures to hundreds of thousands.
+# Strong to weak, per example and on standardised features: from a handful of images to hundreds of thousands.
 PENALTIES = tuple(float(penalty) for penalty in np.geomspace(10.0, 1e-5, 13))
 
-# Fine-tuning starts from a head with weights at least this small: one that is sure of itself teaches the backbone
-# little at first and too much then. Chosen on the digits of the demo, whose validation is too small to tell.
+# Fine-tuning starts from a head with weights at least this small: an overconfident head gives
+# the backbone small gradients at first and large ones later. Chosen on the digits of the demo.
 START_PENALTY = 0.3
 
-_IN_MEMORY = 2**28  # bytes of features that are standardised once; more are read again in each pass
+_IN_MEMORY = 2**28  # bytes of features that are standardised once; more are read again in each iteration
 
 
 def fit_linear_head(
@@ -54,24 +54,24 @@ def fit_linear_head(
     penalties: Sequence[float] = PENALTIES,
     patience: int = 2,
 ) -> list[dict]:
-    """Fit a linear softmax head on stored features and put it onto the whole model's head.
+    """Fit a linear softmax head on stored features and set the weights of the model's head.
 
-    Multinomial logistic regression by L-BFGS on all features, one penalty on the squared weights after the other,
-    each from the solution of the one before; validation cross-entropy chooses. The features are standardised for
-    that, which makes the same penalties fit every backbone; the standardisation is folded into the head's weights.
+    Multinomial logistic regression by L-BFGS on all features, for falling penalties on the squared weights, each
+    starting from the previous solution; validation cross-entropy selects one. The features are standardised, so that
+    the same penalties suit every backbone; the standardisation is folded into the head's weights.
 
     Args:
-        head: the Dense layer of the whole model, [width] -> [classes]; its weights are set.
+        head: the Dense layer of the model, [width] -> [classes]; its weights are set.
         train: float32 [views, n, width].
         train_labels: int [n].
         val: float32 [m, width].
         val_labels: int [m].
         sample_weights: float32 [n]; all 1 where None.
         penalties: falling.
-        patience: penalties without a better validation result before stopping.
+        patience: penalties without improvement on validation before stopping.
 
     Returns:
-        A history row for each penalty: stage, epoch (its number), penalty, loss, val_loss, val_accuracy,
+        A history row per penalty: stage, epoch (its number), penalty, loss, val_loss, val_accuracy,
         val_cross_entropy.
     """
     weights = np.ones(train.shape[1], "float32") if sample_weights is None else sample_weights
@@ -81,8 +81,8 @@ def fit_linear_head(
     for number, penalty in enumerate(penalties, start=1):
         solution, loss = objective.minimise(solution, penalty)
         head.set_weights(objective.kernel_and_bias(solution))
-        said = predict_head(head, val)
-        scores = {f"val_{name}": value for name, value in score(said, val_labels).items()}
+        probabilities = predict_head(head, val)
+        scores = {f"val_{name}": value for name, value in score(probabilities, val_labels).items()}
         cross_entropy = scores["val_cross_entropy"]
         history.append({"stage": "head", "epoch": number, "penalty": penalty, "loss": loss, **scores})
         progress.update(number)
@@ -102,7 +102,7 @@ def linear_head_weights(
     """Return the weights of a linear softmax head on stored features for one penalty, as `fit_linear_head` finds them.
 
     Args:
-        pieces: (features float32 [n, width], labels int [n], weights float32 [n]) of each part and view.
+        pieces: (features float32 [n, width], labels int [n], weights float32 [n]) of each split and view.
         classes: of the head.
         penalty: on the squared weights, for standardised features.
 
@@ -115,14 +115,14 @@ def linear_head_weights(
 
 
 def chosen_penalty(history: Sequence[Mapping]) -> float:
-    """Return the penalty that validation chose, of the history that `fit_linear_head` returns."""
+    """Return the penalty selected on validation, from the history that `fit_linear_head` returns."""
     return min(history, key=lambda row: row["val_cross_entropy"])["penalty"]
 
 
 def starting_weights(
     pieces: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], classes: int, history: Sequence[Mapping]
 ) -> list[np.ndarray]:
-    """Return the weights of a head to fine-tune from: less confident than the one that validation chose.
+    """Return the weights of a head to fine-tune from: at least as regularised as the one selected on validation.
 
     Args:
         pieces, classes: as for `linear_head_weights`.
@@ -137,12 +137,12 @@ def refit_linear_head(
     val: tuple[np.ndarray, np.ndarray, np.ndarray],
     penalty: float,
 ) -> None:
-    """Fit a head once more with the penalty chosen, on the validation examples too: for where nothing else is chosen.
+    """Fit a head again with the selected penalty, on the validation examples too; they must not select anything else.
 
     Args:
         head: of the whole model; its weights are set.
         train: (features, labels, weights) of each view, as for `linear_head_weights`.
-        val: the same of the validation examples; they count as often as there are views.
+        val: the same of the validation examples; they are repeated once per view.
         penalty: as `chosen_penalty` returns it.
     """
     head.set_weights(linear_head_weights([*train, *[val] * len(train)], head.units, penalty))
@@ -216,7 +216,7 @@ def score(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 
 
 def predict_head(head: keras.layers.Dense, features: np.ndarray, chunk: int = 4096) -> np.ndarray:
-    """Return what a head says of stored features, read in pieces.
+    """Return the probabilities of a head for stored features, read in chunks.
 
     Args:
         head: [width] -> [classes].

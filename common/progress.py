@@ -1,4 +1,4 @@
-"""One line that tells how far something is and how long it will take."""
+"""A progress line with the time left."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from collections.abc import Callable
 
 
 class ProgressLine:
-    """One line that says how far something is and how long it will take.
+    """One line with the progress and the time left.
 
     Args:
-        title: what is going on.
-        total: steps in all.
+        title: of the task.
+        total: number of steps.
         stream: where to print; on a terminal the line is rewritten, elsewhere only the end is printed.
     """
 
@@ -22,7 +22,7 @@ class ProgressLine:
         self.started, self.shown, self.done = time.monotonic(), 0.0, 0
 
     def update(self, done: int, note: str = "") -> None:
-        """Say that `done` of the total are done; printed at most five times a second."""
+        """Show that `done` steps are done; printed at most five times per second."""
         self.done, now = done, time.monotonic()
         if not self.stream.isatty() or (now - self.shown < 0.2 and done < self.total):
             return
@@ -32,7 +32,7 @@ class ProgressLine:
         print(f"\r{text[:110]}\033[K", end="", file=self.stream, flush=True)
 
     def close(self, note: str = "") -> None:
-        """Replace the line by what was done and how long it took."""
+        """Replace the line by the number of steps and the time taken."""
         start = "\r\033[K" if self.stream.isatty() else ""
         seconds = time.monotonic() - self.started
         print(f"{start}  {self.title}: {self.done:,} in {format_seconds(seconds)}{note}", file=self.stream, flush=True)
@@ -49,7 +49,7 @@ def format_seconds(seconds: float) -> str:
 
 
 def median_seconds(call: Callable[[], object], repeats: int = 3) -> float:
-    """Return the median seconds of a call; a first one, which traces and compiles, does not count."""
+    """Return the median seconds of a call; the first one, which traces and compiles, is not counted."""
     call()
     seconds = []
     for _ in range(repeats):

@@ -1,4 +1,4 @@
-"""Build pages: what the reports and model cards of all recipes share.
+"""Render pages: what the reports and model cards of all recipes share.
 
 A number that is absent is shown as "not measured", never guessed, and a proof is shown as passed only where
 every part of it was measured and holds.
@@ -24,11 +24,11 @@ from PIL import Image
 from common.files import write_atomically
 
 NOT_MEASURED = "not measured"
-PROBABILITY_TOLERANCE = 1e-4  # for a proof that does not say its own: processes differ by rounding only
-MAX_CLASSES_IN_MATRIX = 30  # a larger table cannot be read: a heat map and the most confused pairs replace it
+PROBABILITY_TOLERANCE = 1e-4  # for a proof without its own: processes differ by rounding only
+MAX_CLASSES_IN_MATRIX = 30  # a larger table is unreadable: a heat map and the most confused pairs replace it
 MAX_PAIRS = 20
 TEMPLATES = Path(__file__).with_name("templates")
-_TITLES = {"finetune": "fine-tuning", "scratch": "from scratch"}  # of stages; others are called by their names
+_TITLES = {"finetune": "fine-tuning", "scratch": "from scratch"}  # of stages; others use their names
 _COLOURS = {"head": "#b7791f", "finetune": "#2563a8", "scratch": "#6b7280"}
 
 
@@ -37,7 +37,7 @@ def render_card(out: Path, context: dict, source_card: dict, templates: Path) ->
 
     Args:
         out: folder of the run.
-        context: of the report, as `shared_context` gives it and other kinds of reports change it.
+        context: of the report, as `shared_context` returns it and other kinds of reports extend it.
         source_card: "spec", "licence", "origin" and "data" of the pretrained model.
         templates: folder with a model_card.md.
     """
@@ -50,7 +50,7 @@ def render_card(out: Path, context: dict, source_card: dict, templates: Path) ->
 
 
 def newest_export(out: Path, metrics: dict) -> tuple[str, str]:
-    """Return name and version of what a run really exported; TF Serving itself takes the highest number."""
+    """Return name and version of the newest export of a run; TF Serving too takes the highest number."""
     exports = [path for path in Path(out).glob("serving/*/*") if path.is_dir() and path.name.isdecimal()]
     newest = max(exports, key=lambda path: int(path.name), default=None)
     if newest is None:
@@ -59,10 +59,10 @@ def newest_export(out: Path, metrics: dict) -> tuple[str, str]:
 
 
 def shared_context(title, metrics, config, class_names, sentences, titles: Mapping[str, str]) -> dict:
-    """Return what the templates of every kind of report ask for: command, versions, seconds, data, proof.
+    """Return what the templates of every kind of report use: command, versions, seconds, data, proof.
 
     Args:
-        title, metrics, config, class_names, sentences: as every report shows them.
+        title, metrics, config, class_names, sentences: as shown in every report.
         titles: of the baselines, by name.
     """
     seconds = metrics.get("seconds") or {}
@@ -78,15 +78,15 @@ def shared_context(title, metrics, config, class_names, sentences, titles: Mappi
 
 
 def judge_proof(
-    proof: dict, *, examples: str = "Test examples", same: str = "Labels that are the same as in the evaluation",
+    proof: dict, *, examples: str = "Test examples", same: str = "Labels identical to the evaluation",
     number: str = "probability", tolerance: float = PROBABILITY_TOLERANCE,
 ) -> dict:  # fmt: skip
-    """Say of each part of the proof what was found and whether it holds; what was not measured does not.
+    """Return the result of each check of the proof; a check that was not measured counts as failed.
 
     Args:
         proof: as a recipe measured it.
-        examples, same, number: what was sent, what had to come again, and which number was compared.
-        tolerance: of that number, for a proof that does not say its own.
+        examples, same, number: names of what was sent, what had to be identical, and which number was compared.
+        tolerance: of that number, for a proof without its own.
 
     Returns:
         {"passed", "measured", "failed", "held"}: the last two are sentences.
@@ -97,29 +97,29 @@ def judge_proof(
     largest = NOT_MEASURED if difference is None else f"{difference:.2g}"
     lacking = NOT_MEASURED if foreign is None else ", ".join(map(str, foreign)) or "none"
     checks = {
-        f"{examples} that a fresh process sent to the SavedModel: {_count(count)}": bool(count),
+        f"{examples} sent to the SavedModel by a fresh process: {_count(count)}": bool(count),
         f"{same}: {_percent(agreement)}": agreement == 1,
-        f"Largest difference of a {number}: {largest} (allowed: up to {allowed:g})": (
+        f"Largest difference in a {number}: {largest} (allowed: at most {allowed:g})": (
             difference is not None and difference <= allowed
         ),
-        f"Operations that the stock TF Serving server lacks: {lacking}": foreign is not None and not foreign,
+        f"Operations missing in the stock TF Serving server: {lacking}": foreign is not None and not foreign,
     }
-    if proof.get("error"):  # the numbers beside an error are placeholders: nothing was compared
-        checks = {f"It stopped with an error before it could compare: {proof['error']}": False}
+    if proof.get("error"):  # the numbers beside an error are placeholders
+        checks = {f"It failed before the comparison: {proof['error']}": False}
     elif proof.get("passed") is False and all(checks.values()):
         checks["The run marked its proof as failed"] = False
-    failed, held = ([text for text, holds in checks.items() if holds == wanted] for wanted in (False, True))
+    failed, held = ([text for text, holds in checks.items() if holds == passed] for passed in (False, True))
     return {"passed": not failed, "measured": bool(proof), "failed": failed, "held": held}
 
 
 def draw_curve(history: list[dict], columns: dict[str, str]) -> str | None:
-    """Draw columns of the history, stage after stage; None where not one value was measured."""
+    """Plot columns of the history, stage after stage; None where no value was measured."""
     figure = Figure(figsize=(5.6, 3.6), layout="constrained")
     axes = figure.subplots()
     done = 0
     for stage in dict.fromkeys(row.get("stage") for row in history):
         rows = [row for row in history if row.get("stage") == stage]
-        # Fine-tuning goes on where the head stopped; training from scratch is another run, from the start.
+        # Fine-tuning continues where the head stopped; training from scratch starts anew.
         start = 0 if stage == "scratch" else done
         done = start + len(rows) if stage != "scratch" else done
         name, colour = _TITLES.get(stage, str(stage).replace("_", " ")), _COLOURS.get(stage)
@@ -144,15 +144,15 @@ def draw_curve(history: list[dict], columns: dict[str, str]) -> str | None:
 
 
 def confused_pairs(confusion: np.ndarray, shares: np.ndarray) -> list[tuple[int, int, int, float]]:
-    """Return (true class, answer, how often, share of that class) of the most frequent confusions."""
+    """Return (true class, predicted class, count, share of the true class) of the most frequent confusions."""
     wrong = confusion - np.diag(confusion.diagonal())
     largest = np.argsort(-wrong, axis=None, kind="stable")[:MAX_PAIRS]
     cells = zip(*np.unravel_index(largest, wrong.shape), strict=True)
     return [(i, j, int(wrong[i, j]), shares[i, j]) for i, j in cells if wrong[i, j]]
 
 
-def jpeg_of_picture(image: Image.Image) -> str:
-    """Return a picture as a data URI."""
+def jpeg_of_image(image: Image.Image) -> str:
+    """Return an image as a data URI."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=80)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
@@ -166,7 +166,7 @@ def png_of_figure(figure: Figure) -> str:
 
 
 def as_number(value: object) -> float | None:
-    """Return a value as a number, or None where it is none that could be printed."""
+    """Return a value as a number, or None where it is not a finite number."""
     try:
         number = float(value)
     except (TypeError, ValueError, jinja2.UndefinedError):
@@ -177,7 +177,7 @@ def as_number(value: object) -> float | None:
 def _percent(value: object) -> str:
     if (number := as_number(value)) is None:
         return NOT_MEASURED
-    # Rounding must not make a flawless result of one that is not; of errors, the flawless number is 0.
+    # Rounding must not turn an imperfect result into a perfect one; for error rates, perfect is 0.
     if 0 < number < 0.0005:
         return "< 0.1 %"
     return "> 99.9 %" if 0.9995 <= number < 1 else f"{100 * number:.1f} %"
@@ -208,13 +208,13 @@ def _escape_markdown(value: object) -> str:
 
 
 def render(path: Path, context: dict, templates: Path, template: str | None = None) -> Path:
-    """Write a template, filled in.
+    """Render a template into a file.
 
     Args:
         path: of the file to write; .md is escaped for Markdown, everything else for HTML.
-        context: what the template asks for.
+        context: values of the template.
         templates: folder of the template; what it extends and includes may also lie in common/templates.
-        template: its name, where it is not that of the path.
+        template: its name, where it differs from that of the path.
 
     Returns:
         The path.
@@ -225,7 +225,7 @@ def render(path: Path, context: dict, templates: Path, template: str | None = No
 
 
 def render_chapter(template: Path, context: dict) -> Markup:
-    """Return a chapter of a report, in HTML: a template of one wing, filled in."""
+    """Return a chapter of a report in HTML, rendered from a template of one wing."""
     return Markup(_environment(template.parent, markdown=False).get_template(template.name).render(context))
 
 
@@ -246,5 +246,5 @@ def _environment(templates: Path, *, markdown: bool) -> jinja2.Environment:
 
 
 def lower_first(title: str) -> str:
-    """Return a title as it stands within a sentence."""
+    """Return a title as it appears within a sentence."""
     return title[:1].lower() + title[1:]

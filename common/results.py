@@ -1,4 +1,4 @@
-"""The end of every run: metrics.json, history.csv, the report, the model card, and what is printed."""
+"""The end of every run: metrics.json, history.csv, the report, the model card, and the printed summary."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from common import runs
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run did, beside its scores.
+    """The outcome of a run, apart from its scores.
 
     Attributes:
         history: rows of history.csv.
         seconds: of each stage, and `total`.
         parameters: counts.
         source_card: "spec", "licence", "origin" and "data" of the pretrained model.
-        proof: what the proof found; empty where nothing is exported.
+        proof: result of the proof; empty where nothing is exported.
         export: sizes of the export, as `exporting.size_report` returns them; empty where nothing is exported.
     """
 
@@ -43,22 +43,22 @@ def conclude(
     table: Callable[[dict], list[str]],
     proved: str = "",
 ) -> dict:
-    """Write what a run promises to write, and print its table, its findings, the verdict of the proof.
+    """Write the files of a finished run, and print its table, its findings and the result of the proof.
 
     Args:
         recipe: its name.
         config: its settings, a dataclass with `out`, `data` and `seed`.
-        outcome: what the run did.
+        outcome: of the run.
         scores: "test", "baselines" and further entries of metrics.json.
-        counts: examples of each split, and those left out.
+        counts: examples of each split, and skipped ones.
         skipped: (path, reason) of every file that could not be used.
-        sentences: findings in plain words.
-        write_files: writes report and card; gets the folder, and by name title, metrics, config, sentences.
-        table: lines of the table that is printed, of what metrics.json holds.
-        proved: what a proof that passed has shown, with {examples} and {max_abs_diff}.
+        sentences: the findings.
+        write_files: writes report and card; takes the folder, and by name title, metrics, config, sentences.
+        table: metrics -> lines of the printed table.
+        proved: what a passed proof has shown, with {examples} and {max_abs_diff}.
 
     Returns:
-        What metrics.json holds.
+        The contents of metrics.json.
     """
     out = Path(config.out)
     metrics = {"recipe": recipe, **scores} | facts(config, counts, outcome)
@@ -75,7 +75,7 @@ def conclude(
 
 
 def facts(config, counts: dict[str, int], outcome: Outcome) -> dict:
-    """Return what metrics.json says of every run, whatever was learned."""
+    """Return the entries of metrics.json that every run has."""
     return {
         "seconds": outcome.seconds,
         "counts": counts,
@@ -91,7 +91,7 @@ def facts(config, counts: dict[str, int], outcome: Outcome) -> dict:
 
 
 def training_seconds(metrics: Mapping) -> float:
-    """Return the seconds that it took to train what is exported, of what metrics.json holds."""
+    """Return the seconds that training the exported model took."""
     return sum(metrics["seconds"].get(stage, 0) for stage in ("features", "head", "finetune", "pretraining"))
 
 
@@ -99,8 +99,8 @@ def verdict(proof: Mapping, proved: str) -> str:
     """Return the sentence on a proof.
 
     Args:
-        proof: what it found.
-        proved: what it has shown where it passed, with {examples} and {max_abs_diff}.
+        proof: its result.
+        proved: what a passed proof has shown, with {examples} and {max_abs_diff}.
     """
     if not proof["passed"]:
         return f"THE PROOF FAILED, do not deploy this export: {dict(proof)}"

@@ -1,4 +1,4 @@
-"""The run folder: what a run writes, atomically, and nothing outside it."""
+"""The run folder, which holds everything that a run writes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from common.files import write_json, write_table
 
 
 class Run:
-    """A run under way: its settings, its folder, its stopwatch, and what its stages save.
+    """A run in progress: its settings, its folder, its stopwatch, and its checkpoints.
 
     Args:
         config: the recipe's frozen dataclass, with `out`, `resume` and `save_every`.
@@ -27,7 +27,7 @@ class Run:
     Attributes:
         config: the settings to run with; with `resume` those of the run that was stopped.
         out: the run folder.
-        clock: counts the seconds of each stage, those before `--resume` included.
+        clock: measures the seconds of each stage, including those before `--resume`.
 
     Raises:
         UserError: as `start`.
@@ -39,15 +39,15 @@ class Run:
         self.clock = Stopwatch(self.out / "checkpoints" / "seconds.json")
 
     def remember(self, *inputs) -> None:
-        """Refuse to continue if data or source (anything with a `fingerprint()`) changed since the run was started."""
+        """Raise UserError where data or source (anything with a `fingerprint()`) changed since the run was started."""
         remember_inputs(self.out, "".join(one.fingerprint() for one in inputs))
 
     def saves(self, stage: str) -> dict:
-        """Return where a stage saves what `--resume` needs and how often, as `fit_stage` takes it."""
+        """Return where and how often a stage saves checkpoints, as `fit_stage` takes it."""
         return {"checkpoint": self.out / "checkpoints" / f"{stage}.npz", "save_every": self.config.save_every}
 
     def watchers(self, stage: str) -> list:
-        """Return the Keras callbacks that watch a stage: TensorBoard's with `--tensorboard`, else none."""
+        """Return the Keras callbacks that monitor a stage: TensorBoard's with `--tensorboard`, else none."""
         if not getattr(self.config, "tensorboard", False):
             return []
         from common import tracking  # here: it imports keras, and the command line uses this module without
@@ -56,12 +56,12 @@ class Run:
 
 
 def write_history(path: Path, rows: Sequence[Mapping]) -> Path:
-    """Write history.csv: one row an epoch of each stage, with every column that any stage has."""
+    """Write history.csv: one row per epoch of each stage, with the columns of all stages."""
     return write_table(path, rows, list(dict.fromkeys(key for row in rows for key in row)))
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that decide a result."""
+    """Return the versions of Python and of the packages that affect results."""
     packages = ("tensorflow", "keras", "keras-hub", "numpy", "scikit-learn")
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
 
@@ -73,13 +73,13 @@ def peak_memory_mb() -> float:
 
 
 def start(config):
-    """Make the run folder and write config.json, or make ready to go on with a run that was stopped.
+    """Create the run folder and write config.json, or prepare to continue a run that was stopped.
 
     Args:
         config: the recipe's frozen dataclass, with `out` and `resume`.
 
     Returns:
-        The settings to run with, as `settle` gives them.
+        The settings to run with, as `settle` returns them.
 
     Raises:
         UserError: as `settle`; or the folder cannot be written.
@@ -89,9 +89,9 @@ def start(config):
     try:
         if config.resume is None:
             out.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(out / "checkpoints", ignore_errors=True)  # of a run that ended before it had learned anything
+            shutil.rmtree(out / "checkpoints", ignore_errors=True)  # of a run that stopped before its first checkpoint
             write_json(out / "config.json", dataclasses.asdict(settled))
-        else:  # an export without metrics.json was never proved: nobody may have relied on it
+        else:  # an export without metrics.json was never proved
             shutil.rmtree(out / "serving", ignore_errors=True)
         (out / "checkpoints").mkdir(exist_ok=True)
     except OSError as error:
@@ -103,7 +103,7 @@ def settle(config):
     """Return the settings to run with: the config itself, or with `resume` those of the run that was stopped.
 
     Raises:
-        UserError: the folder holds a finished run, or one to go on with; there is nothing to resume.
+        UserError: the folder holds a finished run, or one to continue; there is nothing to resume.
     """
     if config.resume is not None:
         return settings_to_resume(config)
@@ -114,14 +114,14 @@ def settle(config):
         )
     if has_progress(out):
         raise UserError(
-            f"--out {str(out)!r} holds a run that was stopped. Go on with it: --resume {out} (without other flags); or "
+            f"--out {str(out)!r} holds a run that was stopped. Continue it: --resume {out} (without other flags); or "
             f"name another folder, or remove it first: rm -r {out}"
         )
     return config
 
 
 def has_progress(out: Path) -> bool:
-    """Return whether a run folder holds something that `--resume` can go on with."""
+    """Return whether a run folder holds something that `--resume` can continue from."""
     return any(path for pattern in ("checkpoints/*.npz", "features/*.npy") for path in out.glob(pattern))
 
 
@@ -141,19 +141,19 @@ def settings_to_resume(config):
         raise UserError(f"--resume {out} takes all settings from {out}/config.json. Leave out {', '.join(others)}.")
     if (out / "metrics.json").exists():
         raise UserError(
-            f"--resume {str(out)!r}: this run is finished; there is nothing to go on with. See {out}/report.html"
+            f"--resume {str(out)!r}: this run is finished; there is nothing to continue. See {out}/report.html"
         )
     try:
         settings = json.loads((out / "config.json").read_text("utf-8"))
-        for name, value in getattr(kind, "retired", {}).items():  # flags that are gone, and their only value today
+        for name, value in getattr(kind, "retired", {}).items():  # flags that were removed, and their only value today
             if settings.pop(name, value) != value and value is not ...:
-                raise ValueError(f"--{name} is gone, see CHANGELOG.md")
+                raise ValueError(f"--{name} was removed, see CHANGELOG.md")
         settings = {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
         return kind(**settings | {"out": str(out), "resume": str(out)})
     except OSError as error:
         raise UserError(
-            f"--resume {str(out)!r} holds no run that was stopped ({error.strerror}: config.json). Give the --out of "
-            f"one."
+            f"--resume {str(out)!r} holds no run that was stopped ({error.strerror}: config.json). Name the --out "
+            f"of one."
         ) from error
     except (TypeError, ValueError) as error:
         raise UserError(
@@ -163,32 +163,32 @@ def settings_to_resume(config):
 
 
 def remember_inputs(out: Path, fingerprint: str) -> None:
-    """Refuse to go on with a run whose pictures, or other inputs, have changed since it was started.
+    """Raise UserError where the inputs of a run have changed since it was started.
 
     Args:
         out: the run folder.
-        fingerprint: a hash of everything that the run reads.
+        fingerprint: hash of all inputs of the run.
 
     Raises:
-        UserError: it is not the one that the run began with.
+        UserError: it differs from the one at the start of the run.
     """
     path = out / "checkpoints" / "inputs.json"
     if not path.exists():
         write_json(path, {"fingerprint": fingerprint})
     elif json.loads(path.read_text("utf-8"))["fingerprint"] != fingerprint:
         raise UserError(
-            f"--resume {str(out)!r}: the data or the source changed since this run was started, so it cannot end as it "
-            f"would have. Put them back, or start over in another --out."
+            f"--resume {str(out)!r}: the data or the source changed since this run was started, so its result would "
+            f"differ. Restore them, or start over in another --out."
         )
 
 
 def finish(out: Path, metrics: Mapping, history: Sequence[Mapping], skipped: Sequence[tuple[str, str]] = ()) -> None:
     """Write history.csv, skipped.csv and, last of the numbers, metrics.json, which marks the run as finished.
 
-    What only `--resume` needed is removed then: checkpoints and stored features may be larger than the model.
+    Checkpoints and stored features, needed by `--resume` alone, are then removed: they may be larger than the model.
     """
     write_history(out / "history.csv", history)
-    if skipped:  # a report names some only
+    if skipped:  # the report lists only some
         rows = [{"path": path, "reason": reason} for path, reason in skipped]
         write_table(out / "skipped.csv", rows, ("path", "reason"))
     write_json(out / "metrics.json", metrics)
@@ -197,13 +197,13 @@ def finish(out: Path, metrics: Mapping, history: Sequence[Mapping], skipped: Seq
 
 
 class Stopwatch:
-    """Seconds spent in each named part of a run, those before `--resume` included.
+    """Seconds spent in each named stage of a run, including those before `--resume`.
 
     with stopwatch("features"):
         ...
 
     Args:
-        path: where the seconds are kept for a run that goes on later; None keeps them nowhere.
+        path: where the seconds are kept for a run that is resumed later; None does not keep them.
     """
 
     def __init__(self, path: Path | None = None):
@@ -221,7 +221,7 @@ class Stopwatch:
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - began
             if self.path:
-                with contextlib.suppress(OSError):  # on a full disk, of which the work itself has more to say
+                with contextlib.suppress(OSError):  # on a full disk the work itself raises a better error
                     write_json(self.path, self.report())
 
     def report(self) -> dict[str, float]:

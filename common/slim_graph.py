@@ -1,8 +1,8 @@
-"""Make the graph file of a SavedModel small: short internal names, no hints, no function that saves again.
+"""Reduce the graph file of a SavedModel: short internal names, no debug attributes, no function to save it again.
 
 Keras repeats the path of every layer in each node that reads its weights, and each signature lists all of them
-again: the graph of a MobileNet takes an eighth of the room of its weights. Names inside a function are local to
-it, so shortening them changes no answer; the proof runs on the result, and tests/test_exporting.py loads it the
+again: the graph of a MobileNet is an eighth of the size of its weights. Names inside a function are local to
+it, so shortening them changes no output; the proof runs on the result, and tests/test_exporting.py loads it the
 way TensorFlow Serving does.
 """
 
@@ -21,7 +21,7 @@ def slim_graph(version: Path) -> None:
     """Rewrite VERSION/saved_model.pb with short internal names.
 
     Args:
-        version: folder of a SavedModel that nobody serves yet.
+        version: folder of a SavedModel that is not served yet.
     """
     file = version / "saved_model.pb"
     saved = SavedModel.FromString(file.read_bytes())
@@ -29,7 +29,7 @@ def slim_graph(version: Path) -> None:
         _drop_saving(meta_graph)
         for function in meta_graph.graph_def.library.function:
             _slim_function(function)
-        _slim_nodes(meta_graph.graph_def.node, keep=_names_spoken_of(meta_graph))
+        _slim_nodes(meta_graph.graph_def.node, keep=_referenced_names(meta_graph))
         for number, node in enumerate(n for n in meta_graph.graph_def.node if n.op == "VarHandleOp"):
             node.attr["shared_name"].s = f"v{number}".encode()  # only needs to be unique in the graph
             node.attr.pop("debug_name", None)
@@ -47,8 +47,8 @@ def _drop_saving(meta_graph: MetaGraphDef) -> None:
     saver.save_tensor_name = saver.filename_tensor_name
 
 
-def _names_spoken_of(meta_graph: MetaGraphDef) -> set[str]:
-    """Return the nodes of the outer graph that signatures, saver and object graph know by name."""
+def _referenced_names(meta_graph: MetaGraphDef) -> set[str]:
+    """Return the nodes of the outer graph that signatures, saver and object graph refer to by name."""
     tensors = [t for s in meta_graph.signature_def.values() for t in (*s.inputs.values(), *s.outputs.values())]
     saver = meta_graph.saver_def
     names = {tensor.name.split(":")[0] for tensor in tensors}
@@ -61,7 +61,7 @@ def _slim_function(function: FunctionDef) -> None:
     for number, argument in enumerate(function.signature.input_arg):
         arguments[argument.name] = f"a{number}"
         argument.name = arguments[argument.name]
-        if argument.type == 20:  # DT_RESOURCE: a captured variable, whose name no caller ever says
+        if argument.type == 20:  # DT_RESOURCE: a captured variable, whose name no caller uses
             function.arg_attr[number].attr.pop("_user_specified_name", None)
     names = _slim_nodes(function.node_def, keep=(), arguments=arguments)
     for mapping in (function.ret, function.control_ret):
@@ -78,7 +78,7 @@ def _slim_nodes(
         node.name = names[node.name]
         node.input[:] = [_renamed(text, names) for text in node.input]
         node.attr.pop("_output_shapes", None)
-        # Two that speak of other nodes by their old names: where to be placed, and a gradient written by hand.
+        # Two attributes refer to other nodes by their old names: placement and custom gradients.
         node.attr.pop("_class", None)
         node.attr.pop("_gradient_op_type", None)
         node.ClearField("experimental_debug_info")

@@ -1,4 +1,4 @@
-"""Watch a run elsewhere: TensorBoard while it trains, MLflow when it is finished."""
+"""Experiment tracking: TensorBoard during training, MLflow for finished runs."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from common.files import flatten
 
 
 def tensorboard_callbacks(out: Path, stage: str) -> list[keras.callbacks.Callback]:
-    """Return what writes the curves of a stage for `tensorboard --logdir OUT/tensorboard`."""
+    """Return the callbacks that write the curves of a stage for `tensorboard --logdir OUT/tensorboard`."""
     return [keras.callbacks.TensorBoard(str(out / "tensorboard" / stage), write_graph=False)]
 
 
 def log_to_mlflow(uri: str, recipe: str, config, metrics: dict, history: Sequence[dict]) -> str:
-    """Log a finished run: settings, curves, numbers, report and model card; not the model, which lies in OUT.
+    """Log a finished run: settings, curves, numbers, report and model card; not the model, which stays in OUT.
 
     Args:
         uri: tracking server or folder, as for `mlflow.set_tracking_uri`.
-        recipe: names the experiment.
+        recipe: name of the experiment.
         config: the settings, a dataclass with `out`.
-        metrics: what metrics.json holds.
+        metrics: contents of metrics.json.
         history: rows of history.csv.
 
     Returns:
         The id of the MLflow run.
     """
-    import mlflow  # optional: requirements-observe.txt; the recipe has checked that it is there
+    import mlflow  # optional: requirements-observe.txt; the recipe has checked that it is installed
 
     mlflow.set_tracking_uri(uri)
     mlflow.set_experiment(recipe)

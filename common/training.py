@@ -1,4 +1,4 @@
-"""Stages of training: compile, fit with warm-up and cosine decay, keep the best on validation, show time left."""
+"""Training stages: compile, fit with warm-up and cosine decay, keep the best epoch on validation, show time left."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from common.progress import ProgressLine, format_seconds
 
 @contextlib.contextmanager
 def dtype_policy(name: str) -> Iterator[None]:
-    """Build layers under a Keras dtype policy such as `mixed_bfloat16`, and put the former one back."""
+    """Build layers under a Keras dtype policy such as `mixed_bfloat16`, then restore the previous one."""
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(name)
     try:
@@ -36,8 +36,8 @@ def devices(mirrored: bool) -> contextlib.AbstractContextManager:
     """Return the scope in which to build and train a model: all devices of this host, or the default one.
 
     Args:
-        mirrored: whether every GPU (or logical device) holds a copy of the model and takes its share of each batch
-            (tf.distribute.MirroredStrategy); say how many there are with CUDA_VISIBLE_DEVICES.
+        mirrored: whether every GPU (or logical device) holds a copy of the model and processes its share of each
+            batch (tf.distribute.MirroredStrategy); set their number with CUDA_VISIBLE_DEVICES.
 
     Returns:
         A context manager.
@@ -50,14 +50,14 @@ def devices(mirrored: bool) -> contextlib.AbstractContextManager:
 
 
 class DiscriminativeAdamW(keras.optimizers.Adam):
-    """AdamW whose layers learn at rates of their own (discriminative fine-tuning, arXiv:1801.06146).
+    """AdamW with a learning rate per layer (discriminative fine-tuning, arXiv:1801.06146).
 
-    Decay is decoupled (arXiv:1711.05101; done here, since the decay of Keras knows only one learning rate) and
-    leaves vectors alone: biases and normalisation parameters.
+    Decay is decoupled (arXiv:1711.05101; done here, since that of Keras supports only one learning rate) and does not
+    apply to vectors: biases and normalisation parameters.
 
     Args:
-        slower: pairs of variables and the share of the learning rate at which they learn.
-        weight_decay: share of a weight that is removed at each step, times the learning rate.
+        slower: pairs of variables and the factor of their learning rate.
+        weight_decay: factor of the weight that is subtracted at each step, times the learning rate.
         **arguments: as for keras.optimizers.Adam.
     """
 
@@ -87,12 +87,12 @@ def warmup_cosine(peak: float, steps: int, warmup_share: float = 0.1) -> keras.o
 
 
 class KeepBest(keras.callbacks.Callback):
-    """Remember the weights of the best epoch on validation; stop when it stalls.
+    """Keep the weights of the best epoch on validation; stop when there is no improvement.
 
     Args:
         patience: epochs without improvement before stopping; None never stops early.
-        rival: (logs, weights) of another candidate: a stage that makes a model worse hands back what it was given.
-        rank: what is best in the logs of an epoch, numbers of which more is better, the first one first.
+        rival: (logs, weights) of the model before this stage: kept where no epoch improves on it.
+        rank: logs of an epoch -> numbers to compare, higher is better, the first one first.
     """
 
     def __init__(
@@ -120,18 +120,18 @@ class KeepBest(keras.callbacks.Callback):
 
 
 def by_accuracy(logs: dict[str, float]) -> tuple[float, float]:
-    """Rank an epoch by its accuracy on validation; of several the one with the least cross-entropy."""
+    """Rank an epoch by its validation accuracy, ties by the lowest cross-entropy."""
     return round(float(logs["val_accuracy"]), 6), -float(logs["val_cross_entropy"])
 
 
 class EpochLines(keras.callbacks.Callback):
-    """Print one line an epoch with the time left, and gather the rows of history.csv.
+    """Print one line per epoch with the time left, and collect the rows of history.csv.
 
     Args:
         stage: name of the stage.
         epochs: planned number of epochs.
-        steps: steps in an epoch.
-        scores: measured on validation, those to print.
+        steps: steps per epoch.
+        scores: validation scores to print.
     """
 
     def __init__(self, stage: str, epochs: int, steps: int, scores: Sequence[str] = ("accuracy",)):
@@ -140,7 +140,7 @@ class EpochLines(keras.callbacks.Callback):
         self.rows: list[dict] = []
 
     def on_train_begin(self, logs=None):
-        # A resumed stage estimates the time left from what this process did.
+        # A resumed stage estimates the time left from the epochs of this process.
         self.first_epoch = len(self.rows)
         self.progress = ProgressLine(self.stage, (self.epochs - self.first_epoch) * self.steps)
 

@@ -1,4 +1,4 @@
-"""The command line of the recipes: `python -m recipes COMMAND`; a file in `commands/` is a command."""
+"""The command line of the recipes: `python -m recipes COMMAND`; each file in `commands/` is a command."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ def main(arguments: list[str] | None = None, root: Path = RECIPES) -> int:
     """Run one command.
 
     Args:
-        arguments: what stands after `python -m recipes`; None reads the real command line.
+        arguments: what follows `python -m recipes`; None reads the command line.
         root: the folder that holds the recipe folders.
 
     Returns:
-        The exit code: 0 well, 1 the work failed (the proof, a file), 2 the user must change something,
+        The exit code: 0 success, 1 a failure (of the proof, a file), 2 an error to be fixed by the user,
         130 interrupted.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    # TensorFlow reads these once, at its import. Whoever sets them before keeps what was set.
+    # TensorFlow reads these once, at import. Values that are already set are kept.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     try:
@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None, root: Path = RECIPES) -> int:
     except BrokenPipeError:
         if arguments[0] not in ("list", "show") and not set(HELP_FLAGS) & set(arguments):
             raise
-        # `show NAME | head` has read enough; Python would complain once more when it closes stdout.
+        # `show NAME | head` has read enough; Python would raise again when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
@@ -66,7 +66,7 @@ def _dispatch(arguments: list[str], root: Path) -> int:
 
 
 def usage() -> str:
-    """Return the commands, a line each: how each is typed, and the first line of its docstring. Nothing is imported."""
+    """Return one line per command: its usage and the first line of its docstring, without importing it."""
     lines = []
     for command in COMMANDS:
         tree = ast.parse((RECIPES / "commands" / f"{command}.py").read_bytes())

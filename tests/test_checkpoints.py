@@ -247,7 +247,7 @@ assert len(rows) == t.EPOCHS and not list(path.parent.glob("*")), list(path.pare
 """
     finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
-    assert finished.stderr.count("checkpoint not written: File too large; there is none yet; training goes on") == 1
+    assert finished.stderr.count("checkpoint not written: File too large; there is none yet; training continues") == 1
 
 
 def test_an_interrupted_save_leaves_the_one_before(tmp_path):
@@ -366,7 +366,7 @@ def test_what_cannot_be_resumed_is_said(tmp_path, prepare, config, told):
 
 def test_a_stopped_run_is_not_overwritten_and_a_started_one_is(tmp_path):
     out = stopped_run(tmp_path)
-    with pytest.raises(UserError, match=r"holds a run that was stopped. Go on with it: --resume"):
+    with pytest.raises(UserError, match=r"holds a run that was stopped. Continue it: --resume"):
         runs.start(Config(out=str(out)))
     (out / "checkpoints" / "head.npz").unlink()  # nothing learned yet
     assert runs.start(Config(out=str(out), epochs=9)).epochs == 9

@@ -74,7 +74,7 @@ def test_one_that_breaks_again_and_again_is_kept_for_the_next_time(upstream, tmp
     upstream.files["/model.h5"] = CONTENT
     upstream.break_after = [300_000] * 10
     said = refusal(fetch_file, f"{upstream.url}/model.h5", tmp_path / "model.h5")
-    assert "are kept, and the next try goes on from there" in said and f"{tmp_path / 'model.h5'}" in said
+    assert "are kept, and the next attempt resumes from there" in said and f"{tmp_path / 'model.h5'}" in said
     assert not (tmp_path / "model.h5").exists()
     upstream.break_after, upstream.asked = [], []
     assert fetch_file(f"{upstream.url}/model.h5", tmp_path / "model.h5").read_bytes() == CONTENT
@@ -117,7 +117,7 @@ def test_other_bytes_than_expected_are_refused(upstream, tmp_path):
     (tmp_path / "right").write_bytes(b"what upstream published")
     digest = file_digest(tmp_path / "right")
     said = refusal(fetch_file, f"{upstream.url}/model.h5", tmp_path / "model.h5", digest)
-    assert digest in said and "is not the file that is expected" in said
+    assert digest in said and "has a wrong hash" in said
     assert not (tmp_path / "model.h5").exists() and not (tmp_path / "model.h5.partial").exists()
 
 
@@ -208,7 +208,7 @@ def test_absolute_paths_stay_inside(tmp_path):
 def test_damaged_archives_leave_nothing(damage, tmp_path):
     packed = archive(tmp_path / "model.tar.gz", {"saved_model.pb": CONTENT})
     packed.write_bytes(packed.read_bytes()[:1_000_000] if damage == "cut" else b"<html>please log in</html>")
-    assert "is not a whole tar archive" in refusal(unpack, packed, tmp_path / "model")
+    assert "is not a complete tar archive" in refusal(unpack, packed, tmp_path / "model")
     assert not (tmp_path / "model").exists()
 
 
@@ -217,7 +217,7 @@ def test_flipped_bits_are_told_by_the_checksum(tmp_path):
     content = bytearray(packed.read_bytes())
     content[1_500_000] ^= 1  # random bytes are stored as they are: only the checksum at the end tells
     packed.write_bytes(bytes(content))
-    assert "is not a whole tar archive" in refusal(unpack, packed, tmp_path / "model")
+    assert "is not a complete tar archive" in refusal(unpack, packed, tmp_path / "model")
     assert not (tmp_path / "model").exists()
 
 
@@ -323,7 +323,7 @@ def test_a_damaged_cache_is_noticed_named_and_repaired(damage, published, capsys
     before = len(published.asked)
     assert resolve_handle(HANDLE, check_saved_model) == folder
     assert len(published.asked) == before + 1
-    assert "is not whole" in capsys.readouterr().out
+    assert "is incomplete" in capsys.readouterr().out
     np.testing.assert_allclose(SavedModelLayer(HANDLE)(np.ones((1, 16, 16, 3), "float32")), np.full((1, 5), 3.0))
 
 
@@ -435,7 +435,7 @@ def test_a_file_with_another_hash_does_not_count(entry, upstream, monkeypatch):
     monkeypatch.setenv("PIP_FIND_LINKS", "")
     upstream.files["/owner/name/resolve/main/model.safetensors"] = b"something else"
     said = refusal(fetch_entry, entry)
-    assert "model.safetensors" in said and "is not the file that is expected" in said
+    assert "model.safetensors" in said and "has a wrong hash" in said
     assert "pip cannot download no-such-package-of-ours==1.0" in said
     assert not (entry.folder / "model.safetensors").exists()
 

@@ -232,7 +232,7 @@ def test_policies_are_read(policy):
         ("last:two", ("last:N",)),
         ("frozn", ("Did you mean 'frozen'?",)),
         ("lastblock", ("Did you mean 'last_block'?",)),
-        ("regex:conv(", ("regular expression that cannot be read", "'regex:conv('")),
+        ("regex:conv(", ("invalid regular expression", "'regex:conv('")),
         ("regex:", ("regex:PATTERN",)),  # an empty pattern matches every layer, which nobody means
         ("", ("Allowed: frozen, last:N (layers), last_block, all, regex:PATTERN",)),
     ],

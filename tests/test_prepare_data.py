@@ -314,7 +314,7 @@ def test_arrays_of_another_network_are_refused(shared: Path, out: Path) -> None:
     assert "'fc.weight'" in refusal("weights/resnet_cifar10", shared=shared, out=out)
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.parametrize(("name", "at_least"), [("resnet20-12fca82f", 0.815), ("resnet56-4bfd9763", 0.825)])
 def test_the_real_resnets_know_cifar_10(name: str, at_least: float, shared_data: Path, tmp_path: Path) -> None:
     weights = shared_data / "weights" / "resnet_cifar10" / f"{name}.npz"

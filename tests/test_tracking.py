@@ -55,7 +55,7 @@ def test_runs_stand_side_by_side_with_the_settings_in_which_they_differ(tmp_path
 
 def test_different_test_data_is_said(tmp_path, capsys):
     main(["compare", str(finished(tmp_path / "a", 0.9)), str(finished(tmp_path / "b", 0.8, data="folder:x"))])
-    assert "their scores cannot be compared" in capsys.readouterr().out
+    assert "their scores are not comparable" in capsys.readouterr().out
 
 
 def test_compare_as_json(tmp_path, capsys):

@@ -1,1 +1,1 @@
-"""The wing of classes: metrics, calibration, export, report."""
+"""Classification: metrics, calibration, export, report."""

@@ -1,4 +1,4 @@
-"""Labels, as `python -m recipes predict` shows them."""
+"""Labels, as `python -m recipes predict` prints them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from common.exporting import Answers
 
 
 def parse_label(outputs: Mapping[str, np.ndarray], row: int) -> dict:
-    """Return label, its probability, and the probabilities of all classes of one example."""
+    """Return the label of one example, its probability, and the probabilities of all classes."""
     probabilities = [float(value) for value in outputs["probabilities"][row]]
     names = [name.decode() for name in outputs["class_names"][row]]
     return {
@@ -22,7 +22,7 @@ def parse_label(outputs: Mapping[str, np.ndarray], row: int) -> dict:
 
 
 def show_label(answer: dict, name: str, _place: Path) -> str:
-    """Return the line that is printed of an answer."""
+    """Return the line that is printed for an example."""
     return f"{name}  {answer['label']}  {answer['probability']:.4f}"
 
 

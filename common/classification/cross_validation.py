@@ -1,4 +1,4 @@
-"""Cross-validation of the training examples: for data sets so small that one validation split says little."""
+"""Cross-validation of the training examples, for data sets too small for one validation split."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 def cross_validate(
     folds: Iterable[tuple[np.ndarray, np.ndarray]], labels: np.ndarray, predict: Callable[..., np.ndarray]
 ) -> tuple[dict, str]:
-    """Train once for each fold, without it, and measure the accuracy on it.
+    """Train once per fold, without that fold, and measure the accuracy on it.
 
     Args:
-        folds: (numbers of the training examples to learn from, those to ask about) of each fold.
+        folds: (indices of the examples to train on, indices of those to test on) of each fold.
         labels: of the training examples, int [n].
-        predict: (number of the fold from 1, examples to learn from, examples to ask about) -> probabilities of the
+        predict: (number of the fold from 1, examples to train on, examples to test on) -> probabilities of the
             latter, float32 [m, classes]; every choice is made on the validation split, as always.
 
     Returns:
@@ -24,11 +24,11 @@ def cross_validate(
     folds = list(folds)
     accuracies = []
     for number, (rest, fold) in enumerate(folds, start=1):
-        print(f"fold {number} of {len(folds)}: {len(rest)} examples to learn from, {len(fold)} to ask about")
+        print(f"fold {number} of {len(folds)}: {len(rest)} examples to train on, {len(fold)} to test on")
         accuracies.append(float(np.mean(predict(number, rest, fold).argmax(axis=1) == labels[fold])))
     mean, std = float(np.mean(accuracies)), float(np.std(accuracies, ddof=1))
     numbers = {"folds": len(folds), "accuracy": {"mean": mean, "std": std, "folds": accuracies}}
     return numbers, (
         f"Cross-validation of the {len(labels)} training examples in {len(folds)} folds: accuracy {100 * mean:.1f} %, "
-        f"with a standard deviation of {100 * std:.1f} points between the folds."
+        f"with a standard deviation of {100 * std:.1f} points between folds."
     )

@@ -1,4 +1,4 @@
-"""The outputs of a served classifier, and the proof that they equal the evaluation."""
+"""The outputs of a served classifier, and the proof that they match the evaluation."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ def prove_labels(
     version: Path, input_name: str, kind: str, inputs: Sequence[str], probabilities: np.ndarray,
     class_names: Sequence[str], *, python: str = sys.executable,
 ) -> dict:  # fmt: skip
-    """Ask the SavedModel about the raw inputs in a fresh process that imports only tensorflow, and compare.
+    """Send the raw inputs to the SavedModel in a fresh process that imports only tensorflow, and compare.
 
     Args:
         version: folder of the SavedModel.
         input_name: of `serving_default`.
         kind: `paths` (the bytes of the files are sent) or `texts`.
         inputs: n paths or texts.
-        probabilities: what evaluation saw for them, float32 [n, classes].
-        class_names: one for each probability.
-        python: whose tensorflow is asked.
+        probabilities: from the evaluation, float32 [n, classes].
+        class_names: one per probability.
+        python: interpreter of that process.
 
     Returns:
         {"examples", "agreement", "max_abs_diff", "ops_outside_tf_serving", "tolerance", "passed"}, and "error" where

@@ -1,4 +1,4 @@
-"""Metrics of classifiers with confidence intervals, baselines beside them, and what they say in plain sentences."""
+"""Metrics of classifiers with confidence intervals, comparison with baselines, and findings as sentences."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def classification_metrics(labels: np.ndarray, probabilities: np.ndarray, seed: 
     Args:
         labels: true classes, int [n].
         probabilities: float [n, classes].
-        seed: decides the resampling.
+        seed: of the resampling.
 
     Returns:
         {"accuracy", "accuracy_ci95": [low, high], "macro_f1", "macro_f1_ci95", "ece"}.
@@ -32,7 +32,7 @@ def classification_metrics(labels: np.ndarray, probabilities: np.ndarray, seed: 
         chosen = rng.integers(0, len(labels), len(labels))
         accuracies.append(np.mean(labels[chosen] == predicted[chosen]))
         f1s.append(_macro_f1(labels[chosen], predicted[chosen], classes))
-    present = np.unique(labels)  # classes without test pictures have no F1
+    present = np.unique(labels)  # classes without test examples have no F1
     return {
         "accuracy": accuracy(labels, probabilities),
         "accuracy_ci95": interval95(accuracies),
@@ -43,17 +43,17 @@ def classification_metrics(labels: np.ndarray, probabilities: np.ndarray, seed: 
 
 
 def accuracy(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """Return the share of right answers; int [n] and float [n, classes]."""
+    """Return the share of correct predictions; int [n] and float [n, classes]."""
     return float(accuracy_score(labels, probabilities.argmax(axis=1)))
 
 
 def _macro_f1(labels: np.ndarray, predicted: np.ndarray, classes: int) -> float:
-    """scikit-learn's macro-F1 over the classes present, from counts: fast enough to resample."""
+    """scikit-learn's macro-F1 over the classes present, from counts, for speed in resampling."""
     true = np.bincount(labels, minlength=classes)
-    said = np.bincount(predicted, minlength=classes)
-    right = np.bincount(labels[labels == predicted], minlength=classes)
+    predictions = np.bincount(predicted, minlength=classes)
+    correct = np.bincount(labels[labels == predicted], minlength=classes)
     present = true > 0
-    return float(np.mean(2 * right[present] / (true + said)[present]))
+    return float(np.mean(2 * correct[present] / (true + predictions)[present]))
 
 
 def paired_gain(labels: np.ndarray, ours: np.ndarray, theirs: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
@@ -63,10 +63,10 @@ def paired_gain(labels: np.ndarray, ours: np.ndarray, theirs: np.ndarray, seed: 
         labels: true classes, int [n].
         ours: probabilities of one model, float [n, classes].
         theirs: probabilities of the other, float [n, classes].
-        seed: decides the resampling.
+        seed: of the resampling.
 
     Returns:
-        (gain, low, high), as shares of 1.
+        (gain, low, high), as fractions.
     """
     gains = (ours.argmax(1) == labels).astype(float) - (theirs.argmax(1) == labels)
     rng = np.random.default_rng(seed)
@@ -76,7 +76,7 @@ def paired_gain(labels: np.ndarray, ours: np.ndarray, theirs: np.ndarray, seed: 
 
 
 def per_class_table(labels: np.ndarray, probabilities: np.ndarray, class_names: Sequence[str]) -> list[dict]:
-    """Return precision, recall, F1 and support of each class, one dict a class."""
+    """Return precision, recall, F1 and support, one dict per class."""
     numbers = range(len(class_names))
     columns = precision_recall_fscore_support(labels, probabilities.argmax(1), labels=list(numbers), zero_division=0)
     return [
@@ -88,22 +88,22 @@ def per_class_table(labels: np.ndarray, probabilities: np.ndarray, class_names: 
 def findings(
     labels: np.ndarray, ours: np.ndarray, baselines: Mapping[str, np.ndarray], titles: Mapping[str, str]
 ) -> list[str]:
-    """Say in plain sentences whether the transfer and the fine-tuning helped.
+    """Return sentences on whether transfer learning and fine-tuning helped.
 
     Args:
         labels: true classes, int [n].
-        ours: probabilities of the model that is exported, float [n, classes].
-        baselines: the same for each baseline: `frozen`, `scratch`, and cheap ones that need no network.
+        ours: probabilities of the exported model, float [n, classes].
+        baselines: the same for each baseline: `frozen`, `scratch`, and cheap ones without a network.
         titles: of the baselines, by name.
 
     Returns:
-        Sentences; one that begins with "Negative transfer" where a random start did better.
+        Sentences; one begins with "Negative transfer" where training from scratch is better.
     """
     sentences = []
     for name, probabilities in baselines.items():
         if name == "frozen" and np.allclose(ours, probabilities, atol=1e-6):
             sentences.append(
-                "The exported model is the frozen source with a linear head: no fine-tuning was better on validation."
+                "The exported model is the frozen source with a linear head: fine-tuning was not better on validation."
             )
             continue
         gain, low, high = paired_gain(labels, ours, probabilities)
@@ -111,11 +111,11 @@ def findings(
         if name == "scratch" and gain < 0 and high < 0:
             text = f"Negative transfer: training from scratch is better by {points}. Try another --source."
         elif name == "scratch" and gain <= 0:
-            text = f"The pretrained source brings nothing here: training from scratch is at least as good, by {points}."
+            text = f"The pretrained source does not help here: training from scratch is at least as good, by {points}."
         elif name == "scratch":
             text = f"The pretrained source gains {points} over training from scratch."
         elif name != "frozen":
-            text = _beside_a_cheap_one(lower_first(titles.get(name, name)), gain, low, high, points)
+            text = _compared_with_cheap(lower_first(titles.get(name, name)), gain, low, high, points)
         elif low > 0:
             text = f"Fine-tuning gains {points} over the frozen source with a linear head."
         elif gain < 0 and high < 0:
@@ -126,7 +126,7 @@ def findings(
     return sentences
 
 
-def _beside_a_cheap_one(baseline: str, gain: float, low: float, high: float, points: str) -> str:
+def _compared_with_cheap(baseline: str, gain: float, low: float, high: float, points: str) -> str:
     if low > 0:
         return f"The network gains {points} over {baseline}."
     if gain < 0 and high < 0:
@@ -135,10 +135,10 @@ def _beside_a_cheap_one(baseline: str, gain: float, low: float, high: float, poi
 
 
 def table(metrics: Mapping, titles: Mapping[str, str]) -> list[str]:
-    """Return the table that a run prints at its end: the baselines, then the result.
+    """Return the table that a run prints at the end: the baselines, then the result.
 
     Args:
-        metrics: what metrics.json holds.
+        metrics: contents of metrics.json.
         titles: of the baselines, by name.
     """
     rows = [(lower_first(titles.get(name, name)), score) for name, score in metrics["baselines"].items()]

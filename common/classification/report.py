@@ -1,7 +1,7 @@
 """The report and the model card of a classification run.
 
-A number that is absent is shown as "not measured", never guessed, and a proof is shown as passed only where every part
-of it was measured and holds.
+A missing number is shown as "not measured", and a proof is shown as passed only where every check was measured and
+passed.
 """
 
 from __future__ import annotations
@@ -35,32 +35,32 @@ def write_report(
     preview: Callable[[Sequence[int]], list[dict | None]], reliability: Sequence[dict] = (),
     chapters: Sequence[Markup] = (),
 ) -> Path:  # fmt: skip
-    """Write OUT/report.html, one file that needs nothing else to be read.
+    """Write OUT/report.html, one self-contained file.
 
     Args:
         out: the run folder; made if it is missing.
         title: the heading.
-        metrics: what metrics.json holds; any part may be absent.
+        metrics: contents of metrics.json; any entry may be missing.
         config: setting name to value.
-        history: one row an epoch: "stage", "epoch", "loss", "val_loss", "val_accuracy".
+        history: one row per epoch: "stage", "epoch", "loss", "val_loss", "val_accuracy".
         class_names: the classes, in the order of the columns of `probabilities`.
         labels: int [examples], the true classes of the test examples.
-        probabilities: float32 [examples, classes], what the model answered.
+        probabilities: float32 [examples, classes], the model's predictions.
         per_class: rows of "class", "precision", "recall", "f1", "support".
-        skipped: (path, reason) of every file that could not be used.
-        sentences: findings in plain words, shown near the top.
+        skipped: (path, reason) of every skipped file.
+        sentences: findings, shown near the top.
         titles: of the baselines, by name.
         what: the examples in one word: images, texts, clips.
-        preview: numbers of test examples -> for each what is shown of it: "picture" or "sound" (data URIs) or "text",
-            and "name"; None for one that cannot be shown any more.
-        reliability: rows as `calibration.reliability` gives them; empty leaves the chapter out.
-        chapters: further ones, in HTML, as `reporting.render_chapter` gives them.
+        preview: indices of test examples -> for each "image" or "sound" (data URIs) or "text", and "name"; None for
+            one that can no longer be shown.
+        reliability: rows as returned by `calibration.reliability`; empty omits the chapter.
+        chapters: further chapters, in HTML, as returned by `reporting.render_chapter`.
 
     Returns:
         The path of the report.
 
     Raises:
-        ValueError: labels, probabilities and class_names do not belong together.
+        ValueError: labels, probabilities and class_names do not match.
     """
     labels, probabilities = np.asarray(labels, dtype=np.int64), np.asarray(probabilities)
     classes = len(class_names)
@@ -86,7 +86,7 @@ def write_report(
         "heat_map": None if small else _heat_map(shares),
         "pairs": [] if small else confused_pairs(confusion, shares),
         "numbers": {name: number for number, name in enumerate(class_names)},
-        # Weakest first: that is the row a reader looks for among two hundred.
+        # Weakest first: with two hundred classes these rows matter most.
         "per_class": sorted(per_class, key=lambda row: as_number(row.get("f1")) or 0),
         "what": what,
         "mistakes": _mistakes(labels, predicted, probabilities.max(axis=1, initial=0), preview),
@@ -103,7 +103,7 @@ def write_model_card(
     out: Path, *, title: str, metrics: dict, config: dict, class_names: Sequence[str],
     sentences: Sequence[str], source_card: dict, titles: Mapping[str, str],
 ) -> Path:  # fmt: skip
-    """Write OUT/model_card.md: what the model is for, where it comes from, how good it is, how to serve it.
+    """Write OUT/model_card.md: intended use, origin, results, serving.
 
     Args:
         out, title, metrics, config, class_names, sentences, titles: as for `write_report`.
@@ -119,7 +119,7 @@ def write_model_card(
 def _heat_map(shares: np.ndarray) -> str:
     figure = Figure(figsize=(6.2, 5.4), layout="constrained")
     axes = figure.subplots()
-    # The square root lifts rare confusions out of the white; on a straight scale only the diagonal shows.
+    # The square root makes rare confusions visible; on a linear scale only the diagonal shows.
     image = axes.imshow(np.sqrt(shares), cmap="Blues", vmin=0, vmax=1)
     axes.set(xlabel="predicted class, by number", ylabel="true class, by number")
     bar = figure.colorbar(image, ax=axes, label="share of the true class")
@@ -128,7 +128,7 @@ def _heat_map(shares: np.ndarray) -> str:
 
 
 def _mistakes(labels, predicted, confidence, preview) -> list[dict]:
-    """Collect the wrong answers given with the highest probability, of those that can still be shown."""
+    """Collect the most confident mistakes among those that can still be shown."""
     wrong = [int(index) for index in np.argsort(-confidence, kind="stable") if predicted[index] != labels[index]]
     found: list[dict] = []
     while wrong and len(found) < MAX_MISTAKES:
@@ -143,17 +143,17 @@ def _mistakes(labels, predicted, confidence, preview) -> list[dict]:
 
 
 def _reliability_plot(rows: list[dict]) -> str:
-    """Draw accuracy over confidence, and below it how many answers each range holds."""
+    """Draw accuracy over confidence, and below it the number of predictions in each range."""
     figure = Figure(figsize=(5.6, 4.4), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    upper.plot([0, 1], [0, 1], color="#8a8f98", linestyle=":", label="means what it says")
+    upper.plot([0, 1], [0, 1], color="#8a8f98", linestyle=":", label="perfect calibration")
     means = [row["confidence"] for row in rows]
     upper.plot(means, [row["accuracy"] for row in rows], marker="o", color="#2563a8", label="this model")
-    upper.set(ylabel="share of right answers", ylim=(0, 1.03), xlim=(0, 1.01))
+    upper.set(ylabel="accuracy", ylim=(0, 1.03), xlim=(0, 1.01))
     upper.legend(frameon=False, fontsize=8)
     widths = [row["high"] - row["low"] for row in rows]
     lower.bar([row["low"] for row in rows], [row["count"] for row in rows], widths, align="edge", color="#9db7d5")
-    lower.set(xlabel="probability of the answer", ylabel="answers")
+    lower.set(xlabel="predicted probability", ylabel="predictions")
     for axes in (upper, lower):
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)

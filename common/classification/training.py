@@ -1,4 +1,4 @@
-"""One stage of training a classifier, and the weights of its examples."""
+"""One stage of training a classifier, and the weights of the examples."""
 
 from __future__ import annotations
 
@@ -31,29 +31,29 @@ def fit_stage(
     save_every: float = 30.0,
     callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> list[dict]:
-    """Train a classifier for one stage and leave it with its best weights on validation.
+    """Train a classifier for one stage; it ends with its best weights on validation.
 
     Args:
-        model: gives probabilities [batch, classes]; compiled here, so that what is frozen is frozen.
-        batches_from: gives what `fit` takes, from (epoch, step) on; the same ones, whenever it is asked.
+        model: returns probabilities [batch, classes]; compiled here, so that freezing takes effect.
+        batches_from: returns the batches for `fit`, from (epoch, step) on; always the same ones.
         stage: name for the progress lines and the history.
-        epochs: at most this many.
-        steps: batches in an epoch.
-        optimizer: with its schedule.
+        epochs: maximum number of epochs.
+        steps: batches per epoch.
+        optimizer: including its schedule.
         loss: Keras loss on probabilities and one-hot targets.
         validation: dataset of (inputs, one-hot targets).
-        score: instead of that, measures the model as it is on validation: loss, accuracy, cross_entropy. For models
-            whose answers are made of several rows.
+        score: used instead of `validation`: measures loss, accuracy and cross_entropy of the model on validation. For
+            models whose predictions combine several rows.
         patience: epochs without improvement before stopping.
-        start_counts: whether the model as given competes too.
-        xla: whether XLA may compile the step on an accelerator; not for batches of many shapes.
-        begin: sets the weights that training begins with, where they are not those of the model as given.
-        checkpoint: file that a killed run continues from; None for none.
+        start_counts: whether the initial model is also a candidate.
+        xla: whether XLA may compile the step on an accelerator; not for batches of varying shapes.
+        begin: sets the weights at the start of training, where they differ from those of `model`.
+        checkpoint: file from which a killed run continues; None for no checkpoints.
         save_every: seconds between saves.
         callbacks: more Keras callbacks.
 
     Returns:
-        One row an epoch: stage, epoch, loss, accuracy, val_loss, val_accuracy, val_cross_entropy.
+        One row per epoch: stage, epoch, loss, accuracy, val_loss, val_accuracy, val_cross_entropy.
     """
     model.compile(
         optimizer=optimizer,
@@ -65,7 +65,7 @@ def fit_stage(
         add = keras.callbacks.LambdaCallback(
             on_epoch_end=lambda _, logs: logs.update({f"val_{name}": value for name, value in score().items()})
         )
-        callbacks = [add, *callbacks]  # first, so that all others see it
+        callbacks = [add, *callbacks]  # first, so that the others receive its values
     rival, resumed = None, checkpoint is not None and checkpoint.exists()
     if start_counts and not resumed:
         logs = score() if score else model.evaluate(validation, verbose=0, return_dict=True)
@@ -86,7 +86,7 @@ def fit_stage(
 
 
 def balanced_class_weights(labels: np.ndarray, classes: int) -> np.ndarray:
-    """Return a weight for each class that makes all classes count the same; float32 [classes], mean 1 over examples."""
+    """Return weights that give every class the same total; float32 [classes], mean 1 over examples."""
     counts = np.bincount(labels, minlength=classes)
     return (len(labels) / (classes * np.maximum(counts, 1))).astype("float32")
 
@@ -97,7 +97,7 @@ def sample_weights(labels: np.ndarray, train_labels: np.ndarray, classes: int, c
     Args:
         labels: of the examples, int [n].
         train_labels: of the training split, int [m].
-        classes: how many there are.
+        classes: number of classes.
         class_weights: `none` (all 1), or `balanced` (every class has the same total weight).
     """
     if class_weights == "none":

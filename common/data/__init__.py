@@ -1,1 +1,1 @@
-"""Reading the data of each task: what the user has, streamed from disk."""
+"""Read the data of the user: folders, tables, TensorFlow Datasets, and their splits."""

@@ -1,4 +1,4 @@
-"""Folders as people have them: links, hidden files, names that are not UTF-8."""
+"""Folders of users: links, hidden files, names that are not UTF-8."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import os
 import re
 from pathlib import Path
 
-from common.data.splits import PART_OF_NAME
+from common.data.splits import SPLIT_OF_NAME
 from common.errors import UserError
 
 
 def files_under(root: Path) -> list[Path]:
-    """Return the files anywhere under a folder but hidden ones. Links are followed, but never round in a circle.
+    """Return the files anywhere under a folder except hidden ones. Links are followed, but not in cycles.
 
     Args:
         root: the folder.
 
     Returns:
-        Folder after folder, in the order of their names, the files of each sorted.
+        Folder by folder, sorted by name, with the files of each sorted.
 
     Raises:
         UserError: a folder cannot be read.
@@ -38,16 +38,16 @@ def files_under(root: Path) -> list[Path]:
 
 
 def printable(path: str) -> str:
-    """Return a path that every file and terminal takes: names on disk need not be UTF-8."""
+    """Return a path that can be written to any file and terminal: names on disk need not be UTF-8."""
     return os.fsencode(path).decode(errors="replace")
 
 
-def part_of_words(name: str) -> str | None:
-    """Return the part that a name such as instances_train2017.json speaks of, if it is one."""
-    parts = {PART_OF_NAME[word] for word in re.split(r"[^a-z]+", name.lower()) if word in PART_OF_NAME}
-    return parts.pop() if len(parts) == 1 else None
+def split_of_words(name: str) -> str | None:
+    """Return the split that a name such as instances_train2017.json contains, if it is exactly one."""
+    splits = {SPLIT_OF_NAME[word] for word in re.split(r"[^a-z]+", name.lower()) if word in SPLIT_OF_NAME}
+    return splits.pop() if len(splits) == 1 else None
 
 
-def part_of_folders(file: Path) -> str | None:
-    """Return the part after which a folder of the path is called."""
-    return next((PART_OF_NAME[name.lower()] for name in file.parent.parts if name.lower() in PART_OF_NAME), None)
+def split_of_folders(file: Path) -> str | None:
+    """Return the split that a folder of the path is named after."""
+    return next((SPLIT_OF_NAME[name.lower()] for name in file.parent.parts if name.lower() in SPLIT_OF_NAME), None)

@@ -1,4 +1,4 @@
-"""Train, validation and test parts: by what was given, else by content hash; never overlapping."""
+"""Train, val and test splits: as given, else by content hash; never overlapping."""
 
 from __future__ import annotations
 
@@ -14,30 +14,29 @@ VALIDATION_SHARE = 0.15
 TEST_SHARE = 0.15
 
 
-def split_by_hash(hashes: Sequence[str], labels: Sequence[int], parts: dict[str, float]) -> np.ndarray:
-    """Assign each example to a part by the hash of its content, class by class.
+def split_by_hash(hashes: Sequence[str], labels: Sequence[int], shares: dict[str, float]) -> np.ndarray:
+    """Assign each example to a split by the hash of its content, class by class.
 
-    The same content lands in the same part whatever the file's name or the order of reading; copies of one
-    content stay together.
+    The same content is always in the same split, independent of file name and reading order; copies stay
+    together.
 
     Args:
         hashes: hexadecimal content hashes, n of them.
         labels: class of each example, n of them.
-        parts: share of each named part, for example {"test": 0.15, "val": 0.15, "train": 0.7}. A class with
-            at least as many distinct contents as there are parts has at least one in each; the last part
-            takes what is left.
+        shares: of each split, for example {"test": 0.15, "val": 0.15, "train": 0.7}. A class with at least as many
+            distinct contents as there are splits has at least one in each; the last split takes the rest.
 
     Returns:
-        An array of part names, object [n].
+        An array of split names, object [n].
     """
     assigned = np.empty(len(hashes), dtype=object)
     members: dict[int, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     for index, (content, label) in enumerate(zip(hashes, labels, strict=True)):
         members[int(label)][content].append(index)
-    names = list(parts)
+    names = list(shares)
     for by_content in members.values():
         contents = sorted(by_content)
-        counts = _part_sizes(len(contents), [parts[name] for name in names])
+        counts = _split_sizes(len(contents), [shares[name] for name in names])
         at = 0
         for name, count in zip(names, counts, strict=True):
             for content in contents[at : at + count]:
@@ -46,31 +45,31 @@ def split_by_hash(hashes: Sequence[str], labels: Sequence[int], parts: dict[str,
     return assigned
 
 
-def _part_sizes(count: int, shares: list[float]) -> list[int]:
-    """Split a count by shares; the last part takes what is left, and no part is empty while there are enough."""
+def _split_sizes(count: int, shares: list[float]) -> list[int]:
+    """Divide a count by shares; the last split takes the rest, and none is empty while there are enough."""
     sizes = [round(count * share) for share in shares[:-1]]
     if count >= len(shares):
         sizes = [max(1, size) for size in sizes]
-    while sum(sizes) > max(0, count - 1):  # the last part, training, keeps at least one
+    while sum(sizes) > max(0, count - 1):  # the last split, train, keeps at least one
         sizes[sizes.index(max(sizes))] -= 1
     return [*sizes, count - sum(sizes)]
 
 
-def drop_copies_across_parts(parts: np.ndarray, hashes: Sequence[str]) -> np.ndarray:
-    """Mark the examples whose content also stands in a part of a higher claim (test over val over train).
+def drop_copies_across_splits(splits: np.ndarray, hashes: Sequence[str]) -> np.ndarray:
+    """Mark the examples whose content is also in a split of higher priority (test over val over train).
 
     Args:
-        parts: part name of each example ("train", "val", "test"), [n].
+        splits: split of each example ("train", "val", "test"), [n].
         hashes: content hashes, n of them.
 
     Returns:
-        bool [n], True where the example must leave its part.
+        bool [n], True where the example must be removed from its split.
     """
-    claim = {"test": 0, "val": 1, "train": 2}
+    rank = {"test": 0, "val": 1, "train": 2}
     highest: dict[str, int] = {}
-    for part, content in zip(parts, hashes, strict=True):
-        highest[content] = min(claim[part], highest.get(content, 2))
-    return np.array([claim[part] > highest[content] for part, content in zip(parts, hashes, strict=True)], dtype=bool)
+    for split, content in zip(splits, hashes, strict=True):
+        highest[content] = min(rank[split], highest.get(content, 2))
+    return np.array([rank[split] > highest[content] for split, content in zip(splits, hashes, strict=True)], dtype=bool)
 
 
 def limit_per_class(labels: np.ndarray, limit: int) -> np.ndarray:
@@ -83,21 +82,21 @@ def limit_per_class(labels: np.ndarray, limit: int) -> np.ndarray:
     return np.sort(np.lexsort((labels, rank))[:limit])
 
 
-PARTS = ("train", "val", "test")
+SPLITS = ("train", "val", "test")
 
-PART_OF_NAME = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
-                 "dev": "val", "test": "test", "testing": "test"}  # fmt: skip
+SPLIT_OF_NAME = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
+                  "dev": "val", "test": "test", "testing": "test"}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Split:
-    """Which example is in which part.
+    """Which example is in which split.
 
     Attributes:
         class_names: name of each class number, sorted.
         labels: class number of each example, int64 [n].
-        indices: the examples of each part, in their order.
-        reasons: why an example is in no part, or "", n of them.
+        indices: the examples of each split, in their order.
+        reasons: why an example is in no split, or "", n of them.
     """
 
     class_names: tuple[str, ...]
@@ -117,67 +116,67 @@ def split_labelled(
     val_share: float = VALIDATION_SHARE,
     left_out: str = "",
 ) -> Split:
-    """Split examples that can be used, and refuse a set that cannot work.
+    """Split the usable examples, and reject data sets that cannot be trained on.
 
-    Exact content with two labels teaches and tells nothing: it leaves every part. Only a test part that was given
-    stays as its author made it. Exact copies across parts leave the lower part.
+    The same content with two labels is useless: it is removed from every split, except from a given test split,
+    which stays as it is. Exact copies across splits are removed from the split of lower priority.
 
     Args:
-        data: what the user asked for, for messages.
-        what: one example, for messages: `picture`, `text`.
+        data: value of `--data`, for messages.
+        what: one example, for messages: `image`, `text`.
         names: class name of each example, n of them.
-        given: the part that each was given in, or None.
+        given: the given split of each, or None.
         hashes: content hash of each.
-        limit: keep at most this many of each part.
-        val_share: the share of the training part that becomes validation where none is given.
-        left_out: a sentence on what could not be read, for messages.
+        limit: keep at most this many of each split.
+        val_share: the share of the train split that becomes validation where none is given.
+        left_out: a sentence on unreadable files, for messages.
 
     Returns:
         The Split.
 
     Raises:
-        UserError: one class only, or a class or a part without examples.
+        UserError: one class only, or a class or a split without examples.
     """
     class_names = tuple(sorted(set(names)))
     if len(class_names) < 2:
         raise UserError(
-            f"--data {data!r} has {len(class_names)} class(es) with readable {what}s; at least 2 are needed. "
+            f"--data {data!r} has {len(class_names)} class(es) with readable {what}s; at least 2 are required. "
             f"Received: {some(class_names)}; {left_out}."
         )
     numbers = {name: number for number, name in enumerate(class_names)}
     labels = np.array([numbers[name] for name in names], dtype=np.int64)
-    parts = assign_parts(data, given, hashes, labels, val_share)
-    reasons = _reasons_to_leave(what, names, given, hashes, parts)
+    splits = assign_splits(data, given, hashes, labels, val_share)
+    reasons = _reasons_to_leave(what, names, given, hashes, splits)
     stays = np.array([not reason for reason in reasons])
 
     indices = {}
-    for part in PARTS:
-        chosen = np.nonzero((parts == part) & stays)[0]
+    for split in SPLITS:
+        chosen = np.nonzero((splits == split) & stays)[0]
         if not len(chosen):
             raise UserError(
-                f"--data {data!r} leaves no {what}s in the {part} part. A class is in every part where it has 3 "
-                f"different {what}s. Counts: {_count_text(names, parts, stays)}; {left_out}."
+                f"--data {data!r} leaves no {what}s in the {split} split. A class needs at least 3 different "
+                f"{what}s to be in every split. Counts: {_count_text(names, splits, stays)}; {left_out}."
             )
-        indices[part] = chosen[limit_per_class(labels[chosen], limit)] if limit else chosen
+        indices[split] = chosen[limit_per_class(labels[chosen], limit)] if limit else chosen
     trained = set(labels[indices["train"]].tolist())
     if missing := [name for number, name in enumerate(class_names) if number not in trained]:
         advice = f" --limit {limit} may be too small for {len(class_names)} classes." if limit else ""
         raise UserError(
             f"--data {data!r}: no training {what}s for {some(missing)}. Each class needs at least one.{advice} "
-            f"Counts: {_count_text(names, parts, stays)}; {left_out}."
+            f"Counts: {_count_text(names, splits, stays)}; {left_out}."
         )
     return Split(class_names, labels, indices, reasons)
 
 
 def untested_classes(class_names: Sequence[str], test_labels: np.ndarray, what: str) -> tuple[str, ...]:
-    """Return a sentence on the classes that the test part does not show, if there are any."""
+    """Return a sentence on the classes without test examples, if there are any."""
     tested = set(test_labels.tolist())
     untested = [name for number, name in enumerate(class_names) if number not in tested]
     if not untested:
         return ()
     return (
-        f"No test {what} shows {some(untested)}: the result says nothing about it. A class is in every part where it "
-        f"has 3 different {what}s.",
+        f"The test split has no {what} with class {some(untested)}: the scores do not cover it. A class needs at least 3 "
+        f"different {what}s to be in every split.",
     )
 
 
@@ -186,42 +185,43 @@ def some(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names[:10])) + (f" and {len(names) - 10} more" if len(names) > 10 else "") or "none"
 
 
-def _reasons_to_leave(what: str, names, given, hashes, parts: np.ndarray) -> list[str]:
+def _reasons_to_leave(what: str, names, given, hashes, splits: np.ndarray) -> list[str]:
     labels_of: dict[str, set[str]] = defaultdict(set)
     for name, content in zip(names, hashes, strict=True):
         labels_of[content].add(name)
     reasons = []
-    copies = drop_copies_across_parts(parts, hashes)
-    for was, content, part, copied in zip(given, hashes, parts, copies, strict=True):
-        given_test = part == "test" and was not in (None, "train")
+    copies = drop_copies_across_splits(splits, hashes)
+    for was, content, split, copied in zip(given, hashes, splits, copies, strict=True):
+        given_test = split == "test" and was not in (None, "train")
         if len(labels_of[content]) > 1 and not given_test:
-            reasons.append(f"the same content is labelled {some(sorted(labels_of[content]))}; left {part}")
+            reasons.append(f"the same content is labelled {some(sorted(labels_of[content]))}; removed from {split}")
         else:
-            reasons.append(f"exact copy of a {what} in another part; left {part}" if copied else "")
+            article = "an" if what[0] in "aeiou" else "a"
+            reasons.append(f"exact copy of {article} {what} in another split; removed from {split}" if copied else "")
     return reasons
 
 
-def _count_text(names: Sequence[str], parts: np.ndarray, stays: np.ndarray) -> str:
-    per_part = Counter((part, name) for name, part, stay in zip(names, parts, stays, strict=True) if stay)
-    return ", ".join(f"{part}/{label} {count}" for (part, label), count in sorted(per_part.items())[:20]) or "none"
+def _count_text(names: Sequence[str], splits: np.ndarray, stays: np.ndarray) -> str:
+    per_split = Counter((split, name) for name, split, stay in zip(names, splits, stays, strict=True) if stay)
+    return ", ".join(f"{split}/{label} {count}" for (split, label), count in sorted(per_split.items())[:20]) or "none"
 
 
-def assign_parts(data: str, was: Sequence[str | None], hashes, labels: np.ndarray, val_share: float) -> np.ndarray:
-    """Keep the parts that were given; carve the others out of the training part by content hash."""
-    parts = np.array(was, dtype=object)
-    given = {part for part in parts if part}
+def assign_splits(data: str, was: Sequence[str | None], hashes, labels: np.ndarray, val_share: float) -> np.ndarray:
+    """Keep the given splits; take the others from the train split by content hash."""
+    splits = np.array(was, dtype=object)
+    given = {split for split in splits if split}
     if not given:
         shares = {"test": TEST_SHARE, "val": val_share, "train": 1.0}
         return split_by_hash(hashes, labels, shares)
     if "train" not in given:
-        raise UserError(f"--data {data!r} gives {sorted(given)} but no train part. Allowed: train, and val or test.")
+        raise UserError(f"--data {data!r} gives {sorted(given)} but no train split. Allowed: train, and val or test.")
     if "test" not in given and "val" in given:
-        # A given val was held out by its author; choices are then made on a part of train instead.
-        parts[parts == "val"] = "test"
+        # A given val was held out by its author: it becomes test, and a share of train becomes val.
+        splits[splits == "val"] = "test"
         given = {"train", "test"}
-    carve = {part: share for part, share in (("test", TEST_SHARE), ("val", val_share))
-             if part not in given}  # fmt: skip
+    carve = {split: share for split, share in (("test", TEST_SHARE), ("val", val_share))
+             if split not in given}  # fmt: skip
     if carve:
-        train = np.nonzero(parts == "train")[0]
-        parts[train] = split_by_hash([hashes[i] for i in train], labels[train], {**carve, "train": 1.0})
-    return parts
+        train = np.nonzero(splits == "train")[0]
+        splits[train] = split_by_hash([hashes[i] for i in train], labels[train], {**carve, "train": 1.0})
+    return splits

@@ -1,4 +1,4 @@
-"""Text files and tables as people have them: compressed, in any encoding."""
+"""Text files and tables of users: compressed, in any encoding."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def read_text_file(kind: str, file: Path, encoding: str) -> str:
     """Return the content of a file, compressed (`.gz`) or not.
 
     Args:
-        kind: how `--data` named it, for messages.
+        kind: of `--data`, for messages.
         file: to read.
         encoding: of the text.
 
@@ -37,8 +37,8 @@ def read_text_file(kind: str, file: Path, encoding: str) -> str:
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise UserError(
-            f"--data {kind}:{file} is not {encoding}: line {line} holds the byte {content[error.start]:#x}. If it is "
-            f"Western European text of an older program: --encoding latin-1"
+            f"--data {kind}:{file} is not {encoding}: line {line} holds the byte {content[error.start]:#x}. For "
+            f"Western European text from older programs: --encoding latin-1"
         ) from error
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error

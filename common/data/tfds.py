@@ -1,4 +1,4 @@
-"""Data sets of TensorFlow Datasets, by their names."""
+"""Data sets of TensorFlow Datasets, by name."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def prepared_builder(name: str):
         builder = tfds.builder(name)
         builder.download_and_prepare()
     except Exception as error:  # TFDS raises dozens of types for unknown names, no network and full disks
-        said = next(iter(str(error).splitlines()), type(error).__name__)[:300]
+        reason = next(iter(str(error).splitlines()), type(error).__name__)[:300]
         raise UserError(
-            f"--data tfds:{name} cannot be loaded: {said}. Names: "
+            f"--data tfds:{name} cannot be loaded: {reason}. Names: "
             "https://www.tensorflow.org/datasets/catalog/overview. Without a network, prepare it elsewhere and "
             "set TFDS_DATA_DIR, or use --data folder:PATH."
         ) from error

@@ -1,4 +1,4 @@
-"""Anchors that fit the boxes of a data set, and the check that every box has one: a box without learns nothing."""
+"""Anchors fitted to the boxes of a data set, and a check that boxes have anchors: others would not be trained on."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from sklearn.cluster import KMeans
 from common.errors import UserError
 from common.proof.fresh_process.boxes import overlaps
 
-LEARNED = 0.5  # IoU from which an anchor learns a box; as in RetinaNet (arXiv:1708.02002)
+POSITIVE_IOU = 0.5  # least IoU of an anchor with the box it is trained on; as in RetinaNet (arXiv:1708.02002)
 _SCALES = 3  # sizes within an octave; from the same paper
 
 
 @dataclass(frozen=True)
 class Anchors:
-    """Shapes of the anchors: at each level, every ratio in three sizes.
+    """Shapes of the anchors: every ratio in three sizes at each level.
 
     Attributes:
         size: side of the smallest anchor of a level, in cells of that level.
@@ -29,21 +29,21 @@ class Anchors:
 
     def __str__(self) -> str:
         ratios = ", ".join(f"{ratio:.2g}" for ratio in self.ratios)
-        return f"anchors of {self.size:.2g} cells and up, height over width {ratios}"
+        return f"anchors from {self.size:.2g} cells, height over width {ratios}"
 
 
 def fit_anchors(boxes: np.ndarray, labels: np.ndarray, strides: Sequence[int]) -> Anchors:
-    """Choose the anchors that suit the boxes of a data set.
+    """Return anchors that fit the boxes of a data set.
 
-    The ratios are the middles of three groups of boxes (k-means over the logarithm, so that twice as wide is as far
-    from square as twice as high). The size is the one with which boxes overlap most with the best anchor, as far as its
-    centre is from theirs on average: small anchors of a coarse level may have the shape of a box, but seldom its place.
-    Each class counts the same, however many boxes it has.
+    The ratios are the centres of three clusters of boxes (k-means over the logarithm, so that twice as wide is as far
+    from square as twice as high). The size maximises the mean overlap with the best anchor, at the average distance
+    between their centres: anchors of a coarse level may have the shape of a box, but seldom its position. All classes
+    have equal weight.
 
     Args:
         boxes: in pixels of the input, float32 [n, 4]; at least one.
         labels: class of each, int [n].
-        strides: pixels of a cell at each level.
+        strides: pixels per cell at each level.
     """
     sides = np.maximum(boxes[:, 2:] - boxes[:, :2], 1e-3)
     shapes = np.log(sides[:, 1:] / sides[:, :1])
@@ -57,35 +57,35 @@ def fit_anchors(boxes: np.ndarray, labels: np.ndarray, strides: Sequence[int]) -
 
 
 def check_anchors(anchors: np.ndarray, boxes: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> str:
-    """Stop a run that could never learn.
+    """Refuse a data set that these anchors cannot be trained on.
 
     Args:
         anchors: all anchors of the input, xmin, ymin, xmax, ymax in its pixels, float32 [m, 4].
-        boxes: those of the training pictures in pixels of the input, float32 [n, 4].
+        boxes: of the train split in pixels of the input, float32 [n, 4].
         labels: class of each, int [n].
         class_names: of the classes.
 
     Returns:
-        A sentence for the user: how many boxes have an anchor.
+        A phrase for the user: how many boxes have an anchor.
 
     Raises:
-        UserError: half of the boxes of a class have none.
+        UserError: more than half of the boxes of a class have none.
     """
     best = np.concatenate([overlaps(some, anchors).max(axis=1) for some in np.array_split(boxes, len(boxes) // 64 + 1)])
-    covered = best >= LEARNED
+    covered = best >= POSITIVE_IOU
     for number, name in enumerate(class_names):
         of_class = covered[labels == number]
         if len(of_class) and of_class.mean() < 0.5:
             raise UserError(
                 f"{(~of_class).sum()} of {len(of_class)} boxes of class {name!r} have no anchor that overlaps by "
-                f"{LEARNED:.0%}, so most of them could never be learned: they are too small or too narrow for this "
-                "input. Allowed: a larger --image-size, or --detector fcos, which needs no anchors."
+                f"{POSITIVE_IOU:.0%}, so most of them would not be trained on: too small or too narrow for this input. "
+                "Try: a larger --image-size, or --detector one_grid, which needs no anchors."
             )
-    return f"{covered.mean():.1%} of the training boxes have an anchor that overlaps by {LEARNED:.0%} or more"
+    return f"{covered.mean():.1%} of the training boxes have an anchor that overlaps by at least {POSITIVE_IOU:.0%}"
 
 
 def _shapes(size: float, ratios: Sequence[float], strides: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Return width and height of every anchor, float [m, 2], and the pixels from one to the next, float [m]."""
+    """Return width and height of every anchor, float [m, 2], and its stride in pixels, float [m]."""
     steps = np.repeat(strides, _SCALES * len(ratios)).astype(float)
     scales = np.tile(np.repeat(2 ** (np.arange(_SCALES) / _SCALES), len(ratios)), len(strides))
     roots = np.sqrt(np.tile(ratios, _SCALES * len(strides)))
@@ -93,9 +93,9 @@ def _shapes(size: float, ratios: Sequence[float], strides: Sequence[int]) -> tup
 
 
 def _best_overlap(sides: np.ndarray, shapes: np.ndarray, steps: np.ndarray) -> np.ndarray:
-    """Return the IoU of each box with the best anchor, whose centre lies a quarter of a step beside its own each way.
+    """Return the IoU of each box with the best anchor, with centres a quarter of a stride apart in x and y.
 
-    A quarter is what a box that lies anywhere is off on average, since half is the most.
+    A quarter is the average distance of a randomly placed box, as half is the maximum.
     """
     fitting = np.minimum(sides[:, None], shapes[None])
     beside = (sides[:, None] + shapes[None]) / 2 - steps[:, None] / 4

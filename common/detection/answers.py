@@ -1,4 +1,4 @@
-"""Boxes, as `python -m recipes predict` shows them: named in a line, and drawn."""
+"""Detections as shown by `python -m recipes predict`: printed in a line, and drawn."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def parse_boxes(outputs: Mapping[str, np.ndarray], row: int) -> dict:
 
 
 def show_boxes(answer: dict, name: str, place: Path) -> str:
-    """Draw what was found, and return the line that is printed of it."""
+    """Draw the detections and return the line to print."""
     objects = answer["objects"]
     found = "; ".join(f"{one['label']} {one['score']:.2f}" for one in objects) or "nothing"
     return f"{name}  {found}  drawn: {_draw(Path(name), objects, place)}"
 
 
 def _draw(file: Path, objects: list[dict], place: Path) -> Path:
-    # As the model saw it: TensorFlow's decoder does not follow the camera's note to turn an image.
+    # As the model receives it: TensorFlow's decoder ignores the EXIF orientation.
     pixels = tf.io.decode_image(file.read_bytes(), channels=3, expand_animations=False).numpy()
     names = sorted({one["label"] for one in objects})
     image = draw_boxes(

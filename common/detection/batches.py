@@ -1,8 +1,8 @@
-"""Pictures with boxes from disk to batches: one decoder and resizer for training, evaluation and serving.
+"""Batches of images with boxes: one decoder and resizer for training, evaluation and serving.
 
-Boxes are xmin, ymin, xmax, ymax. A place is measured from the left and upper edge of the picture, not between the
-middles of pixels: the first pixel reaches from 0 to 1. Two kinds of pixels appear: those of the picture as it is stored
-in its file, and those of the input, which is what the network sees.
+Boxes are xmin, ymin, xmax, ymax, measured from the left and upper edge of the image, not between pixel centres: the
+first pixel extends from 0 to 1. There are two coordinate systems: pixels of the image as stored in its file, and pixels
+of the network's input.
 """
 
 from __future__ import annotations
@@ -17,46 +17,45 @@ from common.progress import ProgressLine
 
 AUGMENTATIONS = ("flip", "scale", "crop", "color")
 
-PADDING, CROWD = -1, -2  # labels of what is no box, and of a box that is not to be learned from
+PADDING, CROWD = -1, -2  # labels of padding, and of a box that is ignored in training
 
-# What fills the input beside a picture. Grey, because photos are grey on average: the network's preprocessing makes it
-# about zero, so it says little, while black would be a dark thing with a sharp edge. A whole number, because pictures
-# are kept in memory as whole numbers.
+# Fills the input beside an image. Grey is the mean of photos, about zero after preprocessing; black would be a dark
+# object with a sharp edge. An integer, because images are cached as integers.
 GREY = 128.0
 
-_LEAST_VISIBLE = 0.3  # share of a box's area; with less of it in the picture, nobody could say what it is
+_LEAST_VISIBLE = 0.3  # fraction of a box's area; with less of it in the image, the class is unrecognisable
 _KEPT_BYTES = 2**30
 
-# Random numbers of one picture: how a mosaic is cut, then what happens to each of its tiles, then its colours. A
-# picture that is no mosaic is as the first tile says.
+# Random numbers of one image: the layout of a mosaic, then the changes of each of its tiles, then its colours. Without
+# a mosaic, those of the first tile apply.
 _MOSAIC, _TILE, _COLOUR = 3, 6, 6
 _DRAWS = _MOSAIC + 4 * _TILE + _COLOUR
 
 
-# --- one picture ------------------------------------------------------------------------------------------
+# --- one image --------------------------------------------------------------------------------------------
 
 
 def letterbox(encoded: tf.Tensor, size: tuple[int, int]) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Decode one JPEG, PNG, GIF (first frame), BMP or plain WebP file and fit it into the input, here and in serving.
 
-    The picture keeps its shape, as far as whole pixels allow, and stands in the upper left corner: a box then changes
-    its unit and is not moved. The rest is grey. A camera's note that the picture is to be turned (EXIF) is ignored;
-    `BoxExamples.as_stored` gives the boxes that belong to it.
+    The image keeps its aspect ratio, up to rounding to whole pixels, and is placed in the upper left corner: boxes are
+    scaled, not moved. The rest is grey. The EXIF orientation is ignored; `BoxExamples.as_stored` returns the boxes that
+    match.
 
     Args:
         encoded: scalar string, the bytes of the file.
         size: (height, width) of the input, in pixels.
 
     Returns:
-        (float32 [height, width, 3], RGB, 0 to 255; input pixels of one stored pixel in x and in y, float32 [2];
-        height and width as stored, in pixels, int32 [2]). The two scales differ where rounding to whole pixels makes
-        them: a little mostly, much where a side would be less than a pixel.
+        (float32 [height, width, 3], RGB, 0 to 255; input pixels per stored pixel in x and in y, float32 [2];
+        height and width as stored, in pixels, int32 [2]). Rounding to whole pixels makes the two scales differ: mostly
+        a little, much where a side would be less than a pixel.
     """
     image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
     image = tf.ensure_shape(image, (None, None, 3))
     stored = tf.shape(image)[:2]
     inner, scale = _fitted(stored, size)
-    # Antialiasing: without it a large photo turns into noise that no backbone was trained on.
+    # Antialiasing: without it, a large photo becomes noise that no backbone was trained on.
     image = tf.clip_by_value(tf.image.resize(image, inner, antialias=True), 0.0, 255.0)
     beside = tf.constant(size) - inner
     image = tf.pad(image, [[0, beside[0]], [0, beside[1]], [0, 0]], constant_values=GREY)
@@ -64,12 +63,12 @@ def letterbox(encoded: tf.Tensor, size: tuple[int, int]) -> tuple[tf.Tensor, tf.
 
 
 def to_stored(boxes: tf.Tensor, scale: tf.Tensor, stored: tf.Tensor) -> tf.Tensor:
-    """Return boxes in pixels of the picture that was sent, cut at its edges.
+    """Return boxes in pixels of the stored image, clipped at its edges.
 
     Args:
-        boxes: in input pixels, float32 [k, 4] of one picture or [batch, k, 4].
-        scale: as `letterbox` gives it, float32 [2] or [batch, 2].
-        stored: as `letterbox` gives it, height and width, int [2] or [batch, 2].
+        boxes: in input pixels, float32 [k, 4] of one image or [batch, k, 4].
+        scale: as returned by `letterbox`, float32 [2] or [batch, 2].
+        stored: as returned by `letterbox`, height and width, int [2] or [batch, 2].
 
     Returns:
         float32, the shape of boxes.
@@ -81,30 +80,30 @@ def to_stored(boxes: tf.Tensor, scale: tf.Tensor, stored: tf.Tensor) -> tf.Tenso
 
 
 def _fitted(stored: tf.Tensor, size: tuple[int, int]) -> tuple[tf.Tensor, tf.Tensor]:
-    """Return the pixels that pictures take in the input, int32 [..., 2] (height, width), and their scales in x and y.
+    """Return the size of images in the input, int32 [..., 2] (height, width), and their scales in x and y.
 
     Args:
         stored: height and width, int [..., 2].
         size: (height, width) of the input.
     """
     sides = tf.cast(stored, tf.float32)
-    wanted = tf.round(sides * tf.reduce_min(tf.constant(size, tf.float32) / sides, axis=-1, keepdims=True))
-    inner = tf.clip_by_value(wanted, 1.0, tf.constant(size, tf.float32))
+    rounded = tf.round(sides * tf.reduce_min(tf.constant(size, tf.float32) / sides, axis=-1, keepdims=True))
+    inner = tf.clip_by_value(rounded, 1.0, tf.constant(size, tf.float32))
     return tf.cast(inner, tf.int32), tf.reverse(inner / sides, [-1])
 
 
-def picture_size(sizes: np.ndarray, side: int, multiple: int = 32) -> tuple[int, int]:
-    """Return a size of the input that suits the pictures of a set.
+def input_size(sizes: np.ndarray, side: int, multiple: int = 32) -> tuple[int, int]:
+    """Return an input size with the aspect ratio of the median image.
 
     Args:
-        sizes: height and width of each picture in pixels, int64 [n, 2].
-        side: about how many pixels the longer side is to have.
-        multiple: both sides are a whole number of times this, and at least once.
+        sizes: height and width of each image in pixels, int64 [n, 2].
+        side: approximate length of the longer side in pixels.
+        multiple: both sides are positive multiples of it.
 
     Returns:
-        (height, width) in pixels, of the shape that the median picture has.
+        (height, width) in pixels.
     """
-    shapes = np.log(sizes[:, 1] / sizes[:, 0])  # logarithms: twice as wide is as far from square as twice as high
+    shapes = np.log(sizes[:, 1] / sizes[:, 0])  # logarithms: symmetric for wide and high images
     shape = float(np.exp(np.median(shapes))) if len(sizes) else 1.0
     height, width = (
         max(1, int(side * share / multiple + 0.5)) * multiple for share in (min(1.0, 1 / shape), min(1.0, shape))
@@ -113,38 +112,38 @@ def picture_size(sizes: np.ndarray, side: int, multiple: int = 32) -> tuple[int,
 
 
 def input_boxes(examples: BoxExamples, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return all boxes that are learned from.
+    """Return all boxes that are trained on.
 
     Args:
-        examples: the pictures and their boxes.
+        examples: the images and their boxes.
         size: (height, width) of the input, in pixels.
 
     Returns:
-        (boxes in input pixels, float32 [n, 4]; their classes, int64 [n]; the number of the picture of each, int64 [n]).
+        (boxes in input pixels, float32 [n, 4]; their classes, int64 [n]; the index of the image of each, int64 [n]).
     """
     examples = examples.as_stored()
     _, scales = _fitted(tf.constant(examples.sizes.reshape(-1, 2)), size)
     scaled = [boxes * np.tile(scale, 2) for boxes, scale in zip(examples.boxes, scales.numpy(), strict=True)]
-    learned = ~np.concatenate([np.zeros(0, bool), *examples.crowds])
+    used = ~np.concatenate([np.zeros(0, bool), *examples.crowds])
     boxes, labels = np.concatenate([np.zeros((0, 4), np.float32), *scaled]), np.concatenate([[], *examples.labels])
-    pictures = np.repeat(np.arange(len(examples)), [len(one) for one in examples.boxes])
-    return boxes[learned], labels[learned].astype(np.int64), pictures[learned]
+    images = np.repeat(np.arange(len(examples)), [len(one) for one in examples.boxes])
+    return boxes[used], labels[used].astype(np.int64), images[used]
 
 
 # --- streams ----------------------------------------------------------------------------------------------
 
 
 def evaluation_batches(examples: BoxExamples, size: tuple[int, int], batch_size: int) -> tf.data.Dataset:
-    """Stream pictures in the given order, exactly as serving sees them.
+    """Stream images in the given order, preprocessed exactly as in serving.
 
     Args:
-        examples: the pictures.
+        examples: the images.
         size: (height, width) of the input, in pixels.
-        batch_size: pictures in a batch; the last one may hold fewer.
+        batch_size: images per batch; the last one may have fewer.
 
     Returns:
-        A dataset of what `letterbox` returns: (float32 [batch, height, width, 3], 0 to 255; scales, float32 [batch, 2];
-        stored height and width, int32 [batch, 2]). Nothing but the paths is held in memory.
+        A tf.data.Dataset of the results of `letterbox`: (float32 [batch, height, width, 3], 0 to 255; scales, float32
+        [batch, 2]; stored height and width, int32 [batch, 2]). Only the paths are kept in memory.
     """
     dataset = tf.data.Dataset.from_tensor_slices(np.asarray(examples.paths, dtype=str))
     dataset = dataset.map(lambda path: letterbox(tf.io.read_file(path), size), num_parallel_calls=tf.data.AUTOTUNE)
@@ -162,34 +161,34 @@ def training_batches(
     first: tuple[int, int] = (0, 0),
     cache: bool = True,
 ) -> tf.data.Dataset:
-    """Stream shuffled, augmented pictures and their boxes without end; every random choice follows from the seed.
+    """Stream shuffled, augmented images and their boxes without end; the seed determines every random choice.
 
-    What happens to a picture follows from the seed, the epoch and the picture's place in the set alone, so a run can
-    continue at any step.
+    The augmentation of an image depends only on the seed, the epoch and the index of the image, so a run can resume at
+    any step.
 
     Args:
-        examples: the pictures and their boxes; the camera's notes on them may have been followed or not.
+        examples: the images and their boxes, in displayed or in stored pixels.
         size: (height, width) of the input, in pixels.
-        batch_size: pictures in a batch; the last batch of an epoch may hold fewer.
-        seed: decides, with the epoch's number, order and augmentation.
-        augment: out of AUGMENTATIONS. `flip` mirrors left and right, every second picture; leave it out where a
-            mirrored thing is another thing (`BoxSet.mirrors`). `scale` zooms by 0.5 to 1.5. `crop` changes the shape
-            by up to 15 %, cuts away up to a third of the area, and puts what is left at a random place. `color` changes
+        batch_size: images per batch; the last batch of an epoch may have fewer.
+        seed: of order and augmentation, together with the epoch.
+        augment: some of AUGMENTATIONS. `flip` mirrors every second image left to right; omit it where mirroring changes
+            the class (`BoxSet.mirrors`). `scale` zooms by 0.5 to 1.5. `crop` changes the aspect ratio by up to 15 %,
+            removes up to a third of the area, and places the rest at random. `color` changes
             brightness, contrast and saturation by up to 30 % and each of red, green and blue by up to 8 %.
-        mosaic: the share of pictures, 0 to 1, that are shown with three others, each in a corner, the four meeting at a
+        mosaic: fraction of the images, 0 to 1, that are combined with three others, one in each corner, meeting at a
             random point and each zoomed to fill its corner.
-        first: (epoch, step) to begin with.
-        cache: keep the pictures in memory, one byte for each of their numbers, where that takes less than 1 GB. The
-            files are then decoded once, before the first batch, and a line says so. Else they are decoded each time.
+        first: (epoch, step) to start from.
+        cache: keep the images in memory as bytes if that takes less than 1 GB: the files are decoded once, before the
+            first batch, with a progress line. Otherwise they are decoded in every epoch.
 
     Returns:
-        A dataset of (float32 [batch, height, width, 3], 0 to 255; boxes in input pixels, float32 [batch, k, 4]; labels
-        int32 [batch, k]); an epoch is `batches.steps_per_epoch` batches. k is the most boxes that a picture of the
-        batch has, maybe 0. Boxes are cut at the picture's edges, and dropped where less than 30 % of them is left. The
-        label of a row without a box is PADDING (-1), that of a box not to be learned from CROWD (-2).
+        A tf.data.Dataset of (float32 [batch, height, width, 3], 0 to 255; boxes in input pixels, float32 [batch, k, 4];
+        labels int32 [batch, k]). k is the largest number of boxes of an image of the batch, possibly 0. Boxes are
+        clipped at the image's edges, and removed if less than 30 % of their area is left. The label of a row without a
+        box is PADDING (-1), that of a box ignored in training CROWD (-2).
     """
     if unknown := set(augment) - set(AUGMENTATIONS):
-        raise ValueError(f"Augmentations are {', '.join(AUGMENTATIONS)}. Received: {sorted(unknown)}.")
+        raise ValueError(f"augment is unknown. Allowed: {', '.join(AUGMENTATIONS)}. Received: {sorted(unknown)}.")
     if not 0.0 <= mosaic <= 1.0:
         raise ValueError(f"mosaic must be from 0 to 1. Received: {mosaic}.")
     examples = examples.as_stored()
@@ -209,13 +208,13 @@ def training_batches(
         cut, tiles, colour = tf.split(draws, [_MOSAIC, 4 * _TILE, _COLOUR])
         tiles, alone = tf.unstack(tf.reshape(tiles, [4, _TILE])), load(index)
 
-        def together():
+        def combined():
             return _mosaic([alone, *map(load, tf.unstack(others))], size, augment, cut[1:], tiles)
 
-        def apart():
+        def single():
             return _whole(alone, size, augment, tiles[0])
 
-        image, boxes, labels = tf.cond(cut[0] < mosaic, together, apart) if mosaic else apart()
+        image, boxes, labels = tf.cond(cut[0] < mosaic, combined, single) if mosaic else single()
         return tf.ensure_shape(image, (*size, 3)), boxes, labels, colour
 
     def finish(images, boxes, labels, colour):
@@ -224,7 +223,7 @@ def training_batches(
     shapes = ((*size, 3), (None, 4), (None,), (_COLOUR,))
     padding = (0.0, 0.0, PADDING, 0.0)
     epochs = tf.data.Dataset.range(first[0], tf.int64.max)
-    # Batches are made inside an epoch, so that an epoch is always the same number of steps.
+    # Batched within an epoch, so that every epoch has the same number of steps.
     batches = epochs.flat_map(
         lambda epoch: (
             one_epoch(epoch)
@@ -236,12 +235,12 @@ def training_batches(
 
 
 def _loader(examples: BoxExamples, size: tuple[int, int], cache: bool):
-    """Return a function from a picture's number to (pixels as `letterbox` gives them, boxes in input pixels, labels,
-    width and height of the part of the input that is not grey, float32 [2]).
+    """Return a function from an image's index to (pixels as returned by `letterbox`, boxes in input pixels, labels,
+    width and height of the image in the input, without the grey, float32 [2]).
     """
     inner, scales = _fitted(tf.constant(examples.sizes.reshape(-1, 2)), size)
     contents = tf.cast(tf.reverse(inner, [-1]), tf.float32)
-    # The boxes of all pictures in one row, and where those of each begin: no padding, however uneven they are.
+    # The boxes of all images in one tensor, with the start of each image: no padding for uneven numbers.
     starts = tf.constant(np.cumsum([0, *map(len, examples.boxes)]))
     all_boxes = tf.constant(np.concatenate([np.zeros((0, 4), np.float32), *examples.boxes]))
     labels = [np.where(crowds, CROWD, one) for crowds, one in zip(examples.crowds, examples.labels, strict=True)]
@@ -261,12 +260,12 @@ def _loader(examples: BoxExamples, size: tuple[int, int], cache: bool):
 
 
 def _all_pixels(examples: BoxExamples, size: tuple[int, int]) -> tf.Tensor:
-    """Decode all pictures: uint8 [n, height, width, 3]."""
-    # A variable is filled in place; joining the batches would take the memory twice. Not on a GPU, where one is: what
-    # streams from it runs on the CPU.
+    """Decode all images: uint8 [n, height, width, 3]."""
+    # A variable is filled in place; concatenating the batches would need twice the memory. On the CPU, where the
+    # tf.data pipeline runs.
     with tf.device("CPU"):
         pixels, done = tf.Variable(tf.zeros((len(examples), *size, 3), tf.uint8), trainable=False), 0
-        progress = ProgressLine("decoding pictures", len(examples))
+        progress = ProgressLine("decoding images", len(examples))
         for images, _, _ in evaluation_batches(examples, size, 16):
             pixels[done : done + len(images)].assign(tf.cast(tf.round(images), tf.uint8))
             done += len(images)
@@ -275,11 +274,11 @@ def _all_pixels(examples: BoxExamples, size: tuple[int, int]) -> tf.Tensor:
         return pixels.read_value()
 
 
-# --- changing pictures and boxes --------------------------------------------------------------------------
+# --- augmentation -----------------------------------------------------------------------------------------
 
 
 def _whole(loaded, size: tuple[int, int], augment: Sequence[str], draws: tf.Tensor):
-    """Return a picture alone in the input, changed: (pixels, boxes, labels)."""
+    """Return one augmented image: (pixels, boxes, labels)."""
     if not set(augment) & {"flip", "scale", "crop"}:
         return loaded[:3]
     content, (mirror, zoom, larger, shape, *place) = loaded[3], tf.unstack(draws)
@@ -289,15 +288,15 @@ def _whole(loaded, size: tuple[int, int], augment: Sequence[str], draws: tf.Tens
     if "crop" in augment:
         stretch = _between(0.86, 1.16, shape) ** 0.5
         zooms *= _between(1.0, 1.22, larger) * tf.stack([stretch, 1 / stretch])
-        # All of the room beside the picture is used, and where it is larger than the input, any part of it is shown.
+        # Anywhere in the input; of an image larger than the input, any crop.
         shift = tf.stack(place) * (tf.constant(size[::-1], tf.float32) - zooms * content)
     else:
-        shift = (1 - zooms) * content / 2  # the middle stays where it is
+        shift = (1 - zooms) * content / 2  # the centre stays in place
     return _placed(loaded, size, zooms, shift, ("flip" in augment) & (mirror < 0.5))
 
 
 def _mosaic(loaded, size: tuple[int, int], augment: Sequence[str], centre: tf.Tensor, draws: Sequence[tf.Tensor]):
-    """Return four pictures that meet at a random point: (pixels, boxes, labels)."""
+    """Return a mosaic of four images that meet at a random point: (pixels, boxes, labels)."""
     sides = tf.constant(size, tf.float32)
     upper, left = tf.unstack(tf.cast(tf.round(sides * (0.3 + 0.4 * centre)), tf.int32))
     lower, right = size[0] - upper, size[1] - left
@@ -306,12 +305,12 @@ def _mosaic(loaded, size: tuple[int, int], augment: Sequence[str], centre: tf.Te
         ((upper, right), (0, left)),
         ((lower, left), (upper, 0)),
         ((lower, right), (upper, left)),
-    ]  # height and width, then the row and the column at which it begins
+    ]  # height and width, then first row and column
     tiles, boxes, labels = [], [], []
     for one, numbers, (extent, (top, start)) in zip(loaded, draws, corners, strict=True):
         content, (mirror, zoom, _, _, *place) = one[3], tf.unstack(numbers)
         room = tf.cast(tf.stack(extent[::-1]), tf.float32)
-        # As large as fills the corner, or up to half as large again; but a flat picture is not blown up to do so.
+        # Large enough to fill the corner, up to 1.5 times that; but at most twice the size, for elongated images.
         zooms = tf.minimum(tf.reduce_max(room / content) * _between(1.0, 1.5, zoom), 2.0) * tf.ones([2])
         shift = tf.stack(place) * (room - zooms * content)
         tile, found, kinds = _placed(one, extent, zooms, shift, ("flip" in augment) & (mirror < 0.5))
@@ -323,26 +322,26 @@ def _mosaic(loaded, size: tuple[int, int], augment: Sequence[str], centre: tf.Te
 
 
 def _placed(loaded, extent, zooms: tf.Tensor, shift: tf.Tensor, mirror: tf.Tensor):
-    """Zoom, mirror and move a picture in one resampling, and its boxes with it.
+    """Zoom, mirror and move an image in one resampling, and its boxes with it.
 
     Args:
         loaded: what `_loader` loads.
-        extent: (height, width) of what is wanted, in pixels.
-        zooms: new pixels of one old pixel, in x and y, float32 [2].
-        shift: where the left and upper edge of the picture come to lie, x and y, float32 [2].
-        mirror: bool, left and right change places first.
+        extent: (height, width) of the result, in pixels.
+        zooms: new pixels per old pixel, in x and y, float32 [2].
+        shift: new position of the left and upper edge of the image, x and y, float32 [2].
+        mirror: bool, whether to swap left and right first.
 
     Returns:
-        (float32 [height, width, 3], 0 to 255; boxes cut at its edges, float32 [n, 4]; labels int32 [n]), without the
+        (float32 [height, width, 3], 0 to 255; boxes clipped at its edges, float32 [n, 4]; labels int32 [n]), without
         boxes of which too little is left.
     """
     pixels, boxes, labels, content = loaded
-    # Mirrored with the grey beside it, the picture begins as many pixels later as there are grey ones.
+    # The grey is mirrored as well, so the image then starts after as many pixels as there are grey ones.
     beside = tf.where(mirror, tf.cast(tf.shape(pixels)[1], tf.float32) - content[0], 0.0)
-    pixels = tf.reverse(pixels, tf.range(1, 1 + tf.cast(mirror, tf.int32)))  # the axis of columns, or none
-    # Not ImageProjectiveTransformV3, which takes twice the time and does not smooth what it makes smaller.
+    pixels = tf.reverse(pixels, tf.range(1, 1 + tf.cast(mirror, tf.int32)))  # the column axis, or none
+    # Not ImageProjectiveTransformV3, which takes twice the time and does not antialias.
     pixels = tf.raw_ops.ScaleAndTranslate(
-        images=pixels[None] - GREY,  # where there is no picture it says 0
+        images=pixels[None] - GREY,  # the op fills with 0
         size=tf.stack(extent),
         scale=zooms[::-1],
         translation=(shift - tf.stack([zooms[0] * beside, 0.0]))[::-1],
@@ -357,24 +356,24 @@ def _placed(loaded, extent, zooms: tf.Tensor, shift: tf.Tensor, mirror: tf.Tenso
     height, width = (tf.cast(side, tf.float32) for side in extent)
     cut = tf.clip_by_value(whole, 0.0, tf.stack([width, height, width, height]))
     before, after = (tf.reduce_prod(one[:, 2:] - one[:, :2], axis=1) for one in (whole, cut))
-    # Of a crowd, the smallest part matters: what is found there is neither right nor wrong.
+    # Any visible piece of a crowd is kept: detections there are ignored.
     keep = tf.where((after > 0) & ((after >= _LEAST_VISIBLE * before) | (labels == CROWD)))[:, 0]
     return pixels, tf.gather(cut, keep), tf.gather(labels, keep)
 
 
 def _coloured(images: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
-    """Change the colours of a batch, each picture its own, with one matrix for each picture.
+    """Change the colours of a batch with one random matrix per image.
 
     Args:
         images: float32 [batch, height, width, 3], 0 to 255.
-        draws: from 0 to 1, float32 [batch, 6].
+        draws: random numbers from 0 to 1, float32 [batch, 6].
 
     Returns:
         float32 [batch, height, width, 3], 0 to 255.
     """
     brightness, contrast, saturation = (0.7 + 0.6 * draws[:, place, None, None] for place in range(3))
     gains = brightness * (0.92 + 0.16 * draws[:, None, 3:])  # [batch, 1, 3]
-    # Saturation moves each pixel away from its own grey, contrast away from the grey of the picture.
+    # Saturation moves each pixel away from its own grey, contrast away from the image's mean grey.
     matrix = (saturation * tf.eye(3) + (1 - saturation) / 3) * contrast * gains
     mean = tf.reduce_mean(images, axis=[1, 2, 3])[:, None, None]
     pixels = tf.reshape(images, [tf.shape(images)[0], -1, 3]) @ matrix + mean * (1 - contrast) * gains
@@ -382,5 +381,5 @@ def _coloured(images: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
 
 
 def _between(low: float, high: float, draw: tf.Tensor) -> tf.Tensor:
-    """Return a number from low to high, half as much being as likely as twice as much."""
+    """Return a number from low to high on a logarithmic scale."""
     return low * (high / low) ** draw

@@ -1,4 +1,4 @@
-"""The detectors by their names: each on a pretrained backbone, fitted to the boxes that it is to learn."""
+"""The detectors by name: each on a pretrained backbone, fitted to the training boxes."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from common.sources.specs import parse_source
 def build_detector(
     kind: str, spec: str, data: BoxSet, size: tuple[int, int], *, stride: int, width: int, random_weights: bool = False
 ) -> tuple[Source, Detector]:
-    """Load a pretrained backbone and put a detector on it; say which objects it can hardly learn.
+    """Load a pretrained backbone and build a detector on it; print which objects it cannot find.
 
     Args:
-        kind: one_grid (fcos is an older name of it), retinanet or yolov8.
-        spec: of the source.
+        kind: one_grid (formerly fcos), retinanet or yolov8.
+        spec: of the source, as in --source.
         data: the images with boxes.
         size: (height, width) of the input in pixels.
-        stride: of one_grid: pixels of a cell.
+        stride: of one_grid: pixels per cell.
         width: of one_grid: channels of neck and head.
-        random_weights: whether the backbone starts from random weights.
+        random_weights: whether to initialise the backbone at random.
 
     Returns:
         (source, detector).
 
     Raises:
-        UserError: the source does not suit the detector.
+        UserError: the detector does not support the source.
     """
     source, classes = load_source(spec, size, random_weights=random_weights), len(data.class_names)
     boxes, labels, images = input_boxes(data.train, source.image_size)

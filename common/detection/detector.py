@@ -1,4 +1,4 @@
-"""What every detector of the recipe is: a network, how it learns from boxes, and how boxes are read from it."""
+"""The common interface of all detectors: a network, its targets and losses, and the decoding of its boxes."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from common.images.sources import Source
 
 @dataclass(frozen=True)
 class Detector:
-    """A network that finds things, with what makes it learn and what reads it.
+    """A detection network with its losses, targets and decoding.
 
     Attributes:
-        model: RGB pixels, float32 [batch, height, width, 3] from 0 to 255 -> a dict of what it says.
+        model: RGB pixels, float32 [batch, height, width, 3] from 0 to 255 -> a dict of outputs.
         losses: keyword arguments of `model.compile`.
-        targets: (images, boxes, labels) of a batch, as `batches.training_batches` gives them -> what `model.fit`
-            takes; runs within tf.data.
-        candidates: (what the model says, images) -> (boxes xmin, ymin, xmax, ymax in pixels of the images, float32
-            [batch, n, 4]; scores float32 [batch, n, classes]), before doubles are suppressed.
+        targets: (images, boxes, labels) of a batch of `batches.training_batches` -> inputs of `model.fit`; runs
+            within tf.data.
+        candidates: (outputs of the model, images) -> (boxes xmin, ymin, xmax, ymax in pixels of the images, float32
+            [batch, n, 4]; scores float32 [batch, n, classes]), before non-maximum suppression.
     """
 
     model: keras.Model
@@ -33,21 +33,21 @@ class Detector:
 
 
 def feature_levels(source: Source) -> tuple[keras.KerasTensor, dict[int, keras.KerasTensor]]:
-    """Return the pixels that a source takes and its last feature map at each stride, preprocessing inside.
+    """Return the pixel input of a source and its last feature map at each stride, including preprocessing.
 
     Args:
-        source: whose backbone is a network of layers; a SavedModel (`hub:`) has none to tap.
+        source: its backbone must be a network of Keras layers, not a SavedModel (`hub:`).
 
     Returns:
-        (pixels, {4: [batch, height / 4, width / 4, channels], 8: ..., 16: ..., 32: ...}), as far as the backbone goes.
+        (pixels, {4: [batch, height / 4, width / 4, channels], 8: ..., 16: ..., 32: ...}), as far as available.
 
     Raises:
-        UserError: no such maps.
+        UserError: it has no such maps.
     """
     backbone, (height, width) = source.backbone, source.image_size
     outputs = [getattr(layer, "output", None) for layer in getattr(backbone, "layers", ())]
     maps = [one for one in outputs if isinstance(one, keras.KerasTensor) and len(one.shape) == 4]
-    # What takes pictures of any size says the sizes of its maps only when it is asked about one.
+    # A backbone for images of any size gives the sizes of its maps only for a concrete input.
     example = keras.KerasTensor((1, height, width, 3), "float32")
     found = keras.Model(backbone.input, maps).compute_output_spec(example)
     levels = {}
@@ -57,7 +57,7 @@ def feature_levels(source: Source) -> tuple[keras.KerasTensor, dict[int, keras.K
                 levels[stride] = tensor  # a later one replaces it
     if not {8, 16} <= levels.keys():
         raise UserError(
-            f"--source {source.spec} has no feature maps at 1/8 and 1/16 of the picture, from which objects are found. "
+            f"--source {source.spec} has no feature maps at 1/8 and 1/16 of the image, which detectors need. "
             f"Allowed: bundled:resnet_mini, keras:MobileNetV2, keras:ResNet50, preset:..."
         )
     strides = sorted(levels)
@@ -67,7 +67,7 @@ def feature_levels(source: Source) -> tuple[keras.KerasTensor, dict[int, keras.K
 
 @keras.saving.register_keras_serializable("recipes")
 class Pyramid(keras.Model):
-    """A backbone whose feature maps have the names that KerasHub and keras-cv ask for: P3 is 1/8 of the picture."""
+    """A backbone whose feature maps have the names that KerasHub and keras-cv require: P3 is 1/8 of the image."""
 
     @property
     def pyramid_outputs(self) -> dict[str, keras.KerasTensor]:  # for KerasHub
@@ -79,11 +79,11 @@ class Pyramid(keras.Model):
 
 
 def feature_pyramid(source: Source, widths: Sequence[int] = ()) -> Pyramid:
-    """Return pixels -> the feature maps of a source from 1/8 of the picture on, as the detectors of libraries want it.
+    """Return pixels -> the feature maps of a source from 1/8 of the image on, for detectors of libraries.
 
     Args:
         source: pretrained; its preprocessing is inside.
-        widths: channels of each map, to which a new layer brings it; the source's own where none are given.
+        widths: channels that a new layer projects each map to; by default the source's own.
 
     Raises:
         UserError: it has no such maps.
@@ -98,18 +98,18 @@ def feature_pyramid(source: Source, widths: Sequence[int] = ()) -> Pyramid:
 
 
 def boxes_with_padding(labels_name: str, nowhere: float, *, crowds: bool):
-    """Return a function for tf.data that hands boxes to a detector which makes its own targets.
+    """Return a function for tf.data that passes boxes to a detector that computes its own targets.
 
     Args:
-        labels_name: under which the detector wants the labels.
-        nowhere: coordinate of what is no box.
-        crowds: whether the detector is asked nothing where a box has the label CROWD. Else crowds are no boxes, and
-            what they hold is learned as background.
+        labels_name: key of the labels in the targets.
+        nowhere: coordinate of padding rows.
+        crowds: whether the detector ignores boxes with the label CROWD. Otherwise crowds are removed, and their
+            content is trained as background.
     """
 
     def targets(images, boxes, labels):
         labels = labels if crowds else tf.where(labels == CROWD, tf.cast(PADDING, labels.dtype), labels)
-        # One row more: these detectors cannot bear a batch without a box.
+        # One extra row: these detectors fail on a batch without boxes.
         boxes = tf.where(labels[..., None] != PADDING, boxes, nowhere)
         boxes = tf.pad(boxes, [[0, 0], [0, 1], [0, 0]], constant_values=nowhere)
         labels = tf.pad(labels, [[0, 0], [0, 1]], constant_values=PADDING)
@@ -118,13 +118,13 @@ def boxes_with_padding(labels_name: str, nowhere: float, *, crowds: bool):
     return targets
 
 
-def keep_surest(boxes: tf.Tensor, scores: tf.Tensor, candidates: int = 300) -> tuple[tf.Tensor, tf.Tensor]:
-    """Return the boxes of each picture with the highest scores: comparing all with all would take the time.
+def keep_most_confident(boxes: tf.Tensor, scores: tf.Tensor, candidates: int = 300) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return the boxes of each image with the highest scores, which bounds the time of non-maximum suppression.
 
     Args:
         boxes: float32 [batch, n, 4].
         scores: float32 [batch, n, classes].
-        candidates: how many, at most.
+        candidates: at most so many boxes per image.
     """
     most = tf.minimum(candidates, tf.shape(boxes)[1])
     best = tf.math.top_k(tf.reduce_max(scores, axis=-1), most).indices
@@ -132,6 +132,6 @@ def keep_surest(boxes: tf.Tensor, scores: tf.Tensor, candidates: int = 300) -> t
 
 
 def _preprocessed(source: Source) -> keras.KerasTensor:
-    """Return what the backbone reads, from the extractor's own graph."""
+    """Return the input of the backbone in the graph of the extractor."""
     nodes = [node for node in source.backbone._inbound_nodes if node.operation is source.backbone]
     return nodes[-1].input_tensors[0]

@@ -1,4 +1,4 @@
-"""Pictures with boxes drawn on them, for people to look at."""
+"""Bounding boxes drawn on images, for reports and previews."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from common.images.preview import write_sample_grid
 
-_SMALLEST = 320  # pixels of the longer side, below which nobody could read the names
+_SMALLEST = 320  # pixels of the longer side; in smaller images the class names are unreadable
 _NO_CLASS = (150, 150, 150)
 
 
@@ -22,26 +22,26 @@ def draw_boxes(
     class_names: Sequence[str],
     scores: np.ndarray | None = None,
 ) -> Image.Image:
-    """Draw boxes and their names on a picture. Small pictures are enlarged, so that the names can be read.
+    """Draw boxes and their class names on an image; small images are enlarged so that the names are readable.
 
     Args:
         image: uint8 [height, width, 3].
-        boxes: xmin, ymin, xmax, ymax in pixels of image, [k, 4].
-        labels: class numbers, int [k]. -1 is no box and is not drawn; other numbers below 0 are drawn as `ignored`.
+        boxes: xmin, ymin, xmax, ymax in pixels of the image, [k, 4].
+        labels: class numbers, int [k]. -1 is padding and not drawn; other negative numbers are drawn as `ignored`.
         class_names: name of each class number.
-        scores: 0 to 1, written behind the names, [k]; or None.
+        scores: 0 to 1, written after the names, [k]; or None.
 
     Returns:
-        An RGB picture, a whole number of times as large as image.
+        An RGB image, enlarged by an integer factor.
     """
     height, width = image.shape[:2]
     times = max(1, -(-_SMALLEST // max(height, width)))
-    picture = Image.fromarray(image).resize((width * times, height * times), Image.Resampling.NEAREST)
-    draw = ImageDraw.Draw(picture)
-    long = max(picture.size)
+    drawn = Image.fromarray(image).resize((width * times, height * times), Image.Resampling.NEAREST)
+    draw = ImageDraw.Draw(drawn)
+    long = max(drawn.size)
     font, line = ImageFont.load_default(max(11, long // 50)), max(2, long // 300)
     places = [place for place, label in enumerate(labels) if label != -1]
-    # What is least sure first, so that what is most sure lies on top. All names after all boxes, to be on top of them.
+    # In ascending order of scores, so that the highest score lies on top; names after all boxes, on top of them.
     places.sort(key=lambda place: 0.0 if scores is None else scores[place])
     corners = [[round(float(number) * times) for number in boxes[place]] for place in places]
     for place, (left, top, right, bottom) in zip(places, corners, strict=True):
@@ -53,20 +53,20 @@ def draw_boxes(
         label = int(labels[place])
         text = class_names[label] if label >= 0 else "ignored"
         text += "" if scores is None else f" {scores[place]:.2f}"
-        ground = _free_place(draw.textbbox((0, 0), text, font=font), corner, picture.size, taken)
+        ground = _free_place(draw.textbbox((0, 0), text, font=font), corner, drawn.size, taken)
         taken.append(ground)
         colour = colour_of(label)
         draw.rectangle(ground, fill=colour)
         bright = np.dot(colour, (0.299, 0.587, 0.114)) > 140
         draw.text((ground[0] + 2, ground[1] + 1), text, fill=(0, 0, 0) if bright else (255, 255, 255), font=font)
-    return picture
+    return drawn
 
 
 def colour_of(label: int) -> tuple[int, int, int]:
-    """Return the colour of a class, RGB from 0 to 255: the same in every picture, and unlike that of its neighbours."""
+    """Return the colour of a class, RGB from 0 to 255: the same in every image, distinct from its neighbours."""
     if label < 0:
         return _NO_CLASS
-    # Steps of the golden ratio around the colour circle never come back to where they were.
+    # Steps of the golden ratio around the colour wheel never repeat a hue.
     hue, value = (0.02 + int(label) * 0.618034) % 1.0, (1.0, 0.75)[int(label) // 8 % 2]
     red, green, blue = (round(255 * part) for part in colorsys.hsv_to_rgb(hue, 0.85, value))
     return red, green, blue
@@ -78,13 +78,13 @@ def _free_place(
     size: tuple[int, int],
     taken: Sequence[tuple[int, int, int, int]],
 ) -> tuple[int, int, int, int]:
-    """Return where a name is written: above its box, inside or below, where it hides no other name if there is such.
+    """Return where to write a name: above its box, inside or below, without covering another name if possible.
 
     Args:
-        text: extent of the name as it is drawn at (0, 0), in pixels.
+        text: extent of the name drawn at (0, 0), in pixels.
         corner: the box.
-        size: width and height of the picture.
-        taken: where names stand already.
+        size: width and height of the image.
+        taken: positions of the names already written.
     """
     width, height = int(text[2]) + 4, int(text[3]) + 3
     left, top, right, bottom = corner
@@ -104,17 +104,17 @@ def write_sheet(path: Path, images, boxes, labels, class_names: Sequence[str]) -
     """Draw a batch with its boxes as one image.
 
     Args:
-        path: PNG file to write.
+        path: of the PNG file.
         images: float32 [batch, height, width, 3], 0 to 255.
         boxes: xmin, ymin, xmax, ymax in pixels, [batch, n, 4].
-        labels: class numbers, int [batch, n]; below 0 for rows that hold no object.
+        labels: class numbers, int [batch, n]; negative for rows without an object.
         class_names: of the classes.
 
     Returns:
         The path.
     """
     drawn = [
-        np.asarray(draw_boxes(image.astype(np.uint8), these[kinds >= 0], kinds[kinds >= 0], class_names))
-        for image, these, kinds in zip(images, boxes, labels, strict=True)
+        np.asarray(draw_boxes(image.astype(np.uint8), some[kinds >= 0], kinds[kinds >= 0], class_names))
+        for image, some, kinds in zip(images, boxes, labels, strict=True)
     ]
     return write_sample_grid(path, np.stack(drawn), [""] * len(drawn), columns=4)

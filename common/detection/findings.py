@@ -1,4 +1,4 @@
-"""What a detection run found out, in sentences and as the table that it prints."""
+"""The findings of a detection run, as sentences and as the printed table."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from common.detection.dataset import BoxExamples, BoxSet
-from common.detection.metrics import Detections, Matching, paired_gain
+from common.detection.matching import Matching
+from common.detection.metrics import Detections, paired_gain
 from common.reporting import lower_first
 from common.results import training_seconds
 
-FEW_OBJECTS = 10  # an AP of fewer moves by ten points with a single object
+FEW_OBJECTS = 10  # with fewer, a single object changes AP by ten points
 
 
 def findings(
@@ -22,17 +23,17 @@ def findings(
     classes: int,
     titles: Mapping[str, str],
 ) -> list[str]:
-    """Say in plain sentences whether the transfer and the fine-tuning helped, in points of AP50.
+    """State in sentences whether transfer and fine-tuning helped, in points of AP50.
 
     Args:
-        examples: the test part.
-        ours: of the model that is exported.
+        examples: the test split.
+        ours: of the exported model.
         baselines: the same for each baseline: `scratch`, `frozen`.
         classes: number of classes.
         titles: of the baselines, by name.
 
     Returns:
-        Sentences; one that begins with "Negative transfer" where a random start did better.
+        Sentences; one begins with "Negative transfer" where training from scratch is better.
     """
     sentences = []
     for name, theirs in baselines.items():
@@ -41,7 +42,7 @@ def findings(
             continue
         found = paired_gain(examples, ours, theirs, classes)
         if found is None:
-            sentences.append(f"{titles.get(name, name)}: a single test picture allows no comparison.")
+            sentences.append(f"{titles.get(name, name)}: a single test image allows no comparison.")
             continue
         gain, low, high = found
         points = f"{abs(gain) * 100:.1f} points of AP50 (95 % interval {low * 100:+.1f} to {high * 100:+.1f})"
@@ -49,7 +50,7 @@ def findings(
         if name == "scratch" and worse:
             text = f"Negative transfer: training from scratch is better by {points}. Try another --source."
         elif name == "scratch" and gain <= 0:
-            text = f"The pretrained source brings nothing here: training from scratch is at least as good, by {points}."
+            text = f"The pretrained source does not help: training from scratch is at least as good, by {points}."
         elif name == "scratch" and low <= 0:
             text = f"The pretrained source and training from scratch are too close to call: {points}."
         elif name == "scratch":
@@ -65,39 +66,37 @@ def findings(
 
 
 def findings_of_boxes(test: dict, detections: Detections, data: BoxSet, matchings: Sequence[Matching]) -> list[str]:
-    """Say what to expect at the recommended threshold, which class is weak, and what is taken for what."""
+    """State the quality at the recommended threshold, the weakest class, and the most frequent confusion."""
     at = test["at_threshold"]
     sentences = []
     if at["recall"] is not None and at["precision"] is not None:
         sentences.append(
-            f"With the threshold {at['threshold']:.2f} (best F1 on validation) it finds "
-            f"{100 * at['recall']:.0f} of 100 test objects, and {100 * at['precision']:.0f} of 100 boxes are right: "
-            f"{at['false_alarms']:.2f} false alarms a picture."
+            f"At the threshold {at['threshold']:.2f} (best F1 on the val split), "
+            f"{100 * at['recall']:.0f} of 100 test objects are found and {100 * at['precision']:.0f} of 100 boxes are "
+            f"correct, with {at['false_alarms']:.2f} false positives per image."
         )
     measured = [row for row in test["per_class"] if row["boxes"]]
     if len(measured) > 1:
         row = min(measured, key=lambda row: row["ap50"])
         sentences.append(
             f"The weakest class is {row['class']}: AP50 {100 * row['ap50']:.1f} % on {row['boxes']} test objects; "
-            f"{row['train_boxes']:,} were there to learn from."
+            f"the train split has {row['train_boxes']:,}."
         )
     few = [row["class"] for row in measured if row["boxes"] < FEW_OBJECTS]
     if few:
         names = ", ".join(few[:5]) + (f" and {len(few) - 5} more" if len(few) > 5 else "")
         sentences.append(
-            f"Fewer than {FEW_OBJECTS} test objects: {names}. The numbers of such a class say little; label more of it."
+            f"Fewer than {FEW_OBJECTS} test objects: {names}. Their metrics are unreliable; label more of them."
         )
     pairs = Counter(
-        (int(data.test.labels[picture][box]), int(detections.labels[picture][alarm]))
-        for picture, one in enumerate(matchings)
-        for box, alarm in one.misnamed
+        (int(data.test.labels[image][box]), int(detections.labels[image][found]))
+        for image, one in enumerate(matchings)
+        for box, found in one.misnamed
     )
     if pairs:
-        (true, answer), times = pairs.most_common(1)[0]
-        often = f", most often {data.class_names[true]} taken for {data.class_names[answer]} ({times})"
-        sentences.append(
-            f"Boxes in the right place under a wrong name: {sum(pairs.values())}{often if times > 1 else ''}."
-        )
+        (true, detected), times = pairs.most_common(1)[0]
+        often = f", most often {data.class_names[true]} detected as {data.class_names[detected]} ({times})"
+        sentences.append(f"Boxes in the right place with the wrong class: {pairs.total()}{often if times > 1 else ''}.")
     return sentences
 
 
@@ -110,10 +109,10 @@ def _same(ours: Detections, theirs: Detections) -> bool:
 
 
 def table(metrics: Mapping, titles: Mapping[str, str]) -> list[str]:
-    """Return the table that a run prints at its end: the baselines, then the result.
+    """Return the table printed at the end of a run: the baselines, then the result.
 
     Args:
-        metrics: what metrics.json holds.
+        metrics: the contents of metrics.json.
         titles: of the baselines, by name.
     """
     rows = [(lower_first(titles.get(name, name)), score) for name, score in metrics["baselines"].items()]

@@ -1,4 +1,4 @@
-"""From a trained detector to boxes in the pixels of the picture that was sent, the same in evaluation and serving."""
+"""From a trained detector to boxes in pixels of the stored image, identical in evaluation and serving."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from common.detection.metrics import Detections
 from common.progress import ProgressLine
 from common.proof.prove import prove
 
-MOST = 100  # boxes of one picture, at most; COCO's evaluation looks at as many of each class
-LOWEST = 0.01  # score under which a box is not worth a line, not even for AP
-OVERLAP = 0.5  # IoU from which two boxes of one class are one object; the surer one stays
+MOST = 100  # boxes per image, at most; COCO's evaluation uses as many per class
+LOWEST = 0.01  # score below which a box is dropped; lower ones do not matter even for AP
+OVERLAP = 0.5  # IoU of non-maximum suppression: of two such boxes of one class, the higher score stays
 TOLERANCE = 1e-3  # of a score, in the proof
 
 
 def find_objects(detector: Detector, images: tf.Tensor, scales: tf.Tensor, stored: tf.Tensor):
-    """Return what a detector finds, in any TensorFlow graph.
+    """Return the detections of a batch; works in any TensorFlow graph.
 
     Args:
-        detector: any.
-        images, scales, stored: a batch of what `batches.letterbox` gives.
+        detector: of any kind.
+        images, scales, stored: a batch of results of `batches.letterbox`.
 
     Returns:
-        (boxes xmin, ymin, xmax, ymax in pixels of the stored pictures, float32 [batch, 100, 4]; scores float32
-        [batch, 100], falling, 0 where there is nothing; class numbers int32 [batch, 100]; counts int32 [batch]).
+        (boxes xmin, ymin, xmax, ymax in pixels of the stored images, float32 [batch, 100, 4]; scores float32
+        [batch, 100], descending, 0 for padding; class numbers int32 [batch, 100]; counts int32 [batch]).
     """
     boxes, scores = detector.candidates(detector.model(images, training=False), images)
-    # The grey beside a picture holds nothing: boxes are cut at the picture's edges before they compete.
+    # Boxes are clipped at the image's edges, to exclude the grey, before non-maximum suppression.
     boxes = to_stored(boxes, scales, stored)
     boxes, scores, labels, counts = tf.image.combined_non_max_suppression(
         boxes[:, :, None], scores, MOST, MOST, iou_threshold=OVERLAP, score_threshold=LOWEST, clip_boxes=False
@@ -44,25 +44,25 @@ def find_objects(detector: Detector, images: tf.Tensor, scales: tf.Tensor, store
 
 
 def build_finder(detector: Detector) -> Callable:
-    """Return `find_objects` of one detector as a function of batches, traced once and not at every look."""
+    """Return `find_objects` of one detector as a function of batches, traced only once."""
     specs = [tf.TensorSpec((None, *spec.shape), spec.dtype) for spec in _letterboxed(detector.model)]
     return tf.function(lambda *batch: find_objects(detector, *batch), input_signature=specs)
 
 
 def _letterboxed(model: keras.Model) -> tuple[tf.TensorSpec, ...]:
-    """Return what `batches.letterbox` gives of one picture."""
+    """Return the specs of a result of `batches.letterbox`."""
     size = tuple(model.input.shape[1:3])
     return tf.TensorSpec((*size, 3), tf.float32), tf.TensorSpec((2,), tf.float32), tf.TensorSpec((2,), tf.int32)
 
 
 def detect(find: Callable, examples: BoxExamples, batch_size: int = 8, title: str = "") -> Detections:
-    """Return what a detector finds in pictures, down to scores that nobody would use: AP needs them.
+    """Return the detections in images, including low scores, which AP needs.
 
     Args:
-        find: as `build_finder` gives it.
-        examples: the pictures.
-        batch_size: pictures at a time.
-        title: of the progress line; none where it is empty.
+        find: as returned by `build_finder`.
+        examples: the images.
+        batch_size: images per batch.
+        title: of the progress line; without one if empty.
     """
     size = tuple(find.input_signature[0].shape[1:3])
     found: list[tuple] = []
@@ -82,22 +82,22 @@ def export_detector(
     detector: Detector, folder: Path, class_names: Sequence[str], *, threshold: float,
     example: Path | None = None,
 ) -> Path:  # fmt: skip
-    """Write a detector as FOLDER/<next integer>/: bytes of pictures of any size in, boxes in their own pixels out.
+    """Write a detector as FOLDER/<next integer>/: bytes of images of any size in, boxes in their own pixels out.
 
     Args:
         detector: float32.
         folder: the servable's folder; its name is the name of the model on the server.
         class_names: of the classes.
-        threshold: `serving_default` leaves out what it is less sure of.
-        example: a picture that a server asks each signature about when it loads the model. It stays in the export.
+        threshold: least score of the boxes that `serving_default` returns.
+        example: an image that a server sends to each signature when it loads the model. It is stored in the export.
 
     Returns:
         The folder of the new version. Two signatures take `image`, the bytes of files: `serving_default`, and `all`,
-        which leaves nothing out. Both give `boxes` float32 [batch, 100, 4], xmin, ymin, xmax, ymax in pixels of the
-        picture as its file stores it, `labels` string [batch, 100], `scores` float32 [batch, 100], and `count` int32
-        [batch]: rows from there on are empty. A third, `tensors`, is for runtimes without picture decoders: `pixels` of
+        which returns all boxes. Both return `boxes` float32 [batch, 100, 4], xmin, ymin, xmax, ymax in pixels of the
+        image as stored in its file, `labels` string [batch, 100], `scores` float32 [batch, 100], and `count` int32
+        [batch]: later rows are empty. A third, `tensors`, is for runtimes without image decoders: `pixels` of
         the input's size -> `candidates` float32 [batch, n, 4 + classes], boxes in pixels of the input and the score of
-        each class, before doubles are suppressed; `class_names` string [batch, classes].
+        each class, before non-maximum suppression; `class_names` string [batch, classes].
 
     Raises:
         UserError: the disk is full.
@@ -108,7 +108,7 @@ def export_detector(
     names = tf.constant([*class_names, ""])
     specs, find = _letterboxed(model), build_finder(detector)
 
-    def answer(image, lowest):
+    def respond(image, lowest):
         prepared = tf.map_fn(lambda one: letterbox(one, size), image, fn_output_signature=specs)
         boxes, scores, labels, _ = find(*prepared)
         there = scores >= lowest
@@ -127,8 +127,8 @@ def export_detector(
     image = [tf.TensorSpec([None], tf.string, name="image")]
     pixels = [tf.TensorSpec([None, *specs[0].shape], tf.float32, name="pixels")]
     signatures = {
-        "serving_default": tf.function(lambda image: answer(image, threshold), input_signature=image),
-        "all": tf.function(lambda image: answer(image, LOWEST), input_signature=image),
+        "serving_default": tf.function(lambda image: respond(image, threshold), input_signature=image),
+        "all": tf.function(lambda image: respond(image, LOWEST), input_signature=image),
         "tensors": tf.function(candidates, input_signature=pixels),
     }
     encoded = {"image": np.array([example.read_bytes()], dtype=object)} if example else None
@@ -141,17 +141,17 @@ def prove_detector(version: Path, examples: BoxExamples, expected: Detections, c
 
     Args:
         version: folder of the SavedModel.
-        examples: the test pictures.
-        expected: what evaluation saw in them.
+        examples: the test images.
+        expected: the detections of the evaluation.
         class_names: of the classes.
 
     Returns:
-        {"examples", "boxes", "agreement" (share of the boxes that come again: same label, IoU >= 0.99, score within
-        the tolerance, and none too many), "max_abs_diff" (of a score), "ops_outside_tf_serving", "tolerance",
+        {"examples", "boxes", "agreement" (share of the boxes that are reproduced: same label, IoU >= 0.99, score
+        within the tolerance, and no extra ones), "max_abs_diff" (of a score), "ops_outside_tf_serving", "tolerance",
         "passed"}, and "error" where the process failed.
     """
     arrays = {name: np.concatenate(getattr(expected, name)) for name in ("boxes", "scores", "labels")}
     arrays["counts"] = np.array([len(scores) for scores in expected.scores])
-    questions = {"paths": list(examples.paths), "names": list(class_names)}
-    proof = prove("boxes", version, questions, arrays, TOLERANCE)
+    requests = {"paths": list(examples.paths), "names": list(class_names)}
+    proof = prove("boxes", version, requests, arrays, TOLERANCE)
     return {"examples": len(examples), "boxes": len(arrays["boxes"]), **proof}

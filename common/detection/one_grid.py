@@ -1,9 +1,9 @@
-"""Find and name objects without anchors: each cell of a grid says what is centred there and how far its box reaches.
+"""A detector without anchors: each cell of a grid predicts the class centred there and the sides of its box.
 
-One grid only. What is centred in a cell is learned as a heat map (CenterNet, arXiv:1904.07850), the box as the
-distances of the cell to its four sides (FCOS, arXiv:1904.01355), and cells near the centre help each box, weighted by a
-bell of the box's own shape (TTFNet, arXiv:1909.00700). Two things let rare and small classes learn: the heat of each
-class is averaged over the objects of that class, and the boxes are averaged over boxes, not over cells.
+It has a single grid. Centres are trained as a heat map (CenterNet, arXiv:1904.07850), boxes as the distances from the
+cell to the four sides (FCOS, arXiv:1904.01355), and cells near the centre contribute to a box, weighted by a Gaussian
+of the box's shape (TTFNet, arXiv:1909.00700). For rare and small classes, the heat loss of each class is averaged over
+the objects of that class, and the box loss over boxes, not over cells.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ import numpy as np
 import tensorflow as tf
 
 from common.detection.batches import CROWD
-from common.detection.detector import Detector, feature_levels, keep_surest
+from common.detection.detector import Detector, feature_levels, keep_most_confident
 from common.images.sources import Source
 
-_BELL = 0.54  # size of the bell, as a share of the box, that counts as near its centre; from TTFNet
-_PRIOR = 0.01  # the heat before training: nearly every cell holds nothing (focal loss, arXiv:1708.02002)
+_BELL = 0.54  # size of the Gaussian, as a fraction of the box; from TTFNet
+_PRIOR = 0.01  # heat before training: nearly every cell is empty (focal loss, arXiv:1708.02002)
 
 
 def build_detector(source: Source, classes: int, *, stride: int = 8, width: int = 96) -> Detector:
     """Return a detector without anchors on a pretrained backbone.
 
     Args:
-        source: pretrained; its preprocessing is inside.
-        classes: to tell apart.
-        stride: pixels of a cell; smaller finds smaller objects, and takes longer.
+        source: pretrained, including its preprocessing.
+        classes: number of classes.
+        stride: pixels per cell; a smaller one finds smaller objects, and takes longer.
         width: channels of the neck and the heads.
 
     Returns:
@@ -40,7 +40,7 @@ def build_detector(source: Source, classes: int, *, stride: int = 8, width: int 
     pixels, found = feature_levels(source)
     used = [s for s in found if s >= stride]
     merged = None
-    for number in reversed(used):  # from coarse to fine, each added to what the coarser ones saw
+    for number in reversed(used):  # from coarse to fine, each added to the coarser ones
         here = _block(found[number], width, f"neck_{number}", kernel=1)
         if merged is not None:
             here = keras.layers.Add(name=f"merge_{number}")([here, _enlarge(merged, here, number)])
@@ -67,13 +67,13 @@ def build_detector(source: Source, classes: int, *, stride: int = 8, width: int 
             "loss_weights": {"heat": 1.0, "distances": 2.0},
         },
         targets=targets,
-        candidates=lambda said, images: boxes_of_cells(said["heat"], said["distances"], stride),
+        candidates=lambda outputs, images: boxes_of_cells(outputs["heat"], outputs["distances"], stride),
     )
 
 
 @keras.saving.register_keras_serializable("recipes")
 class Reach(keras.layers.Layer):
-    """Distances from their logarithms: `unit` pixels where the network says nothing, never more than e^5 times that."""
+    """Distances from their logarithms: `unit` pixels for an output of 0, at most e^5 times that."""
 
     def __init__(self, unit: float, **arguments):
         super().__init__(**arguments)
@@ -86,41 +86,41 @@ class Reach(keras.layers.Layer):
         return super().get_config() | {"unit": self.unit}
 
 
-def boxes_that_hide(boxes: np.ndarray, labels: np.ndarray, pictures: np.ndarray, stride: int) -> int:
-    """Return how many boxes have their centre in the cell of another one of their class: of those, one is found.
+def boxes_that_hide(boxes: np.ndarray, labels: np.ndarray, images: np.ndarray, stride: int) -> int:
+    """Return how many boxes share the cell of their centre with one of their class: only one of those can be found.
 
     Args:
         boxes: xmin, ymin, xmax, ymax in pixels of the input, float32 [n, 4].
         labels: class of each, int [n].
-        pictures: in which picture each is, int [n].
-        stride: pixels of a cell.
+        images: index of the image of each, int [n].
+        stride: pixels per cell.
     """
     cells = ((boxes[:, :2] + boxes[:, 2:]) / 2 // stride).astype(np.int64)
-    return len(boxes) - len(np.unique(np.column_stack([pictures, labels, cells]), axis=0))
+    return len(boxes) - len(np.unique(np.column_stack([images, labels, cells]), axis=0))
 
 
 def cell_targets(boxes, labels, size: tuple[int, int], stride: int, classes: int) -> dict[str, tf.Tensor]:
-    """Return what each cell of one picture should say.
+    """Return the target of each cell of one image.
 
     Args:
         boxes: xmin, ymin, xmax, ymax in pixels, float32 [k, 4].
-        labels: int [k]; box_images.PADDING and CROWD are no classes. Cells within a crowd are asked nothing.
-        size: (height, width) of the picture in pixels.
-        stride: pixels of a cell.
-        classes: how many.
+        labels: int [k]; `batches.PADDING` and CROWD are not classes. Cells within a crowd are ignored.
+        size: (height, width) of the image in pixels.
+        stride: pixels per cell.
+        classes: number of classes.
 
     Returns:
-        {"heat": float32 [h, w, classes], 1 at the centre of an object and falling around it, -1 where nothing is asked;
-        "distances": float32 [h, w, 5], four distances, and how much the cell counts: 1 in all for each box}.
+        {"heat": float32 [h, w, classes], 1 at the centre of an object and falling around it, -1 where ignored;
+        "distances": float32 [h, w, 5], four distances, and the weight of the cell, with a sum of 1 per box}.
     """
     height, width = size[0] // stride, size[1] // stride
-    boxes = tf.concat([tf.cast(boxes, tf.float32), [[0.0, 0.0, 0.0, 0.0]]], axis=0)  # so that there is always one
+    boxes = tf.concat([tf.cast(boxes, tf.float32), [[0.0, 0.0, 0.0, 0.0]]], axis=0)  # at least one row
     labels = tf.concat([tf.cast(labels, tf.int32), [-1]], axis=0)
     x = (tf.range(width, dtype=tf.float32) + 0.5)[None, None, :]
     y = (tf.range(height, dtype=tf.float32) + 0.5)[None, :, None]
     corners = boxes / stride  # in cells from here on
     left, top, right, bottom = (corners[:, i, None, None] for i in range(4))
-    # The centre lies on a cell, so that one cell has all the heat.
+    # Centres are moved to cell centres, so that one cell has a heat of exactly 1.
     centre_x = tf.clip_by_value(tf.floor((left + right) / 2), 0, width - 1.0) + 0.5
     centre_y = tf.clip_by_value(tf.floor((top + bottom) / 2), 0, height - 1.0) + 0.5
     spread_x = tf.maximum((right - left) * _BELL / 6, 1e-3)
@@ -133,7 +133,7 @@ def cell_targets(boxes, labels, size: tuple[int, int], stride: int, classes: int
     heat = tf.where(crowded[..., None] & (heat < 1.0), -1.0, heat)
 
     strength = tf.where(inside | (bell == 1.0), bell, 0.0)
-    # Where boxes overlap, a cell speaks for the one whose centre is nearer, in the measure of the bell.
+    # Where boxes overlap, a cell belongs to the one with the larger Gaussian, that is the nearer centre.
     owner = tf.argmax(strength, axis=0, output_type=tf.int32)
     owns = tf.one_hot(owner, tf.shape(boxes)[0], axis=0) * strength  # [k, h, w]
     counts = tf.reduce_sum(owns / tf.maximum(tf.reduce_sum(owns, axis=(1, 2), keepdims=True), 1e-6), axis=0)
@@ -148,23 +148,23 @@ def heat_loss(heat, logits):
     """Return the focal loss of CenterNet, averaged over the objects of each class in the batch, then over classes.
 
     Args:
-        heat: as `cell_targets` gives it, float32 [batch, h, w, classes].
+        heat: as returned by `cell_targets`, float32 [batch, h, w, classes].
         logits: float32 [batch, h, w, classes].
     """
     log_there, log_not = keras.ops.log_sigmoid(logits), keras.ops.log_sigmoid(-logits)
     probability = keras.ops.sigmoid(logits)
-    centre, asked = keras.ops.cast(heat >= 1.0, "float32"), keras.ops.cast(heat >= 0.0, "float32")
+    centre, judged = keras.ops.cast(heat >= 1.0, "float32"), keras.ops.cast(heat >= 0.0, "float32")
     missed = centre * (1 - probability) ** 2 * log_there
-    wrong = asked * (1 - centre) * (1 - heat) ** 4 * probability**2 * log_not
+    wrong = judged * (1 - centre) * (1 - heat) ** 4 * probability**2 * log_not
     objects = keras.ops.maximum(keras.ops.sum(centre, axis=(0, 1, 2)), 1.0)
     return -keras.ops.mean(keras.ops.sum(missed + wrong, axis=(0, 1, 2)) / objects)
 
 
 def distance_loss(sides, distances):
-    """Return 1 - GIoU (arXiv:1902.09630) of what cells say and what is true, averaged over boxes.
+    """Return 1 - GIoU (arXiv:1902.09630) of predicted and true boxes, averaged over boxes.
 
     Args:
-        sides: as `cell_targets` gives it, float32 [batch, h, w, 5].
+        sides: as returned by `cell_targets`, float32 [batch, h, w, 5].
         distances: float32 [batch, h, w, 4].
     """
     true, counts = sides[..., :4], sides[..., 4]
@@ -183,10 +183,10 @@ def boxes_of_cells(heat, distances, stride: int) -> tuple[tf.Tensor, tf.Tensor]:
     Args:
         heat: logits, float32 [batch, h, w, classes].
         distances: float32 [batch, h, w, 4], pixels.
-        stride: pixels of a cell.
+        stride: pixels per cell.
 
     Returns:
-        (boxes xmin, ymin, xmax, ymax in pixels, float32 [batch, n, 4]; scores float32 [batch, n, classes]: 0 where the
+        (boxes xmin, ymin, xmax, ymax in pixels, float32 [batch, n, 4]; scores float32 [batch, n, classes]: 0 where a
         neighbouring cell has more heat for that class).
     """
     batch, height, width, classes = (tf.shape(heat)[i] for i in range(4))
@@ -202,11 +202,11 @@ def boxes_of_cells(heat, distances, stride: int) -> tuple[tf.Tensor, tf.Tensor]:
     boxes = tf.clip_by_value(boxes, 0.0, limits)
     boxes = tf.reshape(boxes, [batch, height * width, 4])
     scores = tf.reshape(scores, [batch, height * width, classes])
-    return keep_surest(boxes, scores)
+    return keep_most_confident(boxes, scores)
 
 
 def _block(tensor, width: int, name: str, kernel: int = 3):
-    """A separable convolution, normalised over groups: batches of detection are small."""
+    """A separable convolution with group normalisation: batches of detection are small."""
     layer = (
         keras.layers.Conv2D(width, 1, use_bias=False, name=name)
         if kernel == 1
@@ -217,7 +217,7 @@ def _block(tensor, width: int, name: str, kernel: int = 3):
 
 
 def _enlarge(coarse, fine, number: int):
-    """Double a map and cut it to the size of the finer one: an odd map has one row too many."""
+    """Double a map and crop it to the size of the finer one: an odd map has an extra row."""
     doubled = keras.layers.UpSampling2D(2, interpolation="nearest", name=f"up_{number}")(coarse)
     rows, columns = (doubled.shape[i] - fine.shape[i] for i in (1, 2))
     if rows or columns:

@@ -1,7 +1,7 @@
 """The report and the model card of a detection run.
 
-A number that is absent is shown as "not measured", never guessed, and a proof is shown as passed only where every part
-of it was measured and holds.
+A missing number is shown as "not measured", never guessed, and a proof is shown as passed only if every part of it was
+measured and holds.
 """
 
 from __future__ import annotations
@@ -15,18 +15,14 @@ from matplotlib.figure import Figure
 from common import reporting
 from common.detection.dataset import BoxExamples
 from common.detection.drawing import colour_of
-from common.detection.metrics import (
-    Curve,
-    Detections,
-    Matching,
-    precision_recall,
-)
-from common.detection.metrics import confusion as detection_confusion
+from common.detection.matching import Matching
+from common.detection.matching import confusion as detection_confusion
+from common.detection.metrics import Curve, Detections, precision_recall
 from common.detection.report_pictures import draw_images
 
 TEMPLATES = Path(__file__).with_name("templates")
-SCORE_TOLERANCE = 1e-3  # for a proof that does not say its own: of boxes that are sorted, cut and sorted again
-MAX_CURVES = 8  # lines in one figure that an eye can tell apart
+SCORE_TOLERANCE = 1e-3  # of scores, for a proof that states none
+MAX_CURVES = 8  # distinguishable lines in one figure
 SIZES = {
     "small": "small, up to 32 x 32",
     "medium": "medium, up to 96 x 96",
@@ -39,34 +35,34 @@ def write_report(
     examples: BoxExamples, detections: Detections, matchings: Sequence[Matching], threshold: float,
     thresholds: Sequence[dict], skipped: Sequence[tuple[str, str]], sentences: Sequence[str], titles: Mapping[str, str],
 ) -> Path:  # fmt: skip
-    """Write OUT/report.html, one file that needs nothing else to be read.
+    """Write OUT/report.html, one self-contained file.
 
     Args:
-        out: the run folder; made if it is missing.
+        out: the run folder; created if missing.
         title: the heading.
-        metrics: what metrics.json holds; any part may be absent.
+        metrics: the contents of metrics.json; any of it may be absent.
         config: setting name to value.
-        history: one row an epoch: "stage", "epoch", "loss", "val_loss", "val_ap50"; each may be absent.
+        history: one row per epoch: "stage", "epoch", "loss", "val_loss", "val_ap50"; each may be absent.
         class_names: name of each class number.
-        examples: the test part.
-        detections: of these pictures.
-        matchings: as `metrics.match` gives them at the threshold.
+        examples: the test split.
+        detections: of these images.
+        matchings: as `matching.match` returns them at the threshold.
         threshold: the recommended one.
-        thresholds: as `metrics.threshold_table` gives them on the validation part.
-        skipped: (path, reason) of every file that could not be used.
-        sentences: findings in plain words, shown near the top.
+        thresholds: as `matching.threshold_table` returns them on the val split.
+        skipped: (path, reason) of every skipped file.
+        sentences: the findings, shown near the top.
         titles: of the baselines, by name.
 
     Returns:
         The path of the report.
 
     Raises:
-        ValueError: examples, detections and matchings do not belong together.
+        ValueError: examples, detections and matchings are not of the same images.
     """
     if not len(examples) == len(detections) == len(matchings):
         raise ValueError(
-            f"a report needs detections and a matching for each picture; received {len(examples)} pictures, "
-            f"detections of {len(detections)} and {len(matchings)} matchings"
+            f"A report needs detections and a matching for each image. Received: {len(examples)} images, "
+            f"detections of {len(detections)} and {len(matchings)} matchings."
         )
     classes, stored = len(class_names), examples.as_stored()
     confusion = detection_confusion(stored, detections, matchings, classes)
@@ -91,10 +87,10 @@ def write_report(
         "shares": shares.tolist() if small else None,
         "pairs": [] if small else reporting.confused_pairs(confusion[:-1, :-1], shares[:-1, :-1]),
         "keys": [(name, _css(number)) for number, name in enumerate(class_names)] if classes <= 20 else [],
-        "pictures": draw_images(stored, detections, matchings, class_names, threshold),
+        "images": draw_images(stored, detections, matchings, class_names, threshold),
         "some_not_judged": any(crowds.any() for crowds in examples.crowds),
-        "missed_pictures": sum(bool(len(one.missed)) for one in matchings),
-        "alarm_pictures": sum(bool(len(one.false_alarms)) for one in matchings),
+        "missed_images": sum(bool(len(one.missed)) for one in matchings),
+        "false_positive_images": sum(bool(len(one.false_positives)) for one in matchings),
         "object_count": sum(int((~crowds).sum()) for crowds in examples.crowds),
         "test_count": len(examples),
         "skipped": skipped,
@@ -106,7 +102,7 @@ def write_model_card(
     out: Path, *, title: str, metrics: dict, config: dict, class_names: Sequence[str],
     sentences: Sequence[str], source_card: dict, titles: Mapping[str, str],
 ) -> Path:  # fmt: skip
-    """Write OUT/model_card.md: what the model is for, where it comes from, how good it is, how to serve it.
+    """Write OUT/model_card.md: intended use, origin, results and serving of the model.
 
     Args:
         out, title, metrics, config, class_names, sentences, titles: as for `write_report`.
@@ -120,14 +116,14 @@ def write_model_card(
 
 
 def _context(title, metrics, config, class_names, sentences, titles) -> dict:
-    """Return what both files show; the words of the proof are those of boxes."""
+    """Return the context of both templates, with the proof worded for boxes."""
     context = reporting.shared_context(title, metrics, config, class_names, sentences, titles)
     return context | {"proof": _judge_proof(metrics.get("proof") or {}), "decimal": _decimal}
 
 
 def _judge_proof(proof: dict) -> dict:
-    same = "Boxes that are the same as in the evaluation, of the same class and overlapping by at least 0.99"
-    return reporting.judge_proof(proof, examples="Test pictures", same=same, number="score", tolerance=SCORE_TOLERANCE)
+    same = "Boxes equal to those of the evaluation: the same class and an IoU of at least 0.99"
+    return reporting.judge_proof(proof, examples="Test images", same=same, number="score", tolerance=SCORE_TOLERANCE)
 
 
 def _decimal(value: object) -> str:
@@ -139,18 +135,18 @@ def _decimal(value: object) -> str:
 
 
 def _per_class(metrics: dict, confusion: np.ndarray) -> list[dict]:
-    """Return a row a class, the weakest first: that is the one a reader looks for. Unmeasured classes come last."""
+    """Return one row per class, the lowest AP50 first and unmeasured classes last."""
     given = (metrics.get("test") or {}).get("per_class") or []
     rows = [
         {**row, "found": int(confusion[number, number]),
-         "alarms": int(confusion[:, number].sum() - confusion[number, number])}
+         "false_positives": int(confusion[:, number].sum() - confusion[number, number])}
         for number, row in enumerate(given)
     ]  # fmt: skip
     return sorted(rows, key=lambda row: float("inf") if row["ap50"] is None else row["ap50"])
 
 
 def _chosen_rows(rows: Sequence[dict], threshold: float) -> list[dict]:
-    """Return every tenth row and the recommended one, which is marked."""
+    """Return every tenth row and the recommended one, marked as chosen."""
     chosen = [{**row, "chosen": row["threshold"] == threshold} for row in rows]
     return [row for row in chosen if row["chosen"] or round(row["threshold"] * 100) % 10 == 0]
 
@@ -172,7 +168,7 @@ def _threshold_plot(rows: Sequence[dict], threshold: float) -> str:
         values = np.array([row[key] for row in rows], dtype=float)  # None becomes NaN, which is not drawn
         axes.plot([row["threshold"] for row in rows], values, color=colour, label=label)
     axes.axvline(threshold, color="#6b7280", linestyle=":", label="recommended")
-    axes.set(xlabel="threshold", ylabel="on validation pictures")
+    axes.set(xlabel="threshold", ylabel="on the val split")
     figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     return reporting.png_of_figure(figure)
 
@@ -187,12 +183,9 @@ def _recall_plot(curves: dict[str, Curve], class_names: list[str], threshold: fl
         kept = int((curve.scores >= np.float32(threshold)).sum())
         if kept:
             axes.plot(curve.recall[kept - 1], curve.precision[kept - 1], "o", color=colour, clip_on=False)
-    axes.set(xlabel="recall", ylabel="precision")  # the page names the lines: it has letters for every language
+    axes.set(xlabel="recall", ylabel="precision")  # no legend here: the page has fonts for all scripts
     return reporting.png_of_figure(figure)
 
 
 def _css(label: int) -> str:
     return "rgb({} {} {})".format(*colour_of(label))
-
-
-# --- pictures ---------------------------------------------------------------------------------------------

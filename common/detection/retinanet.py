@@ -1,4 +1,4 @@
-"""RetinaNet (arXiv:1708.02002): KerasHub's detector on any backbone, with the start that its paper gives it."""
+"""RetinaNet (arXiv:1708.02002): KerasHub's detector on any backbone, initialised as in its paper."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ import keras_hub
 import numpy as np
 
 from common.detection.anchors import Anchors
-from common.detection.detector import Detector, boxes_with_padding, feature_levels, feature_pyramid, keep_surest
+from common.detection.detector import Detector, boxes_with_padding, feature_levels, feature_pyramid, keep_most_confident
 from common.images.sources import Source
 from common.sources.presets import preset_error, preset_folder
 from common.sources.specs import SourceSpec
 
 RetinaNet = keras_hub.models.RetinaNetObjectDetector
 
-_PRIOR = 0.01  # score before training: nearly every anchor holds nothing
+_PRIOR = 0.01  # score before training: nearly every anchor is empty
 _FORMAT = "xyxy"
-_CANDIDATES = 1000  # as in the paper: many anchors find the same object
+_CANDIDATES = 1000  # as in the paper: many anchors match the same object
 
 
 def anchor_strides(source: Source) -> list[int]:
-    """Return the pixels of a cell at each level: those of the backbone, and two coarser ones."""
+    """Return the pixels per cell at each level: those of the backbone, and two coarser ones."""
     return [8, 16, 32, 64, 128] if 32 in feature_levels(source)[1] else [8, 16]
 
 
 def load_whole(spec: SourceSpec) -> RetinaNet | None:
-    """Return the whole RetinaNet that a preset holds (of COCO, for example), or None where it holds a backbone only.
+    """Return the complete RetinaNet of a preset (of COCO, for example), or None where it has only a backbone.
 
     Raises:
         UserError: it cannot be loaded.
@@ -45,22 +45,22 @@ def load_whole(spec: SourceSpec) -> RetinaNet | None:
 
 
 def anchors_of(whole: RetinaNet) -> Anchors:
-    """Return the anchors that a detector was trained with."""
+    """Return the anchors of a trained detector."""
     return Anchors(float(whole.anchor_generator.anchor_size), tuple(whole.anchor_generator.aspect_ratios))
 
 
 def build_detector(source: Source, classes: int, anchors: Anchors, whole: RetinaNet | None = None) -> Detector:
     """Return KerasHub's RetinaNet on a pretrained backbone.
 
-    Three things are not as KerasHub 0.32 has them, but as in the paper. KerasHub puts the prior on the boxes instead of
-    the classes; it draws the weights of the heads 5 times as large, so that the first steps undo the backbone; and its
-    losses neither balance the classes nor care much for the last pixels of a box.
+    Three things follow the paper instead of KerasHub 0.32. KerasHub applies the prior to the boxes instead of the
+    classes; it initialises the heads with weights 5 times as large, so that the first steps damage the backbone; and
+    its losses neither balance the classes nor weight the accuracy of boxes enough.
 
     Args:
-        source: pretrained; its preprocessing is inside.
-        classes: to tell apart.
-        anchors: as `anchors.fit_anchors` gives them; with a whole detector, its own.
-        whole: a trained RetinaNet whose weights are kept, but for the logits where its classes are not as many.
+        source: pretrained, including its preprocessing.
+        classes: number of classes.
+        anchors: as returned by `anchors.fit_anchors`; with a complete detector, its own.
+        whole: a trained RetinaNet whose weights are kept; the logits only if the number of classes is equal.
 
     Returns:
         A detector whose model has two outputs: `cls_logits` [batch, anchors, classes] and `bbox_regression`
@@ -93,10 +93,10 @@ def build_detector(source: Source, classes: int, anchors: Anchors, whole: Retina
     prior.assign(keras.ops.full_like(prior, -np.log((1 - _PRIOR) / _PRIOR)))
 
     if whole:
-        _take_over(model, whole)
+        _copy_weights(model, whole)
 
-    def candidates(said, images):
-        return keep_surest(**model.decode_predictions(said, images), candidates=_CANDIDATES)
+    def candidates(outputs, images):
+        return keep_most_confident(**model.decode_predictions(outputs, images), candidates=_CANDIDATES)
 
     return Detector(
         model=model,
@@ -105,7 +105,7 @@ def build_detector(source: Source, classes: int, anchors: Anchors, whole: Retina
             "classification_loss": keras.losses.BinaryFocalCrossentropy(
                 apply_class_balancing=True, from_logits=True, reduction="sum"
             ),
-            # Keras takes means over coordinates and over classes where the paper takes sums.
+            # Keras averages over coordinates and classes where the paper sums.
             "loss_weights": {"bbox_regression": 4.0, "cls_logits": float(classes)},
         },
         targets=boxes_with_padding("labels", 0.0, crowds=True),
@@ -113,8 +113,8 @@ def build_detector(source: Source, classes: int, anchors: Anchors, whole: Retina
     )
 
 
-def _take_over(model: RetinaNet, whole: RetinaNet) -> None:
-    """Give a new detector what a trained one has learned above the backbone."""
+def _copy_weights(model: RetinaNet, whole: RetinaNet) -> None:
+    """Copy the weights above the backbone from a trained detector."""
     model.backbone.feature_pyramid.set_weights(whole.backbone.feature_pyramid.get_weights())
     model.box_head.set_weights(whole.box_head.get_weights())
     mine, theirs = model.classification_head, whole.classification_head
@@ -133,7 +133,7 @@ def anchor_boxes(detector: Detector) -> np.ndarray:
 
 @keras.saving.register_keras_serializable("recipes")
 class Everything(keras.layers.Layer):
-    """Hands on all boxes with their scores: KerasHub's own suppression of doubles does not export."""
+    """Returns all boxes with their scores: KerasHub's own non-maximum suppression cannot be exported."""
 
     bounding_box_format = _FORMAT
 

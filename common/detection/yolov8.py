@@ -1,4 +1,4 @@
-"""YOLOv8: the detector of keras-cv, which is frozen, on any backbone."""
+"""YOLOv8: the detector of keras-cv, which is no longer developed, on any backbone."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ import keras
 import keras_cv
 import numpy as np
 
-from common.detection.detector import Detector, boxes_with_padding, feature_pyramid, keep_surest
+from common.detection.detector import Detector, boxes_with_padding, feature_pyramid, keep_most_confident
 from common.errors import UserError
 from common.images.sources import Source
 
-_PRIOR = 0.01  # score before training: nearly every cell holds nothing (arXiv:1708.02002)
+_PRIOR = 0.01  # score before training: nearly every cell is empty (arXiv:1708.02002)
 _FORMAT = "xyxy"
-_CANDIDATES = 1000  # up to ten cells learn to find the same object
-# Channels at 1/8, 1/16 and 1/32, as in the smallest YOLOv8. The head takes its width from the maps, and those of
-# classifiers are several times as wide.
+_CANDIDATES = 1000  # up to ten cells are trained on the same object
+# Channels at 1/8, 1/16 and 1/32, as in the smallest YOLOv8. The width of the head follows that of the maps, which is
+# several times as large in classifiers.
 _WIDTHS = (64, 128, 256)
 
 
 def build_detector(source: Source, classes: int) -> Detector:
     """Return keras-cv's YOLOv8 on a pretrained backbone.
 
-    Its classes begin with a score of 0.5 everywhere, and the first epochs go into unlearning that; here they begin low.
+    Its scores start at 0.5 everywhere, and the first epochs only reduce them; here they start low.
 
     Args:
-        source: pretrained; its preprocessing is inside.
-        classes: to tell apart.
+        source: pretrained, including its preprocessing.
+        classes: number of classes.
 
     Returns:
         A detector whose model has two outputs: `classes` [batch, cells, classes] and `boxes` [batch, cells, 64].
@@ -36,8 +36,8 @@ def build_detector(source: Source, classes: int) -> Detector:
     encoder = feature_pyramid(source, _WIDTHS)
     if len(encoder.outputs) < 3:
         raise UserError(
-            f"--source {source.spec} has no feature map at 1/32 of the picture, which YOLOv8 needs. Allowed: "
-            f"keras:MobileNetV2, keras:ResNet50, or --detector fcos."
+            f"--source {source.spec} has no feature map at 1/32 of the image, which YOLOv8 needs. Allowed: "
+            f"keras:MobileNetV2, keras:ResNet50, or --detector one_grid."
         )
     model = keras_cv.models.YOLOV8Detector(
         encoder, classes, bounding_box_format=_FORMAT, fpn_depth=1, prediction_decoder=Everything(), name="detector"
@@ -49,13 +49,13 @@ def build_detector(source: Source, classes: int) -> Detector:
         model=model,
         losses={"box_loss": "ciou", "classification_loss": "binary_crossentropy"},
         targets=boxes_with_padding("classes", -1.0, crowds=False),
-        candidates=lambda said, images: keep_surest(*model.decode_predictions(said, images), _CANDIDATES),
+        candidates=lambda outputs, images: keep_most_confident(*model.decode_predictions(outputs, images), _CANDIDATES),
     )
 
 
 @keras.saving.register_keras_serializable("recipes")
 class Everything(keras.layers.Layer):
-    """Hands on all boxes with their scores: all detectors of the recipe suppress doubles in one way."""
+    """Returns all boxes with their scores: all detectors share one non-maximum suppression."""
 
     bounding_box_format = _FORMAT
 

@@ -1,1 +1,1 @@
-"""The wing of images: readers, data sets, batches, sources, features, export."""
+"""Images: readers, data sets, batches, sources, features, export."""

@@ -1,4 +1,4 @@
-"""Pictures from disk to batches: the one decoder and resizer of training, evaluation and serving."""
+"""Images from disk to batches: one decoder and resizer for training, evaluation and serving."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ RESIZE_MODES = ("crop", "squash", "pad")
 def decode_image(encoded: tf.Tensor, size: tuple[int, int], resize: str = "crop") -> tf.Tensor:
     """Decode one JPEG, PNG, GIF (first frame), BMP or plain WebP file and resize it. Serving runs exactly this graph.
 
-    Transparency and a camera's note that the picture is to be turned (EXIF) are ignored, here as in serving;
-    `camera_turns` tells whether there is such a note.
+    Transparency and the EXIF orientation are ignored, here as in serving; `camera_turns` returns whether there is an
+    orientation.
 
     Args:
         encoded: scalar string, the bytes of the file.
-        size: (height, width) wanted, in pixels.
-        resize: `crop` takes the largest centred part of the wanted shape, `squash` ignores the shape,
+        size: (height, width) of the result, in pixels.
+        resize: `crop` takes the largest centred part with this aspect ratio, `squash` ignores the aspect ratio,
             `pad` keeps everything and fills the rest with black.
 
     Returns:
@@ -33,13 +33,13 @@ def decode_image(encoded: tf.Tensor, size: tuple[int, int], resize: str = "crop"
     if resize == "crop":
         image = _largest_centred_part(image, size)
     if resize == "pad":
-        # Not tf.image.resize_with_pad: it has no way to antialias with a dynamic shape on every version.
+        # Not tf.image.resize_with_pad: not every version can antialias with a dynamic shape.
         scale = tf.reduce_min(tf.constant(size, tf.float32) / tf.cast(tf.shape(image)[:2], tf.float32))
         inner = tf.maximum(1, tf.cast(tf.round(tf.cast(tf.shape(image)[:2], tf.float32) * scale), tf.int32))
         image = tf.image.resize(image, inner, antialias=True)
         image = tf.image.resize_with_crop_or_pad(image, *size)
     else:
-        # Antialiasing: without it a large photo turns into noise that no backbone was trained on.
+        # With antialiasing: without it a large photo becomes noise that no backbone was trained on.
         image = tf.image.resize(image, size, antialias=True)
     return tf.ensure_shape(tf.clip_by_value(image, 0.0, 255.0), (*size, 3))
 
@@ -59,7 +59,7 @@ def decode_images(encoded: tf.Tensor, size: tuple[int, int], resize: str = "crop
 
     Args:
         encoded: string [batch].
-        size: (height, width) wanted, in pixels.
+        size: (height, width) of the result, in pixels.
         resize: as for `decode_image`.
 
     Returns:
@@ -73,7 +73,7 @@ THUMBNAIL_SIDE = 16
 
 
 def thumbnail(image: tf.Tensor) -> np.ndarray:
-    """Return a tiny grey copy that tells near-duplicates.
+    """Return a tiny grey copy, used to find near-duplicates.
 
     Args:
         image: uint8 [height, width, 3].
@@ -88,16 +88,16 @@ def thumbnail(image: tf.Tensor) -> np.ndarray:
 def image_batches(
     paths: Sequence[str], size: tuple[int, int], batch_size: int, *, resize: str = "crop"
 ) -> tf.data.Dataset:
-    """Stream pictures in the given order, for evaluation and feature extraction.
+    """Stream images in the given order, for evaluation and feature extraction.
 
     Args:
-        paths: the files.
+        paths: image files.
         size: (height, width), in pixels.
-        batch_size: pictures in a batch; the last one may hold fewer.
+        batch_size: images per batch; the last one may be smaller.
         resize: as for `decode_image`.
 
     Returns:
-        A dataset of float32 [batch, height, width, 3], 0 to 255. Nothing but the paths is held in memory.
+        A dataset of float32 [batch, height, width, 3], 0 to 255. Only the paths are held in memory.
     """
     dataset = tf.data.Dataset.from_tensor_slices(np.asarray(paths, dtype=str))
     dataset = dataset.map(
@@ -117,16 +117,16 @@ def training_batches(
     resize: str = "crop",
     first: tuple[int, int] = (0, 0),
 ) -> tf.data.Dataset:
-    """Stream shuffled, augmented pictures without end; the order and every random choice follow from the seed.
+    """Stream shuffled, augmented images endlessly; the order and every random choice follow from the seed.
 
     Args:
-        paths: the files.
-        targets: maps indices, int64 [batch], to what Keras `fit` takes beside the pictures: labels, or
+        paths: image files.
+        targets: maps indices, int64 [batch], to what Keras `fit` takes next to the images: labels, or
             a tuple (labels, sample weights).
         size: (height, width), in pixels.
-        batch_size: pictures in a batch; the last batch of an epoch may hold fewer.
-        seed: with the epoch's number it decides order and augmentation, so a run can continue at any step.
-        augment: names out of AUGMENTATIONS.
+        batch_size: images per batch; the last batch of an epoch may be smaller.
+        seed: together with the epoch it determines order and augmentation, so a run can continue at any step.
+        augment: names from AUGMENTATIONS.
         resize: as for `decode_image`.
         first: (epoch, step) to begin with.
 
@@ -147,11 +147,11 @@ def training_batches(
     def finish(step, batch):
         images, indices = batch
         images = augment_images(images, augment, seed=tf.stack([tf.cast(seed, tf.int64), step]))
-        wanted = targets(indices)
-        return (images, *wanted) if isinstance(wanted, tuple) else (images, wanted)
+        values = targets(indices)
+        return (images, *values) if isinstance(values, tuple) else (images, values)
 
     epochs = tf.data.Dataset.range(first[0], tf.int64.max)
-    # Batches are made inside an epoch, so that an epoch is always the same number of steps.
+    # Batched per epoch, so that every epoch has the same number of steps.
     batches = epochs.flat_map(
         lambda epoch: one_epoch(epoch).map(load, num_parallel_calls=tf.data.AUTOTUNE).batch(batch_size)
     )
@@ -162,13 +162,13 @@ def labelled_batches(
     paths: Sequence[str], labels: np.ndarray, weights: np.ndarray, classes: int, size: tuple[int, int], batch_size: int,
     **options,
 ) -> Callable[[int, int], tf.data.Dataset]:  # fmt: skip
-    """Return what streams training images with one-hot labels and weights, from (epoch, step) on.
+    """Return a function that streams training images with one-hot labels and weights, from (epoch, step) on.
 
     Args:
         paths: n files.
         labels: int [n].
         weights: of the examples, float32 [n].
-        classes: how many there are.
+        classes: number of classes.
         size, batch_size, **options: as for `training_batches`.
     """
     labels, weights = tf.constant(labels), tf.constant(weights)
@@ -188,17 +188,17 @@ def labelled_images(
 
 
 def steps_per_epoch(count: int, batch_size: int) -> int:
-    """Return the number of batches that hold `count` examples."""
+    """Return the number of batches for `count` examples."""
     return -(-count // batch_size)
 
 
 def augment_images(images: tf.Tensor, names: Sequence[str], seed: tf.Tensor) -> tf.Tensor:
-    """Apply random changes to a batch, each picture its own; the geometry is one resampling.
+    """Apply random changes to a batch, different for each image; all geometry is one resampling.
 
     Args:
         images: float32 [batch, height, width, 3], 0 to 255.
-        names: out of AUGMENTATIONS: `flip` mirrors left and right, `crop` zooms into 50 to 100 % of the area
-            at a random place and slightly changes the shape, `rotate` turns by up to 15 degrees and shifts by
+        names: from AUGMENTATIONS: `flip` mirrors horizontally, `crop` takes 50 to 100 % of the area at a
+            random position and slightly changes the aspect ratio, `rotate` rotates by up to 15 degrees and shifts by
             up to 10 %, `color` changes brightness, contrast and saturation by up to 30 %.
         seed: int64 [2].
 
@@ -215,7 +215,7 @@ def augment_images(images: tf.Tensor, names: Sequence[str], seed: tf.Tensor) -> 
     def uniform(seed, low, high):
         return tf.random.stateless_uniform([batch], seed, low, high)
 
-    # An output pixel p, measured from the centre, is read at  turn(p * zoom) + shift.
+    # An output pixel p, measured from the centre, is read at  rotate(p * zoom) + shift.
     zoom_x, zoom_y = tf.ones([batch]), tf.ones([batch])
     shift_x, shift_y, angle = tf.zeros([batch]), tf.zeros([batch]), tf.zeros([batch])
     if "crop" in names:

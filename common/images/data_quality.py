@@ -1,4 +1,4 @@
-"""What is wrong with a data set: near-duplicates across its parts, and labels that the pictures contradict."""
+"""Problems of a data set: near-duplicates across its splits, and suspected label errors."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import numpy as np
 from common.classification.calibration import apply_temperature, fit_temperature
 from common.linear_head import mean_and_std
 
-_SAME_PICTURE = 0.998  # correlation of thumbnails that only another size or compression of one picture reaches
+_SAME_IMAGE = 0.998  # correlation of thumbnails that only resized or recompressed copies of one image reach
 _BLOCK = 2048  # rows in memory at once
 
 
 @dataclass(frozen=True)
 class NearDuplicate:
-    """A picture and its near-duplicate in an earlier part; places count over all parts, one after the other."""
+    """An image and its near-duplicate in an earlier split, both as indices into all splits concatenated."""
 
     place: int
     other: int
@@ -25,9 +25,9 @@ class NearDuplicate:
 
 @dataclass(frozen=True)
 class SuspectedLabel:
-    """A picture whose label the other pictures contradict; places count over all parts, one after the other.
+    """An image whose label the other images contradict; `place` is an index into all splits concatenated.
 
-    `confident`: the suggested class is as probable as it usually is for its own pictures.
+    `confident`: the suggested class is at least as probable as it is on average for its own images.
     """
 
     place: int
@@ -37,25 +37,25 @@ class SuspectedLabel:
 
 
 def near_duplicates(thumbnails: Sequence[np.ndarray], features: Sequence[np.ndarray]) -> list[NearDuplicate]:
-    """Find pictures that stand, a little changed, in two parts of a data set: they make its test result too good.
+    """Find slightly changed copies of an image in two splits of a data set: they make its test result too good.
 
-    Thumbnails tell another size, compression or brightness of the same picture; features tell a crop or a mirror
-    image too. How alike different pictures are depends on the data set, so a pair counts only where it stands out
-    from what is usual.
+    Thumbnails detect a different size, compression or brightness; features also detect crops and mirror images.
+    How similar different images are depends on the data set, so a pair counts only where its similarity is an
+    outlier.
 
     Args:
-        thumbnails: of each part, uint8 [n, pixels].
-        features: of each part, float32 [n, width].
+        thumbnails: of each split, uint8 [n, pixels].
+        features: of each split, float32 [n, width].
 
     Returns:
-        For each picture that has near-duplicates in an earlier part the nearest of them; the most alike first.
+        For each image with near-duplicates in an earlier split, the nearest of them; the most similar first.
     """
     found = []
-    for part in range(1, len(features)):
-        start = sum(map(len, features[:part]))
-        by_thumbnail = _outliers(*_nearest(thumbnails, part, _centred), far_out=5.0)
-        by_features = _outliers(*_nearest(features, part, _as_float), far_out=4.0)
-        # The thumbnail's word comes last: where both found something it is the surer.
+    for split in range(1, len(features)):
+        start = sum(map(len, features[:split]))
+        by_thumbnail = _outliers(*_nearest(thumbnails, split, _centred), far_out=5.0)
+        by_features = _outliers(*_nearest(features, split, _as_float), far_out=4.0)
+        # Thumbnails last: where both find a pair, the thumbnails are more reliable.
         found += [
             NearDuplicate(start + row, other, similarity)
             for row, (other, similarity) in sorted({**by_features, **by_thumbnail}.items())
@@ -63,12 +63,12 @@ def near_duplicates(thumbnails: Sequence[np.ndarray], features: Sequence[np.ndar
     return sorted(found, key=lambda pair: -pair.similarity)
 
 
-def _nearest(parts: Sequence[np.ndarray], part: int, read: Callable) -> tuple[np.ndarray, np.ndarray]:
-    """Return for each row of a part the place of the most alike row of the parts before it, and the cosine."""
-    place, best = np.zeros(len(parts[part]), int), np.full(len(parts[part]), -1.0, "float32")
-    for start, rows in _blocks([parts[part]], read):
+def _nearest(splits: Sequence[np.ndarray], split: int, read: Callable) -> tuple[np.ndarray, np.ndarray]:
+    """Return for each row of a split the index of the most similar row of the splits before it, and the cosine."""
+    place, best = np.zeros(len(splits[split]), int), np.full(len(splits[split]), -1.0, "float32")
+    for start, rows in _blocks([splits[split]], read):
         offset = 0
-        for earlier in parts[:part]:
+        for earlier in splits[:split]:
             for first, others in _blocks([earlier], read):
                 similarity = rows @ others.T
                 nearest = similarity.argmax(axis=1)
@@ -81,11 +81,11 @@ def _nearest(parts: Sequence[np.ndarray], part: int, read: Callable) -> tuple[np
 
 
 def _outliers(place: np.ndarray, similarity: np.ndarray, far_out: float) -> dict[int, tuple[int, float]]:
-    # Fisher's transformation spreads what is crowded below 1, so that distances there can be compared.
+    # Fisher's transformation spreads values just below 1, so that distances there can be compared.
     spread = np.arctanh(np.clip(similarity.astype("float64"), -0.9999999, 0.9999999))
     median, high = np.quantile(spread, [0.5, 0.9])
     stands_out = (spread > median + far_out * (high - median)) & (similarity > 0.85)
-    rows = np.nonzero(stands_out | (similarity >= _SAME_PICTURE))[0]
+    rows = np.nonzero(stands_out | (similarity >= _SAME_IMAGE))[0]
     return {int(row): (int(place[row]), float(similarity[row])) for row in rows}
 
 
@@ -99,25 +99,25 @@ def _centred(rows: np.ndarray) -> np.ndarray:
     return _as_float(rows - rows.mean(axis=1, keepdims=True))
 
 
-def _blocks(parts: Sequence[np.ndarray], read: Callable) -> Iterator[tuple[int, np.ndarray]]:
+def _blocks(splits: Sequence[np.ndarray], read: Callable) -> Iterator[tuple[int, np.ndarray]]:
     offset = 0
-    for part in parts:
-        for start in range(0, len(part), _BLOCK):
-            yield offset + start, read(part[start : start + _BLOCK])
-        offset += len(part)
+    for split in splits:
+        for start in range(0, len(split), _BLOCK):
+            yield offset + start, read(split[start : start + _BLOCK])
+        offset += len(split)
 
 
 def suspected_labels(features: Sequence[np.ndarray], labels: np.ndarray, classes: int) -> list[SuspectedLabel]:
-    """Find labels that are probably wrong (confident learning, arXiv:1911.00068) on what a frozen source said.
+    """Find labels that are probably wrong (confident learning, arXiv:1911.00068) on features of a frozen source.
 
     A label is suspected where another class is more probable, and confidently so where that class is at least as
-    probable as it usually is for its own pictures. The probabilities of each picture come from a classifier that
-    has not seen it.
+    probable as it is on average for its own images. The probabilities of each image come from a classifier that was
+    fitted without it.
 
     Args:
-        features: of each part, float32 [n, width].
-        labels: as given, of all parts, int [all].
-        classes: how many there are.
+        features: of each split, float32 [n, width].
+        labels: as given, of all splits, int [all].
+        classes: number of classes.
 
     Returns:
         The suspects, the least probable given label first.
@@ -136,16 +136,16 @@ def suspected_labels(features: Sequence[np.ndarray], labels: np.ndarray, classes
 
 
 def leave_one_out_probabilities(features: Sequence[np.ndarray], labels: np.ndarray, classes: int) -> np.ndarray:
-    """Return class probabilities of each picture from all the others: cross-validation with as many folds as pictures.
+    """Return class probabilities of each image from all the others: cross-validation with one fold per image.
 
-    A ridge regression onto the classes needs no fit for each fold: its answer without one example follows from
-    its answer with it and that example's leverage (Hastie, Tibshirani, Friedman, The Elements of Statistical
-    Learning, section 7.10). The ridge is the one whose left-out answers have the least squared error.
+    A ridge regression onto the classes needs no fit per fold: its prediction without one example follows from its
+    prediction with it and that example's leverage (Hastie, Tibshirani, Friedman, The Elements of Statistical
+    Learning, section 7.10). The ridge is the one whose leave-one-out predictions have the least squared error.
 
     Args:
-        features: of each part, float32 [n, width]; read in blocks.
-        labels: of all parts, int [all].
-        classes: how many there are.
+        features: of each split, float32 [n, width]; read in blocks.
+        labels: of all splits, int [all].
+        classes: number of classes.
 
     Returns:
         float32 [all, classes].
@@ -172,12 +172,11 @@ def leave_one_out_probabilities(features: Sequence[np.ndarray], labels: np.ndarr
         for start, rows in _blocks(features, read):
             rows, own = rows @ vectors, slice(start, start + len(rows))
             leverage = np.square(rows) @ shrink[:, None] + 1 / count
-            answer = rows @ (moments * shrink[:, None]) + base
-            left_out[own] = (answer - leverage * targets[own]) / np.maximum(1 - leverage, 1e-6)
+            predicted = rows @ (moments * shrink[:, None]) + base
+            left_out[own] = (predicted - leverage * targets[own]) / np.maximum(1 - leverage, 1e-6)
         best = min(best, (float(np.square(left_out - targets).mean()), left_out), key=lambda pair: pair[0])
-    scores = 10 * (
-        best[1] - best[1].max(axis=1, keepdims=True)
-    )  # answers lie about 0 to 1; the temperature does the rest
+    # Predictions lie between about 0 and 1; the temperature does the rest.
+    scores = 10 * (best[1] - best[1].max(axis=1, keepdims=True))
     powers = np.exp(scores)
     probabilities = powers / powers.sum(axis=1, keepdims=True)
     return apply_temperature(probabilities, fit_temperature(labels, probabilities))

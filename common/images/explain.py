@@ -1,4 +1,4 @@
-"""What a report says beyond the score: calibration, where the model looked, near-duplicates, suspected labels."""
+"""Explanations in the report: calibration, Grad-CAM heat maps, near-duplicates, suspected label errors."""
 
 from __future__ import annotations
 
@@ -11,36 +11,36 @@ from markupsafe import Markup
 from PIL import Image
 
 from common.classification import calibration, metrics
-from common.data.splits import PARTS
+from common.data.splits import SPLITS
 from common.files import write_table
 from common.images import data_quality, gradcam
 from common.images.batches import image_batches
 from common.images.dataset import ImageSet
 from common.images.preview import thumbnail
 from common.images.sources import Source
-from common.reporting import jpeg_of_picture, render_chapter
+from common.reporting import jpeg_of_image, render_chapter
 
-SUSPECT_COLUMNS = ("part", "path", "given", "suggested", "probability_of_given", "confident")
-MAX_SHOWN = 12  # pairs of near-duplicates, and suspected labels, in the report
-LOOKED_AT = 6  # pictures with a heat map among the right answers, and as many among the wrong ones
+SUSPECT_COLUMNS = ("split", "path", "given", "suggested", "probability_of_given", "confident")
+MAX_SHOWN = 12  # pairs of near-duplicates, and suspected label errors, in the report
+HEAT_MAPS = 6  # of correct predictions, and as many of wrong ones
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """What was found out about a finished model and its data.
+    """Explanations of a finished model and its data.
 
     Attributes:
         numbers: for metrics.json: "calibration" and "data_quality".
-        reliability: rows of `calibration.reliability` for the test part.
-        looks: one dict for each heat map: path, true, predicted, probability, pixels [h, w, 3], heat [h, w].
-        near_duplicates: one dict each: part, path, other_part, other_path, similarity, the most alike first.
+        reliability: rows of `calibration.reliability` for the test split.
+        heat_maps: one dict per heat map: path, true, predicted, probability, pixels [h, w, 3], heat [h, w].
+        near_duplicates: one dict each: split, path, other_split, other_path, similarity, the most similar first.
         suspects: one dict each with SUSPECT_COLUMNS, the least probable label first.
-        sentences: findings in plain words.
+        sentences: findings for the report.
     """
 
     numbers: dict
     reliability: list[dict]
-    looks: list[dict]
+    heat_maps: list[dict]
     near_duplicates: list[dict]
     suspects: list[dict]
     sentences: tuple[str, ...]
@@ -49,18 +49,18 @@ class Explanation:
         """Return the chapter of the report, in HTML."""
         near, suspects = self.near_duplicates, [one for one in self.suspects if one["confident"]]
         context = {
-            "looks": [
-                {**look, "picture": _overlay(look["pixels"], look["heat"]), "name": Path(look["path"]).name}
-                for look in self.looks
+            "heat_maps": [
+                {**one, "image": _overlay(one["pixels"], one["heat"]), "name": Path(one["path"]).name}
+                for one in self.heat_maps
             ],
             "near": [
-                {**pair, "picture": thumbnail(pair["path"]), "other_picture": thumbnail(pair["other_path"]),
+                {**pair, "image": thumbnail(pair["path"]), "other_image": thumbnail(pair["other_path"]),
                  "name": Path(pair["path"]).name, "other_name": Path(pair["other_path"]).name}
                 for pair in near[:MAX_SHOWN]
             ],
             "near_count": len(near),
             "suspects": [
-                {**one, "picture": thumbnail(one["path"]), "name": Path(one["path"]).name}
+                {**one, "image": thumbnail(one["path"]), "name": Path(one["path"]).name}
                 for one in suspects[:MAX_SHOWN]
             ],
             "suspect_count": len(suspects),
@@ -72,43 +72,43 @@ def explain(
     out: Path, source: Source, model: keras.Model, data: ImageSet, *, features: dict[str, np.ndarray],
     probabilities: np.ndarray, val_probabilities: np.ndarray, applied_temperature: float | None, resize: str,
 ) -> Explanation:  # fmt: skip
-    """Look behind the score of a classifier; also writes near_duplicates.csv and suspected_labels.csv into OUT.
+    """Explain a classifier and check its data; also writes near_duplicates.csv and suspected_labels.csv into OUT.
 
     Args:
         out: the run folder.
-        source: the model's extractor, with the weights that it has now.
-        model: whose layer `head` maps the features to probabilities.
-        data: the pictures.
-        features: of each part from the frozen source, float32 [n, width].
-        probabilities: of the test part, as exported, float32 [n, classes].
-        val_probabilities: of the validation part, before any temperature, float32 [m, classes].
-        applied_temperature: the one built into the model; None where there is none.
-        resize: how pictures come to the model's size.
+        source: the model's extractor, with its final weights.
+        model: the classifier; its layer `head` maps the features to probabilities.
+        data: the images.
+        features: of each split from the frozen source, float32 [n, width].
+        probabilities: of the test split, as exported, float32 [n, classes].
+        val_probabilities: of the validation split, before any temperature, float32 [m, classes].
+        applied_temperature: the temperature built into the model; None without one.
+        resize: how images are resized to the model's input.
 
     Returns:
         The Explanation.
     """
-    parts = [getattr(data, part) for part in PARTS]
-    paths = np.concatenate([part.paths for part in parts])
-    labels = np.concatenate([part.labels for part in parts])
-    part_of = np.repeat(PARTS, [len(part) for part in parts])
+    splits = [getattr(data, split) for split in SPLITS]
+    paths = np.concatenate([split.paths for split in splits])
+    labels = np.concatenate([split.labels for split in splits])
+    split_of = np.repeat(SPLITS, [len(split) for split in splits])
 
-    pairs = data_quality.near_duplicates([part.thumbnails for part in parts], [features[part] for part in PARTS])
+    pairs = data_quality.near_duplicates([split.thumbnails for split in splits], [features[split] for split in SPLITS])
     near = [
-        {"part": str(part_of[pair.place]), "path": str(paths[pair.place]), "other_part": str(part_of[pair.other]),
+        {"split": str(split_of[pair.place]), "path": str(paths[pair.place]), "other_split": str(split_of[pair.other]),
          "other_path": str(paths[pair.other]), "similarity": round(pair.similarity, 4)}
         for pair in pairs
     ]  # fmt: skip
     suspects = [
-        {"part": str(part_of[one.place]), "path": str(paths[one.place]), "given": data.class_names[labels[one.place]],
+        {"split": str(split_of[one.place]), "path": str(paths[one.place]), "given": data.class_names[labels[one.place]],
          "suggested": data.class_names[one.suggested], "probability_of_given": round(one.probability_of_given, 4),
          "confident": one.confident}
-        for one in data_quality.suspected_labels([features[p] for p in PARTS], labels, len(data.class_names))
+        for one in data_quality.suspected_labels([features[p] for p in SPLITS], labels, len(data.class_names))
     ]  # fmt: skip
-    write_table(out / "near_duplicates.csv", near, ("part", "path", "other_part", "other_path", "similarity"))
+    write_table(out / "near_duplicates.csv", near, ("split", "path", "other_split", "other_path", "similarity"))
     write_table(out / "suspected_labels.csv", suspects, SUSPECT_COLUMNS)
 
-    in_test = np.array([pair.place for pair in pairs if part_of[pair.place] == "test"], int)
+    in_test = np.array([pair.place for pair in pairs if split_of[pair.place] == "test"], int)
     clean = np.setdiff1d(np.arange(len(data.test)), in_test - len(data.train) - len(data.val))
     without = metrics.accuracy(data.test.labels[clean], probabilities[clean]) if len(clean) else None
     numbers = {
@@ -125,22 +125,22 @@ def explain(
     return Explanation(
         numbers=numbers,
         reliability=calibration.reliability(data.test.labels, probabilities),
-        looks=_looks(source, model, data, probabilities, resize),
+        heat_maps=_heat_maps(source, model, data, probabilities, resize),
         near_duplicates=near,
         suspects=suspects,
         sentences=_sentences(numbers, len(paths), probabilities, data.test.labels),
     )
 
 
-def _looks(source: Source, model: keras.Model, data: ImageSet, probabilities: np.ndarray, resize: str) -> list[dict]:
-    """Return heat maps of the surest wrong answers and of the surest right ones, each class in its turn."""
+def _heat_maps(source: Source, model: keras.Model, data: ImageSet, probabilities, resize: str) -> list[dict]:
+    """Return heat maps of the most confident wrong and correct predictions; the correct ones class by class in turn."""
     if not gradcam.has_feature_map(source.extractor):
         return []
     predicted, surest = probabilities.argmax(axis=1), np.argsort(-probabilities.max(axis=1), kind="stable")
     right = predicted[surest] == data.test.labels[surest]
-    chosen = [*surest[~right][:LOOKED_AT], *_in_turn(surest[right], predicted)[:LOOKED_AT]]
+    chosen = [*surest[~right][:HEAT_MAPS], *_in_turn(surest[right], predicted)[:HEAT_MAPS]]
     pixels = next(
-        image_batches(data.test.paths[chosen], source.image_size, 2 * LOOKED_AT, resize=resize).as_numpy_iterator()
+        image_batches(data.test.paths[chosen], source.image_size, 2 * HEAT_MAPS, resize=resize).as_numpy_iterator()
     )
     heat = gradcam.grad_cam(source.extractor, model.get_layer("head"), pixels, predicted[chosen])
     return [
@@ -152,7 +152,7 @@ def _looks(source: Source, model: keras.Model, data: ImageSet, probabilities: np
 
 
 def _in_turn(places: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """Reorder places so that each class gives one before any gives its second."""
+    """Reorder indices so that every class has its first before any class has its second."""
     seen: dict[int, int] = {}
     turn = []
     for place in places:
@@ -161,26 +161,26 @@ def _in_turn(places: np.ndarray, classes: np.ndarray) -> np.ndarray:
     return places[np.argsort(turn, kind="stable")]
 
 
-def _sentences(numbers: dict, pictures: int, probabilities: np.ndarray, labels: np.ndarray) -> tuple[str, ...]:
+def _sentences(numbers: dict, images: int, probabilities: np.ndarray, labels: np.ndarray) -> tuple[str, ...]:
     quality, found = numbers["data_quality"], []
     if count := quality["near_duplicates_in_test"]:
         without = quality["accuracy_without_near_duplicates"]
-        score = "no test picture is left without them" if without is None else f"without them accuracy is {without:.3f}"
+        score = "no test image remains without them" if without is None else f"accuracy is {without:.3f} without them"
         found.append(
-            f"{count} of {len(labels)} test pictures have a near-duplicate in another part, so the model may have seen "
-            f"them: {score}, with them {metrics.accuracy(labels, probabilities):.3f}. See near_duplicates.csv."
+            f"{count} of {len(labels)} test images have a near-duplicate in another split, maybe in training: "
+            f"{score}, {metrics.accuracy(labels, probabilities):.3f} with them. See near_duplicates.csv."
         )
     if count := quality["suspected_labels"]:
         found.append(
-            f"{count} of {pictures} labels are contradicted with confidence by the other pictures; the worst are shown "
-            "below. See suspected_labels.csv."
+            f"{count} of {images} labels are confidently contradicted by the other images (suspected label errors). "
+            "See suspected_labels.csv."
         )
     return (*found, *calibration.sentences(numbers["calibration"]))
 
 
 def _overlay(pixels: np.ndarray, heat: np.ndarray) -> str:
-    """Return a picture with the heat map over it: what spoke for the answer keeps its colour and glows."""
+    """Return an image with the heat map over it: regions that contributed keep their colour and are highlighted."""
     strength = heat[..., None]
     glow = np.stack([np.full_like(heat, 255), 200 * (1 - heat), np.zeros_like(heat)], axis=-1)
     mixed = pixels * (0.45 + 0.55 * strength) * (1 - 0.4 * strength) + glow * 0.4 * strength
-    return jpeg_of_picture(Image.fromarray(np.clip(mixed, 0, 255).astype("uint8")))
+    return jpeg_of_image(Image.fromarray(np.clip(mixed, 0, 255).astype("uint8")))

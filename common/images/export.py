@@ -18,7 +18,7 @@ from common.images.batches import decode_images
 def export_image_classifier(
     model: keras.Model, folder: Path, class_names: Sequence[str], *, resize: str = "crop", example: Path | None = None
 ) -> Path:
-    """Write a classifier as FOLDER/<next integer>/, with decoder, preprocessing and labels inside.
+    """Write a classifier as FOLDER/<next integer>/, including decoder, preprocessing and class names.
 
     Never plain `model.export`: it serves layers in training mode after some preprocessing layers, and stores
     every variable twice (both pinned in tests/test_exporting.py).
@@ -27,17 +27,17 @@ def export_image_classifier(
         model: float32 model of pixels [batch, height, width, 3] (0 to 255) to probabilities, whose last layer
             is named `head` and reads the features.
         folder: the servable's folder; its name is the name of the model on the server.
-        class_names: one for each probability.
-        resize: how pictures come to the model's size, as in training.
-        example: a picture that a server asks each signature about when it loads the model, so that no client waits
-            for what is done only once. It stays in the export.
+        class_names: one per probability.
+        resize: how images are resized, as in training.
+        example: an image file for the warm-up requests that a server sends to each signature when it loads the model,
+            so that no client waits for one-time work. It stays in the export.
 
     Returns:
         The folder of the new version. Signatures: `serving_default` (image: file bytes), `tensors` (pixels),
-        `embed` (image: file bytes, gives the features).
+        `embed` (image: file bytes; returns the features).
 
     Raises:
-        UserError: the disk is full. Earlier versions stay as they are, and nothing of the new one is left.
+        UserError: the disk is full. Earlier versions are unchanged, and the incomplete new one is removed.
     """
     check_float32(model)
     size = tuple(model.input.shape[1:3])
@@ -73,14 +73,14 @@ def prove_image_classifier(
     version: Path, paths: Sequence[str], probabilities: np.ndarray, class_names: Sequence[str],
     *, python: str = sys.executable,
 ) -> dict:  # fmt: skip
-    """Ask the SavedModel about the raw files in a fresh process that imports only tensorflow, and compare.
+    """Send the raw files to the SavedModel in a fresh process that imports only tensorflow, and compare.
 
     Args:
         version: folder of the SavedModel.
-        paths: n picture files.
-        probabilities: what evaluation saw for them, float32 [n, classes].
-        class_names: one for each probability.
-        python: whose tensorflow is asked.
+        paths: n image files.
+        probabilities: from the evaluation, float32 [n, classes].
+        class_names: one per probability.
+        python: interpreter of that process.
 
     Returns:
         {"examples", "agreement", "max_abs_diff", "ops_outside_tf_serving", "tolerance", "passed"}, and

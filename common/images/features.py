@@ -1,4 +1,4 @@
-"""Run a frozen backbone over the pictures once, keep what it said on disk, and train the head on that."""
+"""Features of a frozen source, extracted once and cached on disk."""
 
 from __future__ import annotations
 
@@ -34,25 +34,25 @@ def extract_features(
     title: str = "features",
     save_every: float = 30.0,
 ) -> np.ndarray:
-    """Run a source over pictures, or read what an earlier run wrote.
+    """Extract the features of images, or read them from the cache of an earlier run.
 
     Args:
         source: the frozen model.
-        paths: n picture files.
-        cache: folder for the feature files; one file for each source, set of pictures and preprocessing.
-        batch_size: pictures in a batch.
+        paths: n image files.
+        cache: folder for the feature files; one file per source, set of images and preprocessing.
+        batch_size: images per batch.
         resize: as for `decode_image`.
-        augment: how the extra views are changed, as for `augment_images`.
-        views: how many times to look at each picture: first as it is, then augmented.
-        seed: decides the augmentation.
-        title: what the progress line calls it.
-        save_every: seconds between saves; a killed process goes on from the last.
+        augment: augmentations of the extra views, as for `augment_images`.
+        views: views per image: the original, then augmented copies.
+        seed: of the augmentation.
+        title: of the progress line.
+        save_every: seconds between saves; a killed process continues from the last one.
 
     Returns:
         A read-only memory map, float32 [views, n, feature_width].
 
     Raises:
-        UserError: the disk has no room for it.
+        UserError: not enough disk space.
     """
     key = _cache_key(source, paths, resize, views, *((tuple(augment), seed) if views > 1 else ()))
     final = cache / f"{key}.npy"
@@ -63,40 +63,40 @@ def extract_features(
 
 
 def in_bfloat16(source: Source) -> Source:
-    """Return a twin of a source, with the same weights, that computes in bfloat16 and gives float32 features."""
+    """Return a copy of a source that computes in bfloat16 and returns float32 features."""
     with dtype_policy("mixed_bfloat16"):
         twin = load_source(source.spec, source.image_size[0])
     copy_weights(source.extractor, twin.extractor)
     return twin
 
 
-def faster_if_it_agrees(source: Source, paths: Sequence[str], resize: str = "crop", pictures: int = 32) -> Source:
-    """Return a bfloat16 twin of a source if it says the same of some pictures, else the source itself.
+def faster_if_it_agrees(source: Source, paths: Sequence[str], resize: str = "crop", count: int = 32) -> Source:
+    """Return a bfloat16 copy of a source if the features of some images agree, else the source itself.
 
     Args:
         source: computes in float32.
-        paths: picture files; the first of them are asked about.
+        paths: image files; the first of them are compared.
         resize: as for `decode_image`.
-        pictures: how many to ask about.
+        count: number of images to compare.
 
     Returns:
-        The twin where the cosine of both features is at least 0.999 for each of the pictures; what it will be
-        used for, and why, is printed.
+        The copy where the cosine similarity of both features is at least 0.999 for each of the images; the choice is
+        printed.
     """
     twin = in_bfloat16(source)
-    some = next(iter(image_batches(paths[:pictures], source.image_size, pictures, resize=resize)))
-    ours, theirs = (np.asarray(one.look(some), "float64") for one in (source, twin))
+    some = next(iter(image_batches(paths[:count], source.image_size, count, resize=resize)))
+    ours, theirs = (np.asarray(one.forward(some), "float64") for one in (source, twin))
     lengths = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
     cosine = float(np.min(np.sum(ours * theirs, axis=1) / np.maximum(lengths, 1e-12)))
     agrees = cosine >= 0.999
-    print(f"  features in {'bfloat16' if agrees else 'float32'}: smallest cosine of both {cosine:.5f}")
+    print(f"  features in {'bfloat16' if agrees else 'float32'}: smallest cosine similarity of both {cosine:.5f}")
     return twin if agrees else source
 
 
 def _write_features(
     final: Path, source: Source, paths, batch_size, resize, augment, views, seed, title, save_every
 ) -> None:
-    """Fill a .partial file batch by batch, from where a killed process left it, and rename it when it is whole."""
+    """Fill a .partial file batch by batch, continuing that of a killed process, and rename it when complete."""
     partial, finished = final.with_suffix(".partial.npy"), final.with_suffix(".finished.json")
     shape = (views, len(paths), source.feature_width)
     steps = -(-len(paths) // batch_size)
@@ -115,11 +115,11 @@ def _write_features(
                 if view:
                     images = augment_images(images, augment, seed=tf.constant([seed * 1000 + view, step], tf.int64))
                 start = step * batch_size
-                written[view, start : start + len(images)] = source.look(images)
+                written[view, start : start + len(images)] = source.forward(images)
                 done += 1
                 progress.update(view * len(paths) + start + len(images))
                 if stop.asked or time.monotonic() - saved_at > save_every:
-                    written.flush()  # first the rows, then the claim that they are there
+                    written.flush()  # first the rows, then the record of them
                     write_json(finished, {"batches": done})
                     saved_at = time.monotonic()
                 if stop.asked:
@@ -131,7 +131,7 @@ def _write_features(
 
 
 def _reserve(path: Path, shape: tuple[int, ...]) -> None:
-    """Make a file of zeros with all its room on the disk: a memory map that finds none later kills the process."""
+    """Write a file of zeros and reserve its disk space: a memory map without space would kill the process later."""
     with room_for("the features", path.parent, 4 * math.prod(shape)):
         try:
             np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)

@@ -1,4 +1,4 @@
-"""A source fetched ahead of time."""
+"""Fetch an image source ahead of time."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from common.sources.specs import parse_source
 
 
 def fetch_source(text: str) -> str:
-    """Fetch what a source needs ahead of time, and verify it where upstream says how.
+    """Fetch the files of a source ahead of time, and verify them where upstream publishes hashes.
 
     Args:
         text: as for `load_source`.
 
     Returns:
-        The same source, spelled so that it needs no network.
+        The same source, in a form that needs no network.
 
     Raises:
-        UserError: it cannot be fetched, or what came is not what was expected.
+        UserError: it cannot be fetched, or the files are not as expected.
     """
     spec = parse_source(text)
     if spec.random:
-        raise UserError(f"Initial weights need not be fetched. Received: {text!r}. Leave out '@random'.")
+        raise UserError(f"Initial weights need no download. Received: {text!r}. Try it without '@random'.")
     if spec.entry and spec.entry.sha256:
         return f"preset:{fetch_entry(spec.entry)}"
     long = spec.entry.source if spec.entry else text

@@ -28,9 +28,9 @@ class Preprocessing:
     """What a backbone expects of RGB pixels from 0 to 255: `pixels * scale + offset`, per channel.
 
     Attributes:
-        scale: one factor, or one for each channel in the order that the backbone reads.
-        offset: added after the factor, likewise.
-        bgr: whether the backbone reads blue, green, red.
+        scale: one factor, or one per channel in the order that the backbone expects.
+        offset: added after scaling, likewise.
+        bgr: whether the backbone expects blue, green, red.
     """
 
     scale: tuple[float, ...] = (1.0,)
@@ -48,7 +48,7 @@ class Preprocessing:
         )
 
 
-# The three ways in which keras.applications models were trained, and the fourth: it is inside the model.
+# The three kinds of preprocessing of keras.applications, and the fourth: it is inside the model.
 _CAFFE = Preprocessing(offset=(-103.939, -116.779, -123.68), bgr=True)
 
 _TF = Preprocessing((1 / 127.5,), (-1.0,))
@@ -118,32 +118,32 @@ def _keras_card(family: _Family, weights: str, data: str) -> dict[str, str]:
 
 @contextlib.contextmanager
 def explained_download(spec: SourceSpec) -> Iterator[list[Path]]:
-    """While Keras builds an application: fetch its weights our way, and say what to do where that fails.
+    """Replace the download of weights while Keras builds an application; errors say what to do.
 
     Yields:
-        The files that were fetched, or had been before.
+        The files that were fetched, now or earlier.
     """
     get_file, fetched = file_utils.get_file, []
 
     def fetch(name: str, origin: str, file_hash: str | None = None, **_) -> str:
         home = Path(keras_home()).expanduser()
-        # get_file's own choice, on every machine: where Keras' folder cannot be written, this one is Keras' literal
+        # Chosen as get_file does: where Keras' folder is not writable, Keras uses this literal path
         path = (home if os.access(home, os.W_OK) else Path("/tmp/.keras")) / "models" / name
         try:
             fetch_file(origin, path, file_hash, what=f"weights of {spec.name}")
         except UserError as error:
             chosen = ",".join(f"{key}={value:g}" for key, value in spec.options.items())
             raise UserError(
-                f"The ImageNet weights of {spec.name} are not here: {error} Or name the file: --source "
+                f"The ImageNet weights of {spec.name} are not available: {error} Or name the file: --source "
                 f"keras:{spec.name}{f'({chosen})' if chosen else ''}@PATH/{name}. "
-                "Offline and without any file: --source bundled:resnet_mini"
+                "Offline and without weights files: --source bundled:resnet_mini"
             ) from error
         try:
             h5py.File(path).close()
-        except OSError as error:  # for MobileNet and MobileNetV2 no hash is published: a half-written file is taken
+        except OSError as error:  # for MobileNet and MobileNetV2 no hash is published: incomplete files are kept
             raise UserError(
-                f"The ImageNet weights of {spec.name} at {path} are damaged, probably half-written. "
-                f"Delete that file and run again: it is fetched anew from {origin}. It said: {first_line(error)}"
+                f"The ImageNet weights of {spec.name} at {path} are damaged, probably incomplete. Delete that file and "
+                f"run again: it is downloaded again from {origin}. h5py says: {first_line(error)}"
             ) from error
         fetched.append(path)
         return str(path)
@@ -167,8 +167,8 @@ def _load_weights_file(backbone: keras.Model, spec: SourceSpec) -> None:
             f"Keras says: {first_line(error)}"
         ) from error
     if spec.name.startswith("EfficientNetB") and _expects_another_division(path, spec.name):
-        # Keras divides once more by sqrt(std) when, and only when, it loads weights="imagenet" itself
-        # (keras/src/applications/efficientnet.py); the file alone would be fed wrong pixels.
+        # Keras divides again by sqrt(std) only when it loads weights="imagenet" itself
+        # (keras/src/applications/efficientnet.py); with the file alone the pixels would be wrong.
         normalization = next(la for la in backbone.layers if isinstance(la, keras.layers.Normalization))
         _, variance, *_ = normalization.weights
         variance.assign(variance * np.array(_IMAGENET_STD, "float32"))
@@ -176,7 +176,7 @@ def _load_weights_file(backbone: keras.Model, spec: SourceSpec) -> None:
 
 
 def _expects_another_division(path: Path, name: str) -> bool:
-    """Whether a weights file was published by Keras, or saved from a model that had loaded what is published."""
+    """Return whether a weights file was published by Keras, or saved from a model with published weights."""
     from keras.src.applications.efficientnet import WEIGHTS_HASHES  # MD5 of the files that Keras fetches
 
     digest = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
@@ -184,7 +184,7 @@ def _expects_another_division(path: Path, name: str) -> bool:
         return True
     if not h5py.is_hdf5(path):
         return False
-    with h5py.File(path) as file:  # both formats list the layers without weights too: the division is a Rescaling
+    with h5py.File(path) as file:  # both formats also list layers without weights: the division is a Rescaling
         layers = file.get("layers", file.get("model_weights", file))
         return sum(layer.startswith("rescaling") for layer in layers) > 1
 

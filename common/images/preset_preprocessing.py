@@ -1,4 +1,4 @@
-"""What a KerasHub preset of images does before its backbone: size, scale, offset."""
+"""Preprocessing of a KerasHub image preset: size, scale, offset."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import keras
 import numpy as np
 
 
-def picture_preprocessing(name: str) -> tuple[Sequence[float], Sequence[float], tuple[int, int] | None]:
-    """Return how a preset's pictures were prepared: RGB pixels from 0 to 255, times a scale, plus an offset.
+def image_preprocessing(name: str) -> tuple[Sequence[float], Sequence[float], tuple[int, int] | None]:
+    """Return the preprocessing of a preset's images: RGB pixels from 0 to 255, times a scale, plus an offset.
 
     Args:
-        name: as `preset_folder` gives it.
+        name: as returned by `preset_folder`.
 
     Returns:
         (scale, offset, (height, width) or None): of the image converter, or of the preprocessor_config.json of a
         Hugging Face folder, which KerasHub converts for some architectures only (not for ViT).
 
     Raises:
-        TypeError: the preset is of something else than pictures.
-        FileNotFoundError: it does not say how they were prepared.
+        TypeError: the preset is not for images.
+        FileNotFoundError: the preset does not describe its preprocessing.
     """
     import keras_hub
 
@@ -47,7 +47,7 @@ def picture_preprocessing(name: str) -> tuple[Sequence[float], Sequence[float], 
 
 
 def with_its_own_epsilon(backbone: keras.Model, name: str) -> keras.Model:
-    """Return a converted Hugging Face model with the epsilon of its own config, which KerasHub's ViT leaves behind."""
+    """Return a converted Hugging Face model with the epsilon of its config, which KerasHub's ViT ignores."""
     file = Path(name) / "config.json"
     config = json.loads(file.read_text("utf-8")) if file.is_file() else {}
     epsilon = config.get("layer_norm_eps")

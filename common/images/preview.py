@@ -1,4 +1,4 @@
-"""Images to look at: a sheet of samples, and thumbnails for a report."""
+"""Images for display: a sheet of samples, and thumbnails for a report."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from common.reporting import jpeg_of_picture
+from common.reporting import jpeg_of_image
 
 THUMBNAIL_PIXELS = 160
 
 
 def write_sample_grid(path: Path, images: np.ndarray, titles: Sequence[str], columns: int = 6) -> Path:
-    """Write pictures as the model will see them in training.
+    """Write a grid of images as the model receives them in training.
 
     Args:
         path: PNG file to write.
         images: float32 [n, height, width, 3], 0 to 255.
-        titles: one for each.
-        columns: pictures in a row.
+        titles: one per image.
+        columns: images per row.
 
     Returns:
         The path.
@@ -39,11 +39,11 @@ def write_sample_grid(path: Path, images: np.ndarray, titles: Sequence[str], col
 
 
 def thumbnails(paths: Sequence[str]) -> Callable[[Sequence[int]], list[dict | None]]:
-    """Return what shows images in a report: places in `paths` -> "picture" (a data URI), "name"; None for lost ones."""
+    """Return a preview for reports: indices into `paths` -> "image" (a data URI), "name"; None where unreadable."""
 
     def preview(places: Sequence[int]) -> list[dict | None]:
         shown = [(str(paths[place]), thumbnail(str(paths[place]))) for place in places]
-        return [picture and {"picture": picture, "name": Path(path).name} for path, picture in shown]
+        return [image and {"image": image, "name": Path(path).name} for path, image in shown]
 
     return preview
 
@@ -52,9 +52,9 @@ def thumbnail(path: str) -> str | None:
     """Return an image file as a small JPEG in a data URI; None where it cannot be read."""
     try:
         with Image.open(path) as image:
-            # Not turned by its EXIF note: TensorFlow's decoder ignores it, so this is how the model saw it.
+            # Not rotated by EXIF: TensorFlow's decoder ignores it, so this is the model's input.
             image.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
             small = image.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None
-    return jpeg_of_picture(small)
+    return jpeg_of_image(small)

@@ -1,4 +1,4 @@
-"""What the user has as rows of (picture, label, part): class folders, a table, TensorFlow Datasets, the demo digits."""
+"""Readers of (image, label, split) rows: class folders, a table, TensorFlow Datasets, the demo digits."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from pathlib import Path
 
 import numpy as np
 
-from common.data.splits import PART_OF_NAME
+from common.data.splits import SPLIT_OF_NAME
 from common.data.tfds import prepared_builder
 from common.errors import UserError
-from common.images.files import PICTURE_SUFFIXES, Row, write_picture
+from common.images.files import IMAGE_SUFFIXES, Row, write_image
 
 
 def folder_rows(root: Path) -> list[Row]:
     """Read class folders, or train/val/test with class folders inside.
 
     Raises:
-        UserError: parts and classes stand side by side, or a folder cannot be read.
+        UserError: split and class folders are mixed, or a folder cannot be read.
     """
     try:
         return _folder_rows(root)
-    except OSError as error:  # a folder left out would be a class that lacks pictures, and nobody would know
+    except OSError as error:  # skipping the folder would silently remove images of a class
         raise UserError(
             f"--data folder:{root} has a folder that cannot be read: {error.filename} ({error.strerror}). "
             f"Remove it, or make it readable: chmod -R u+rX {shlex.quote(str(root))}"
@@ -36,15 +36,15 @@ def folder_rows(root: Path) -> list[Row]:
 
 def _folder_rows(root: Path) -> list[Row]:
     folders = _subfolders(root)
-    if any(folder.name.lower() in PART_OF_NAME for folder in folders):
-        strangers = [folder.name for folder in folders if folder.name.lower() not in PART_OF_NAME]
-        if strangers:
+    if any(folder.name.lower() in SPLIT_OF_NAME for folder in folders):
+        others = [folder.name for folder in folders if folder.name.lower() not in SPLIT_OF_NAME]
+        if others:
             raise UserError(
-                f"--data folder:{root} mixes parts and classes: {', '.join(map(repr, strangers[:5]))} stand beside "
+                f"--data folder:{root} mixes splits and classes: {', '.join(map(repr, others[:5]))} next to "
                 "train/val/test. Allowed: either class folders, or train, val and test with class folders inside. "
-                "A class that is really called so needs a table: --data csv:PATH."
+                "If a class has the name of a split, use a table: --data csv:PATH."
             )
-        return [row for part in folders for row in _class_rows(part, PART_OF_NAME[part.name.lower()])]
+        return [row for split in folders for row in _class_rows(split, SPLIT_OF_NAME[split.name.lower()])]
     return _class_rows(root, None)
 
 
@@ -52,16 +52,16 @@ def _subfolders(root: Path) -> list[Path]:
     return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def _class_rows(root: Path, part: str | None) -> list[Row]:
-    """Return a row for each picture: without a label outside the class folders; an empty class has its folder's row."""
-    rows = [Row(str(path), "", part) for path in sorted(root.iterdir()) if _is_picture(path)]
+def _class_rows(root: Path, split: str | None) -> list[Row]:
+    """Return a row per image: without a label outside class folders; an empty class folder has a row of its own."""
+    rows = [Row(str(path), "", split) for path in sorted(root.iterdir()) if _is_image(path)]
     for folder in _subfolders(root):
-        rows += [Row(str(path), folder.name, part) for path in _pictures(folder) or [folder]]
+        rows += [Row(str(path), folder.name, split) for path in _images_in(folder) or [folder]]
     return rows
 
 
-def _pictures(folder: Path) -> list[Path]:
-    """Return the pictures anywhere under a folder. Links are followed, but never round in a circle."""
+def _images_in(folder: Path) -> list[Path]:
+    """Return all images below a folder. Links are followed, except in cycles."""
     found, seen = [], {os.path.realpath(parent) for parent in folder.absolute().parents}
     for base, folders, files in os.walk(folder, followlinks=True, onerror=_raise):
         if os.path.realpath(base) in seen:
@@ -69,7 +69,7 @@ def _pictures(folder: Path) -> list[Path]:
             continue
         seen.add(os.path.realpath(base))
         folders[:] = (name for name in folders if not name.startswith("."))
-        found += [path for path in (Path(base, name) for name in files) if _is_picture(path)]
+        found += [path for path in (Path(base, name) for name in files) if _is_image(path)]
     return sorted(found)
 
 
@@ -77,29 +77,29 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def _is_picture(path: Path) -> bool:
-    """Return whether a file's name is that of a picture; a broken link counts, to be reported."""
-    named = path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith(".")
+def _is_image(path: Path) -> bool:
+    """Return whether a file has the name of an image; broken links count, to be reported."""
+    named = path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
     return named and (path.is_file() or path.is_symlink())
 
 
 def csv_rows(table: Path) -> list[Row]:
-    """Read a table with the columns path (relative to the table), label and maybe split.
+    """Read a table with the columns path (relative to the table), label and optionally split.
 
     Raises:
-        UserError: it is no such table.
+        UserError: it is not such a table.
     """
     try:
         with open(table, newline="", encoding="utf-8-sig") as file:
             rows = list(_table_rows(table, csv.DictReader(file, skipinitialspace=True)))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(
-            f"--data csv:{table} cannot be read as a table with commas, in UTF-8: {error}. "
-            "A spreadsheet program writes one with 'Save as', 'CSV UTF-8'."
+            f"--data csv:{table} cannot be read as a comma-separated table in UTF-8: {error}. "
+            "In a spreadsheet program: 'Save as', 'CSV UTF-8'."
         ) from error
-    if len({row.part is None for row in rows}) > 1:
+    if len({row.split is None for row in rows}) > 1:
         raise UserError(
-            f"--data csv:{table}: some lines have a split and some have none. Fill all or remove the column."
+            f"--data csv:{table}: some lines have a split and some have none. Fill in all or remove the column."
         )
     return rows
 
@@ -108,73 +108,73 @@ def _table_rows(table: Path, reader: csv.DictReader) -> Iterator[Row]:
     columns = reader.fieldnames or []
     if not {"path", "label"} <= set(columns):
         raise UserError(
-            f"--data csv:{table} lacks a column. Needed: path, label, and split if there is one. "
+            f"--data csv:{table} lacks a column. Required: path and label; split is optional. "
             f"Received: {', '.join(columns) or 'an empty file'}."
         )
     if twice := [name for name, count in Counter(columns).items() if count > 1 and name in ("path", "label", "split")]:
         raise UserError(f"--data csv:{table} has more than one column {twice[0]!r}. Rename or remove the others.")
     for line in reader:
-        if None in line:  # a comma that should have been quoted would shift a name into the wrong column
+        if None in line:  # a comma without quotes would shift values into wrong columns
             raise UserError(
-                f"--data csv:{table}, line {reader.line_num}: {len(columns)} cells are needed, one for each column; "
-                f"more were received, the last is {line[None][-1]!r}. Put a cell that holds a comma in quotes."
+                f"--data csv:{table}, line {reader.line_num}: {len(columns)} cells are required, one per column; "
+                f"received more, the last: {line[None][-1]!r}. Put cells that contain a comma in quotes."
             )
-        part = (line.get("split") or "").strip().lower()
-        if part and part not in PART_OF_NAME:
+        split = (line.get("split") or "").strip().lower()
+        if split and split not in SPLIT_OF_NAME:
             raise UserError(
-                f"--data csv:{table}, line {reader.line_num}: unknown split {part!r}. Allowed: train, val, test."
+                f"--data csv:{table}, line {reader.line_num}: unknown split {split!r}. Allowed: train, val, test."
             )
         path, label = str(table.parent / (line["path"] or "")), (line["label"] or "").strip()
-        yield Row(path, label, PART_OF_NAME.get(part))
+        yield Row(path, label, SPLIT_OF_NAME.get(split))
 
 
 def tfds_rows(name: str, folder: Path) -> list[Row]:
-    """Write the pictures of a TensorFlow data set into a folder, as the files they are, and list them.
+    """Write the images of a TensorFlow data set into a folder, as original files, and list them.
 
     Raises:
         UserError: it cannot be loaded, or has no image with a class label.
     """
     builder = prepared_builder(name)
-    import tensorflow_datasets as tfds  # here: installed, as there is a builder, and it takes seconds to import
+    import tensorflow_datasets as tfds  # here: it takes seconds to import
 
-    features, parts = builder.info.features, {s: PART_OF_NAME.get(s.lower()) for s in builder.info.splits}
+    features, splits = builder.info.features, {s: SPLIT_OF_NAME.get(s.lower()) for s in builder.info.splits}
     if not {"image", "label"} <= set(features) or not isinstance(features["label"], tfds.features.ClassLabel):
         raise UserError(f"--data tfds:{name} has no image with a class label. Received: {features}.")
-    if not any(parts.values()):
-        raise UserError(f"--data tfds:{name} has no split named train, validation or test. Received: {list(parts)}.")
-    folder = folder / builder.info.full_name  # so that another data set in the same run folder is not taken for this
+    if not any(splits.values()):
+        raise UserError(f"--data tfds:{name} has no split named train, validation or test. Received: {list(splits)}.")
+    folder = folder / builder.info.full_name  # keeps data sets in the same run folder apart
     rows = []
-    decoders = {"image": tfds.decode.SkipDecoding()}  # the file's own bytes are what serving will see
-    for split, part in parts.items():
-        if part is None:
+    decoders = {"image": tfds.decode.SkipDecoding()}  # the original bytes, as serving receives them
+    for theirs, split in splits.items():
+        if split is None:
             continue
-        for index, example in enumerate(builder.as_dataset(split=split, decoders=decoders).as_numpy_iterator()):
+        for index, example in enumerate(builder.as_dataset(split=theirs, decoders=decoders).as_numpy_iterator()):
             label = features["label"].int2str(int(example["label"]))
-            path = folder / split / label.replace(os.sep, "_") / f"{index:07d}.img"
-            write_picture(path, example["image"])
-            rows.append(Row(str(path), label, part))
+            path = folder / theirs / label.replace(os.sep, "_") / f"{index:07d}.img"
+            write_image(path, example["image"])
+            rows.append(Row(str(path), label, split))
     return rows
 
 
 def demo_rows(folder: Path) -> list[Row]:
-    """scikit-learn's handwritten digits (8x8): 10 training pictures a class, 5 to choose on, the rest as test.
+    """scikit-learn's handwritten digits (8x8): 10 per class for training, 5 for validation, the rest for testing.
 
-    Few labels are what transfer learning is for; with all of them, training from scratch is enough.
+    Transfer learning is for few labels; with all of them, training from scratch is enough.
     """
     from PIL import Image
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    pictures = (digits.images * (255 / 16)).round().astype(np.uint8)
+    images = (digits.images * (255 / 16)).round().astype(np.uint8)
     rows, seen = [], Counter()
-    by_hash = sorted(range(len(pictures)), key=lambda i: hashlib.sha256(pictures[i].tobytes()).hexdigest())
+    by_hash = sorted(range(len(images)), key=lambda i: hashlib.sha256(images[i].tobytes()).hexdigest())
     for index in by_hash:
         label = int(digits.target[index])
         seen[label] += 1
-        part = "train" if seen[label] <= 10 else "val" if seen[label] <= 15 else "test"
+        split = "train" if seen[label] <= 10 else "val" if seen[label] <= 15 else "test"
         encoded = io.BytesIO()
-        Image.fromarray(pictures[index]).save(encoded, "PNG")
-        path = folder / part / str(label) / f"{index:04d}.png"
-        write_picture(path, encoded.getvalue())
-        rows.append(Row(str(path), str(label), part))
+        Image.fromarray(images[index]).save(encoded, "PNG")
+        path = folder / split / str(label) / f"{index:04d}.png"
+        write_image(path, encoded.getvalue())
+        rows.append(Row(str(path), str(label), split))
     return rows

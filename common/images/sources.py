@@ -1,4 +1,4 @@
-"""Where a pretrained image model comes from: one spec string, one loaded Source with its preprocessing inside."""
+"""Pretrained image models: a spec string becomes a loaded Source with its preprocessing inside."""
 
 from __future__ import annotations
 
@@ -16,26 +16,23 @@ import numpy as np
 import tensorflow as tf
 
 from common.errors import UserError, first_line
-from common.images.keras_applications import (
-    Preprocessing,
-    load_application,
-)
-from common.images.preset_preprocessing import picture_preprocessing, with_its_own_epsilon
+from common.images.keras_applications import Preprocessing, load_application
+from common.images.preset_preprocessing import image_preprocessing, with_its_own_epsilon
 from common.sources.presets import preset_error, preset_folder
 from common.sources.specs import SourceSpec, parse_source
 
 
 @dataclass(frozen=True)
 class Source:
-    """A loaded pretrained image model that cannot be fed wrongly.
+    """A loaded pretrained image model together with its preprocessing.
 
     Attributes:
-        spec: what the user typed.
+        spec: the source as the user typed it.
         extractor: maps RGB pixels, float [batch, height, width, 3] from 0 to 255, to features, float32
             [batch, feature_width]; its own preprocessing is inside.
-        backbone: the part of the extractor that was pretrained; freezing policies speak of its layers.
+        backbone: the pretrained part of the extractor; freezing policies refer to its layers.
         image_size: (height, width) in pixels.
-        card: where it came from and under which terms: spec, origin, licence, data.
+        card: origin and terms: spec, origin, licence, data.
     """
 
     spec: str
@@ -50,15 +47,15 @@ class Source:
         return int(self.extractor.output.shape[-1])
 
     @functools.cached_property
-    def look(self) -> Callable[[tf.Tensor], tf.Tensor]:
-        """The extractor in inference mode as one graph, traced once for batches of every size."""
+    def forward(self) -> Callable[[tf.Tensor], tf.Tensor]:
+        """The extractor in inference mode as one graph, traced once for all batch sizes."""
         pixels = tf.TensorSpec((None, *self.image_size, 3), tf.float32)
         return tf.function(lambda images: self.extractor(images, training=False), input_signature=[pixels])
 
     def fingerprint(self) -> str:
-        """Return a hash of all weights and of the preprocessing: equal text, equal features."""
+        """Return a hash of all weights and of the preprocessing: equal hashes, equal features."""
         config = json.dumps(self.extractor.get_config(), default=str, sort_keys=True)
-        # Keras numbers the names that it makes up (conv2d_7) by what the process built before: no part of the model.
+        # Keras numbers generated names (conv2d_7) by what the process built before: not part of the model.
         digest = hashlib.sha256(re.sub(r'_\d+"', '"', config).encode())
         for weight in self.extractor.weights:
             digest.update(np.ascontiguousarray(weight.numpy()).tobytes())
@@ -70,19 +67,19 @@ def load_source(text: str, image_size: int | tuple[int, int] | None = None, *, r
 
     Args:
         text: `bundled:NAME`, `keras:NAME`, `keras:NAME@WEIGHTS_FILE`, `preset:NAME_OR_FOLDER`,
-            `hub:FOLDER_OR_HANDLE`, or a short name of the catalogue; `@random` at the end keeps the initial weights.
-        image_size: side of the square input in pixels, or (height, width); the source's own where None.
+            `hub:FOLDER_OR_HANDLE`, or a short name of the catalogue; a final `@random` keeps the initial weights.
+        image_size: side of the square input in pixels, or (height, width); None for the source's own.
         random_weights: same architecture, initial weights: the from-scratch baseline.
 
     Returns:
         The Source, built under Keras' current dtype policy.
 
     Raises:
-        UserError: unknown name, unreadable or foreign weights, no network.
+        UserError: unknown name, unreadable or unsuitable weights, no network.
     """
     spec = parse_source(text)
-    if spec.entry and "pictures" not in spec.entry.takes:
-        raise UserError(f"{spec.entry.name} takes {spec.entry.takes}, not pictures. Received: --source {text}.")
+    if spec.entry and "images" not in spec.entry.takes:
+        raise UserError(f"{spec.entry.name} takes {spec.entry.takes}, not images. Received: --source {text}.")
     wanted = (image_size, image_size) if isinstance(image_size, int) else image_size
     load = {"bundled": _load_preset, "preset": _load_preset, "keras": load_application, "hub": _load_hub}[spec.kind]
     backbone, preprocessing, size, card = load(spec, wanted, random_weights or spec.random)
@@ -91,17 +88,17 @@ def load_source(text: str, image_size: int | tuple[int, int] | None = None, *, r
         features = _pool(backbone(preprocessing(pixels)))
     except ValueError as error:
         raise UserError(
-            f"The source cannot take RGB pictures of {size[0]} x {size[1]} pixels. Received: {text!r}. "
+            f"The source cannot take RGB images of {size[0]} x {size[1]} pixels. Received: {text!r}. "
             f"Try another --image-size. Keras says: {first_line(error)}"
         ) from error
-    # Float32 from here on: under mixed precision the head and the exported features stay exact.
+    # Float32 from here on: under mixed precision the head and the exported features keep full precision.
     features = keras.layers.Activation("linear", dtype="float32", name="features")(features)
     extractor = keras.Model(pixels, features, name="extractor")
     return Source(text, extractor, backbone, size, {"spec": text, **card})
 
 
 def _load_hub(*arguments):
-    # By its name, when it is asked for: it imports what runs the code of a SavedModel, which no other source needs.
+    # Imported by name, on demand: it runs the code of a SavedModel, which no other source needs.
     return importlib.import_module("common.images.hub_sources").load_hub(*arguments)
 
 
@@ -115,7 +112,7 @@ def _pool(features):
 
 
 def _load_preset(spec: SourceSpec, wanted: tuple[int, int] | None, random_weights: bool):
-    import keras_hub  # here: seconds to import, and keras: sources do without
+    import keras_hub  # here: it takes seconds to import, and keras: sources do not need it
 
     name = preset_folder(spec)
     load = functools.partial(
@@ -125,10 +122,10 @@ def _load_preset(spec: SourceSpec, wanted: tuple[int, int] | None, random_weight
         dtype=keras.config.dtype_policy(),
     )
     try:
-        # The small file first: it tells pictures from text.
-        scale, offset, preferred = picture_preprocessing(name)
+        # The small file first: it distinguishes images from text.
+        scale, offset, preferred = image_preprocessing(name)
         backbone = with_its_own_epsilon(load(), name)
-        if isinstance(backbone, keras_hub.models.RetinaNetBackbone):  # of a whole detector, what looks at the picture
+        if isinstance(backbone, keras_hub.models.RetinaNetBackbone):  # of a detector, only the image encoder
             backbone = backbone.image_encoder
         if not isinstance(backbone, keras.Model):
             raise TypeError(f"The files describe a {type(backbone).__name__}.")
@@ -137,19 +134,19 @@ def _load_preset(spec: SourceSpec, wanted: tuple[int, int] | None, random_weight
     takes, gives = backbone.input, backbone.output
     if not isinstance(takes, keras.KerasTensor) or not isinstance(gives, keras.KerasTensor) or takes.shape[-1] != 3:
         raise UserError(
-            f"The preset is not a model of RGB pictures. Received: {spec.kind}:{spec.name}, {type(backbone).__name__}, "
-            f"with input {takes}. Allowed: a backbone that turns one RGB picture into one tensor."
+            f"The preset is not a model of RGB images. Allowed: a backbone from one RGB image to one tensor. Received: "
+            f"{spec.kind}:{spec.name}, {type(backbone).__name__}, with input {takes}."
         )
-    native = takes.shape[1:3] if all(takes.shape[1:3]) else None  # None: it takes pictures of any size
+    native = takes.shape[1:3] if all(takes.shape[1:3]) else None  # None: any size
     size = wanted or preferred or native or (224, 224)
     if native and native != size:
         try:
             backbone = with_its_own_epsilon(load(image_shape=(*size, 3)), name)
-        except Exception as error:  # learned positions, for example, are as many as the picture has patches
+        except Exception as error:  # learned positions, for example: one per patch
             raise UserError(
-                f"The preset takes pictures of {native[0]} x {native[1]} pixels only. "
+                f"The preset takes images of {native[0]} x {native[1]} pixels only. "
                 f"Received: {spec.kind}:{spec.name} at {size[0]} x {size[1]}. Try it without --image-size. "
-                f"It said: {first_line(error)}"
+                f"KerasHub says: {first_line(error)}"
             ) from error
     preprocessing = Preprocessing(_channels(spec, scale, 1.0), _channels(spec, offset, 0.0))
     card = _read_card(Path(name) / "card.json")
@@ -167,7 +164,7 @@ def _read_card(path: Path) -> dict[str, str]:
         return dict(json.loads(path.read_text("utf-8"))) if path.is_file() else {}
     except (OSError, ValueError, TypeError) as error:
         raise UserError(
-            f"{path} cannot be read: {first_line(error)}. Mend or remove it; the model does not need it."
+            f"{path} cannot be read: {first_line(error)}. Correct or remove it; the model does not need it."
         ) from error
 
 
@@ -175,7 +172,7 @@ def _channels(spec: SourceSpec, value: float | Sequence[float] | None, default: 
     values = (default,) if value is None else tuple(float(v) for v in np.ravel(value))
     if len(values) not in (1, 3):
         raise UserError(
-            f"The preset's image converter has {len(values)} factors or offsets. Received: {spec.kind}:{spec.name}. "
-            "Allowed: one, or one for each of red, green and blue."
+            f"The preset's image converter has {len(values)} factors or offsets. Allowed: one, or one per channel. "
+            f"Received: {spec.kind}:{spec.name}."
         )
     return values

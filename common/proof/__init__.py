@@ -1,1 +1,1 @@
-"""The proof that an export answers as it was evaluated."""
+"""The proof that an export reproduces its evaluation."""

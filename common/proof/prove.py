@@ -1,4 +1,4 @@
-"""Ask a SavedModel in a fresh process that imports only tensorflow, and judge what that process found."""
+"""Run a SavedModel in a fresh process that imports only tensorflow, and compare with the evaluation."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ FRESH_PROCESS = Path(__file__).with_name("fresh_process")
 
 
 def prove(
-    kind: str, version: Path, questions: dict, expected: dict[str, np.ndarray], tolerance: float,
+    kind: str, version: Path, inputs: dict, expected: dict[str, np.ndarray], tolerance: float,
     *, python: str = sys.executable,
 ) -> dict:  # fmt: skip
-    """Run `fresh_process`: it sends raw files or texts to the SavedModel and compares.
+    """Run `fresh_process`: it sends raw files or texts to the SavedModel and compares the outputs.
 
     Args:
-        kind: of what is compared: the module of `fresh_process` that does it, such as classes, boxes, transcripts.
+        kind: of outputs, a module of `fresh_process`: classes, boxes or transcripts.
         version: folder of the SavedModel.
-        questions: what is sent, and the names that come back, as JSON; numpy's files drop zeros at the end of a text.
-        expected: what evaluation saw.
-        tolerance: largest difference of a score that still passes.
-        python: whose tensorflow is asked.
+        inputs: what to send, and the class names, as JSON, since numpy's files drop zeros at the end of a text.
+        expected: outputs of the evaluation.
+        tolerance: largest allowed difference of a score.
+        python: interpreter with the tensorflow to use.
 
     Returns:
-        What the process found, "agreement", "max_abs_diff" (None for NaN) and "ops_outside_tf_serving" among it,
-        "tolerance" and "passed"; and "error" where the process failed.
+        The result of the process, including "agreement", "max_abs_diff" (None for NaN) and "ops_outside_tf_serving",
+        with "tolerance" and "passed"; and "error" where the process failed.
 
     Raises:
-        UserError: there is no room for the questions.
+        UserError: the disk is full.
     """
     with tempfile.TemporaryDirectory() as folder:
-        asked, answers, result = (Path(folder, name) for name in ("inputs.json", "expected.npz", "proof.json"))
-        content = json.dumps(questions)
+        sent, answers, result = (Path(folder, name) for name in ("inputs.json", "expected.npz", "proof.json"))
+        content = json.dumps(inputs)
         with files.room_for("the proof", Path(folder), len(content) + sum(array.nbytes for array in expected.values())):
-            asked.write_text(content, encoding="utf-8")
+            sent.write_text(content, encoding="utf-8")
             np.savez(answers, **expected)
         # -I: no PYTHONPATH and no current directory, so that nothing of this project can be imported.
-        command = [python, "-I", str(FRESH_PROCESS), kind, *map(str, (version, asked, answers, result))]
+        command = [python, "-I", str(FRESH_PROCESS), kind, *map(str, (version, sent, answers, result))]
         finished = subprocess.run(
             command, capture_output=True, text=True, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
         )

@@ -1,6 +1,6 @@
-"""Requests that a server replays when it loads a model, so that no client waits for what is done only once.
+"""Requests that a server replays when it loads a model, so that no client waits for one-time work.
 
-The file is that of TensorFlow Serving: https://www.tensorflow.org/tfx/serving/saved_model_warmup
+The file format is TensorFlow Serving's: https://www.tensorflow.org/tfx/serving/saved_model_warmup
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MOST_RECORDS = 1000  # the real server refuses to load a model with more
 def write_warmup(version: Path, name: str, requests: Iterable[tuple[str, Mapping[str, np.ndarray]]]) -> Path:
     """Write the requests to replay into the folder of a SavedModel.
 
-    The examples stay in the export for good: whoever gets the model gets them.
+    The examples stay in the export and are shared with it.
 
     Args:
         version: folder of the SavedModel.

@@ -1,1 +1,1 @@
-"""Serving what was exported: a local stand-in for TensorFlow Serving, and the files for the real one."""
+"""Serve exports: a local stand-in for TensorFlow Serving, and the files for the real one."""

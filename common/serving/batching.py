@@ -1,4 +1,4 @@
-"""Answer several requests that arrive within a few milliseconds of each other in one go."""
+"""Run requests that arrive within a few milliseconds of each other as one batch."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ Arrays = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True)
 class BatchingParameters:
-    """How requests are put together; the names are those of TensorFlow Serving's batching parameters file."""
+    """How requests are batched; the names are those of TensorFlow Serving's batching parameters file."""
 
     max_batch_size: int = 32
-    """Examples in one batch; a request with more is refused."""
+    """Maximum number of examples per batch; a request with more is refused."""
     batch_timeout_micros: int = 2000
-    """The longest that a request waits for others, and only while others are on their way."""
+    """Maximum time that a request waits for its batch to fill; it waits only while other requests are in flight."""
     num_batch_threads: int = 2
     """Batches that run at the same time."""
     max_enqueued_batches: int = 100
-    """Requests beyond this many full batches are refused: the queue would only grow."""
+    """Full batches that may be queued; further requests are refused."""
 
 
 @dataclass
@@ -41,27 +41,27 @@ class _Waiting:
 
 
 class Batcher:
-    """A function of arrays that answers like `run`, but many callers' arrays at once.
+    """A function with the results of `run` that runs the arrays of several callers as one batch.
 
     Args:
         run: arrays with a common first dimension, to arrays with the same first dimension.
         parameters: of batching.
-        on_their_way: says how many requests have arrived at the server and are not answered yet. When all of them
-            wait here, nobody is waited for: a lone client never loses a millisecond.
-        observe: gets the size of each batch.
+        in_flight: returns the number of requests that have arrived at the server and are not answered yet. When all of
+            them are queued here, there is no wait: a single client has no extra latency.
+        observe: called with the size of each batch.
     """
 
     def __init__(
         self,
         run: Callable[[Arrays], dict[str, np.ndarray]],
         parameters: BatchingParameters,
-        on_their_way: Callable[[], int],
+        in_flight: Callable[[], int],
         observe: Callable[[int], None] = lambda size: None,
     ):
-        self.run, self.parameters, self.on_their_way, self.observe = run, parameters, on_their_way, observe
+        self.run, self.parameters, self.in_flight, self.observe = run, parameters, in_flight, observe
         self._queue: deque[_Waiting] = deque()
         self._changed = threading.Condition()
-        self._in_hand = 0  # requests that a thread is answering
+        self._running = 0  # requests that a thread is running
         self._closed = False
         self._threads = [
             threading.Thread(target=self._work, name="batching", daemon=True)
@@ -71,14 +71,14 @@ class Batcher:
             thread.start()
 
     def __call__(self, inputs: Arrays) -> dict[str, np.ndarray]:
-        """Return the outputs for the inputs of one caller, who waits.
+        """Return the outputs for the inputs of one caller; blocks until they are ready.
 
         Raises:
-            Refusal: more examples than a batch may have, or more requests than may wait.
+            Refusal: more examples than a batch may have, or a full queue.
         """
         sizes = {len(array) for array in inputs.values()}
         largest = self.parameters.max_batch_size
-        if max(sizes) > largest:  # as the real server has it: what works here shall work there
+        if max(sizes) > largest:  # as in the real server
             raise Refusal(
                 grpc.StatusCode.INVALID_ARGUMENT,
                 f"Task size {max(sizes)} is larger than maximum input batch size {largest}. Send at most {largest} "
@@ -118,19 +118,19 @@ class Batcher:
                 if not self._queue:
                     return
                 batch = self._gather()
-                self._in_hand += len(batch)
+                self._running += len(batch)
             try:
                 self._answer(batch)
             finally:
                 with self._changed:
-                    self._in_hand -= len(batch)
+                    self._running -= len(batch)
 
     def _gather(self) -> list[_Waiting]:
         """Take the oldest request and those that fit to it, after waiting for those that are about to come."""
         deadline = self._queue[0].arrived + self.parameters.batch_timeout_micros / 1e6
         while not self._closed:
             left = deadline - time.monotonic()
-            coming = self.on_their_way() - self._in_hand - len(self._queue)
+            coming = self.in_flight() - self._running - len(self._queue)
             if left <= 0 or coming <= 0 or not self._queue:
                 break
             if sum(one.size for one in self._queue) >= self.parameters.max_batch_size:

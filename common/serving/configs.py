@@ -1,4 +1,4 @@
-"""Which models to serve: from the folder of a run, of an export, or a models.config file."""
+"""The models to serve: from the folder of a run, of an export, or a models.config file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def configs_of_folder(folder: Path) -> list[ModelConfig]:
     folder = folder.absolute()
     if not folder.is_dir():
         raise UserError(
-            f"there is no folder {folder}. Give the --out of `python -m recipes run`, or a folder NAME/NUMBER with a "
+            f"there is no folder {folder}. Name the --out of `python -m recipes run`, or a folder NAME/NUMBER with a "
             f"SavedModel inside."
         )
     if (folder / "serving").is_dir():
@@ -33,29 +33,29 @@ def configs_of_folder(folder: Path) -> list[ModelConfig]:
         raise UserError(f"{folder} is the folder of a run without an export: let the run finish first.")
     if (folder / "saved_model.pb").exists() and folder.name.isdecimal():
         return [ModelConfig(folder.parent.name, folder.parent, specific=(int(folder.name),))]
-    return [ModelConfig(folder.name, folder)]  # a folder without versions is refused, with advice, before it is served
+    return [ModelConfig(folder.name, folder)]  # a folder without versions is rejected before serving
 
 
 def configs_of_file(path: Path) -> list[ModelConfig]:
-    """Return the models of a models.config file, as the real server reads it.
+    """Return the models of a models.config file, read as in TensorFlow Serving.
 
     Args:
-        path: a text protobuf of ModelServerConfig. A relative base_path counts from the file's own folder.
+        path: a text protobuf of ModelServerConfig. A relative base_path is relative to the folder of the file.
 
     Raises:
-        UserError: the file cannot be read, or asks for what this server lacks.
+        UserError: the file cannot be read, or requires what this server lacks.
     """
     try:
         parsed = text_format.Parse(path.read_text("utf-8"), ModelServerConfig())
     except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
         raise UserError(f"--models-config {path} cannot be read: {error}") from error
     if not parsed.model_config_list.config:
-        raise UserError(f"--models-config {path} names no model: model_config_list {{ config {{ name: ... }} }}")
+        raise UserError(f"--models-config {path} names no model. Add: model_config_list {{ config {{ name: ... }} }}")
     configs = []
     for one in parsed.model_config_list.config:
         if one.model_platform not in ("", "tensorflow"):
             raise UserError(
-                f"--models-config {path}: {one.name} is of {one.model_platform!r}; only 'tensorflow' is served"
+                f"--models-config {path}: {one.name} has platform {one.model_platform!r}; only 'tensorflow' is served"
             )
         policy, latest, specific = one.model_version_policy, 1, ()
         if policy.HasField("all"):

@@ -1,4 +1,4 @@
-"""HTTP connections that wait for nobody for ever, and that answer a client who has stopped sending."""
+"""HTTP connections with time limits, which also answer clients that have stopped sending."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import json
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 
-class ImpatientProtocol(HttpToolsProtocol):
-    """uvicorn's HTTP/1.1, with what it leaves to a proxy in front of it.
+class TimeLimitedProtocol(HttpToolsProtocol):
+    """uvicorn's HTTP/1.1, with checks that it leaves to a proxy.
 
-    Headers that do not arrive within `header_seconds` are answered with 408; a request that breaks off in the middle
-    gets a 400 where its sender still listens; and whoever stops sending after a whole request gets its answer.
+    Headers that do not arrive within `header_seconds` are answered with 408, an incomplete request with 400 if the
+    client still listens; and a client that stops sending after a complete request gets its answer.
     """
 
     def __init__(self, *args, header_seconds: float, **settings):
@@ -43,12 +43,12 @@ class ImpatientProtocol(HttpToolsProtocol):
                 self.send_400_response("The request ends within its headers.")
             return None
         if self.cycle.more_body:
-            self.cycle.disconnected = True  # what waits for the body ends, and says nothing
+            self.cycle.disconnected = True  # the handler waiting for the body ends without an answer
             self.cycle.message_event.set()
             self.send_400_response("The request ends before its body does. Is Content-Length right?")
             return None
         self.cycle.keep_alive = False
-        return True  # keeps our half open for the answer
+        return True  # keeps our side open for the answer
 
     def send_400_response(self, msg):
         self._refuse("400 Bad Request", msg)

@@ -1,4 +1,4 @@
-"""The classify and regress methods: requests of tf.Example, as models of the Estimator days take them."""
+"""The classify and regress methods: requests of tf.Example, as taken by models of TensorFlow's Estimator API."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def input_of_request(content: Mapping[str, Any], method: str) -> Input:
     """Return the examples of a classify or regress request in JSON.
 
     Raises:
-        Refusal: the examples are missing, or hold what tf.Example cannot.
+        Refusal: the examples are missing, or hold values that tf.Example cannot.
     """
     if "examples" not in content:
         raise invalid(
@@ -91,7 +91,7 @@ def _serialized(request: Input) -> np.ndarray:
     if not examples:
         raise invalid("Input is empty: send at least one example.")
     array = np.empty(len(examples), dtype=object)
-    # Two serialized messages one after the other are their merger.
+    # Two concatenated serialized messages parse as their merger.
     array[:] = [context + example.SerializeToString() for example in examples]
     return array
 
@@ -152,10 +152,10 @@ def regress(servable: Servable, signature_name: str, request: Input) -> Regressi
 
 
 def classes_as_lists(result: ClassificationResult) -> list[list[list]]:
-    """Return what the REST API says of a classify result."""
+    """Return a classify result as the REST API writes it."""
     return [[[one.label, np.float32(one.score)] for one in row.classes] for row in result.classifications]
 
 
 def values_as_list(result: RegressionResult) -> Iterable[np.float32]:
-    """Return what the REST API says of a regress result."""
+    """Return a regress result as the REST API writes it."""
     return [np.float32(one.value) for one in result.regressions]

@@ -1,7 +1,7 @@
-"""Between the JSON of TensorFlow Serving's REST API and arrays.
+"""Convert between the JSON of TensorFlow Serving's REST API and arrays.
 
 The format is that of tensorflow_serving/g3doc/api_rest.md, and so are the beginnings of the messages of
-tensorflow_serving/util/json_tensor.cc (github.com/tensorflow/serving): clients look for them.
+tensorflow_serving/util/json_tensor.cc (github.com/tensorflow/serving): clients match them.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _SHOWN = 100  # characters of a wrong value that an error repeats
 
 
 def parse_json(body: bytes) -> dict[str, Any]:
-    """Return the JSON object of a request; NaN, Infinity and -Infinity count as numbers, as the REST API has it.
+    """Return the JSON object of a request; NaN, Infinity and -Infinity are numbers, as in the REST API.
 
     Raises:
-        Refusal: it is no JSON, or no object.
+        Refusal: it is not JSON, or not an object.
     """
     if not body.strip():
         raise invalid("JSON Parse error: The document is empty")
@@ -41,7 +41,7 @@ def parse_json(body: bytes) -> dict[str, Any]:
 
 
 def _parse_leniently(body: bytes) -> Any:
-    """Parse once more with a slower parser, which knows NaN and Infinity."""
+    """Parse again with a slower parser, which supports NaN and Infinity."""
     try:
         return json.loads(body)
     except UnicodeDecodeError as error:
@@ -57,7 +57,7 @@ def _parse_leniently(body: bytes) -> Any:
 
 
 def signature_name(content: Mapping[str, Any]) -> str:
-    """Return the signature that a request names, or "" where it names none."""
+    """Return the signature name in a request, or "" where there is none."""
     name = content.get("signature_name", "")
     if not isinstance(name, str):
         raise invalid(
@@ -76,10 +76,10 @@ def tensors_of_request(
         dtypes: of each input of the signature.
 
     Returns:
-        (an array for each input, whether the request lists instances: then so does its answer).
+        (an array for each input, whether the request lists instances; its answer then does so too).
 
     Raises:
-        Refusal: what is sent does not fit the signature.
+        Refusal: the request does not match the signature.
     """
     if "instances" in content and "inputs" in content:
         raise invalid(
@@ -133,13 +133,13 @@ def _from_inputs(inputs: Any, dtypes: Mapping[str, tf.DType]) -> dict[str, np.nd
     if absent:
         raise invalid(f"Missing named input: {absent[0]} in 'inputs' object.")
     unknown = sorted(inputs.keys() - dtypes.keys())
-    if unknown:  # the real server ignores them; whoever misspells an optional input would never know
+    if unknown:  # the real server ignores them, which would hide a misspelt optional input
         raise invalid(f"JSON object: does not have named input: {unknown[0]}. It has: {', '.join(sorted(dtypes))}")
     return {name: dense(inputs[name], dtype) for name, dtype in dtypes.items()}
 
 
 def _stack(values: list, dtype: tf.DType, name: str | None = None) -> np.ndarray:
-    """Return one array of all instances; where they do not fit together, say which one is to blame."""
+    """Return one array of all instances; where their shapes differ, the error names the wrong one."""
     try:
         return dense(values, dtype)
     except Exception:
@@ -166,13 +166,13 @@ def dense(value: Any, dtype: tf.DType) -> np.ndarray:
 
     Args:
         value: a scalar, or lists nested equally deep everywhere. Bytes are {"b64": TEXT}.
-        dtype: wanted; a number that it cannot hold is refused, not rounded.
+        dtype: of the array; a number that it cannot represent is refused, not rounded.
 
     Raises:
         Refusal: lists of different lengths, or a value of another type.
     """
     shape, level = [], [value]
-    # All values of one depth at a time, so that a picture of 150,000 numbers takes milliseconds.
+    # All values of one depth at a time, so that an image of 150,000 numbers takes milliseconds.
     while level and type(level[0]) is list:
         sizes = {len(item) if type(item) is list else None for item in level}
         if None in sizes:
@@ -245,7 +245,7 @@ def _bytes(value: Any) -> bytes:
         try:
             return value.encode("utf-8")
         except UnicodeEncodeError:
-            raise invalid(f"JSON Value: {shown(value)} holds half a surrogate pair, which is no text") from None
+            raise invalid(f"JSON Value: {shown(value)} holds half a surrogate pair, which is not valid text") from None
     if type(value) is dict:
         return decode_base64(value)
     raise _type_error(value, tf.string)
@@ -283,11 +283,11 @@ def shown(value: Any) -> str:
 def answer_to_json(outputs: Mapping[str, np.ndarray], as_instances: bool) -> bytes:
     """Return the JSON of a predict answer: `predictions` for a request with instances, else `outputs`.
 
-    An output of bytes whose name ends in `_bytes` is base64; other bytes are text, and what is no UTF-8 in it is
+    An output of bytes whose name ends in `_bytes` is base64; other bytes are text, with invalid UTF-8
     replaced.
 
     Raises:
-        Refusal: the outputs have no common first dimension to list instances along, or a type that JSON lacks.
+        Refusal: the outputs have no common first dimension for instances, or a type that JSON lacks.
     """
     if not outputs:
         raise invalid("Cannot convert empty tensor map to JSON")
@@ -311,7 +311,7 @@ def answer_to_json(outputs: Mapping[str, np.ndarray], as_instances: bool) -> byt
 
 
 def _writable(name: str, array: np.ndarray) -> np.ndarray | list | str | dict:
-    """Return what orjson can write."""
+    """Return a value that orjson can write."""
     array = np.asarray(array)
     if array.dtype == object:
         write = _to_base64 if name.endswith("_bytes") else (lambda value: value.decode("utf-8", "replace"))
@@ -321,7 +321,7 @@ def _writable(name: str, array: np.ndarray) -> np.ndarray | list | str | dict:
     if array.dtype.name in ("float16", "bfloat16"):
         array = array.astype(np.float32)
     if array.dtype.kind == "f" and not np.isfinite(array).all():
-        # str() gives the shortest text of a float32; a float64 would add digits that the model never said.
+        # str() gives the shortest text of a float32; a float64 would add digits that are not in the output.
         return _each(array.tolist(), lambda value: float(str(array.dtype.type(value))))
     if not array.ndim:
         return array.dtype.type(array)
@@ -337,14 +337,14 @@ def _each(value: Any, write) -> Any:
 
 
 def to_json(content: Any) -> bytes:
-    """Return JSON, with the numbers of arrays as short as their precision allows, and NaN and Infinity as such."""
+    """Return JSON, with numbers of arrays as short as their precision allows, and NaN and Infinity kept."""
     if _has_non_finite(content):
         return json.dumps(_plain(content), ensure_ascii=False).encode()
     return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def _has_non_finite(content: Any) -> bool:
-    """Return whether a Python float in there is NaN or infinite: orjson would write null (arrays never hold such)."""
+    """Return whether a Python float in it is NaN or infinite: orjson would write null (its arrays hold none)."""
     if isinstance(content, float):
         return not np.isfinite(content)
     inner: Iterable = content.values() if isinstance(content, dict) else content if isinstance(content, list) else ()

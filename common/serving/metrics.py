@@ -1,4 +1,4 @@
-"""What Prometheus reads at /metrics."""
+"""The metrics for Prometheus at /metrics."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class Metrics:
-    """Counts of one server; two servers in one process do not mix."""
+    """Metrics of one server; two servers in one process are separate."""
 
     def __init__(self):
         self.registry = CollectorRegistry()
@@ -21,10 +21,10 @@ class Metrics:
             ("model", "method", "protocol"), buckets=_SECONDS, registry=self.registry,
         )  # fmt: skip
         self.batch_sizes = Histogram(
-            "serving_batch_size", "Examples answered in one go.", ("model",), buckets=_SIZES, registry=self.registry
+            "serving_batch_size", "Examples per batch.", ("model",), buckets=_SIZES, registry=self.registry
         )
-        self.loads = Counter("serving_loads", "Versions loaded, or not.", ("model", "outcome"), registry=self.registry)
+        self.loads = Counter("serving_loads", "Versions loaded or not.", ("model", "outcome"), registry=self.registry)
 
     def page(self) -> bytes:
-        """Return the page that Prometheus reads."""
+        """Return the page for Prometheus."""
         return generate_latest(self.registry)

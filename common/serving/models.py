@@ -1,4 +1,4 @@
-"""The models of a server: their versions, loaded and let go while requests run."""
+"""The models of a server: their versions, loaded and unloaded while requests run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ log = logging.getLogger("serving")
 
 
 class State(Enum):
-    """Of a version, with the numbers of tensorflow_serving/apis/get_model_status.proto."""
+    """State of a version, with the numbers of tensorflow_serving/apis/get_model_status.proto."""
 
     START = 10
     LOADING = 20
@@ -42,8 +42,8 @@ class ModelConfig:
     Args:
         name: on the server.
         folder: holds a folder for each version, named by its number.
-        latest: this many of the newest versions are served; None serves all.
-        specific: serve just these versions instead.
+        latest: number of newest versions to serve; None serves all.
+        specific: serve only these versions instead.
         labels: names for versions, such as {"stable": 1}.
     """
 
@@ -54,7 +54,7 @@ class ModelConfig:
     labels: Mapping[str, int] = field(default_factory=dict)
 
     def wanted(self, versions: list[int]) -> set[int]:
-        """Return which of the versions that exist are to be served."""
+        """Return the existing versions to serve."""
         if self.specific:
             return set(self.specific) & set(versions)
         return set(sorted(versions)[-self.latest :] if self.latest else versions)
@@ -62,7 +62,7 @@ class ModelConfig:
 
 @dataclass
 class Version:
-    """A version of a model on the server, from when it is first seen until long after it is gone."""
+    """A version of a model on the server, from its discovery on, kept after it is unloaded."""
 
     state: State = State.START
     code: grpc.StatusCode = grpc.StatusCode.OK
@@ -70,20 +70,20 @@ class Version:
     servable: Servable | None = None
     in_flight: int = 0
     files: tuple = ()
-    """Names, sizes and times of its files when they were last looked at: a change says to look again."""
+    """Names, sizes and times of its files at the last check, to detect changes."""
 
 
 class Models:
-    """Watches folders, loads what is new, and drains what is old only when the new one answers.
+    """Watches folders, loads new versions, and unloads old ones only when the new one is available.
 
     Args:
         configs: the models; no two of one name.
-        batching: how requests are put together; None answers each alone.
-        metrics: counts what happens.
-        poll_seconds: between two looks at the folders; a new version must have kept still for that long.
+        batching: how requests are batched; None runs each alone.
+        metrics: of the server.
+        poll_seconds: interval between checks of the folders; a new version must be unchanged for that long.
 
     Raises:
-        UserError: two models of one name, or a folder that holds no version.
+        UserError: two models with the same name, or a folder without versions.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Models:
         if twice:
             folders = ", ".join(str(config.folder) for config in configs if config.name == twice[0])
             raise UserError(
-                f"two models have the name {twice[0]!r}: {folders}. A server knows each name once; rename one folder, "
+                f"two models have the name {twice[0]!r}: {folders}. Names must be unique on a server; rename one, "
                 f"or serve them on two ports."
             )
         self.configs = {config.name: config for config in configs}
@@ -114,13 +114,13 @@ class Models:
             _check_holds_versions(config)
 
     def start(self) -> None:
-        """Load every model, then go on watching.
+        """Load every model, then watch for changes.
 
         Raises:
             UserError: a model has no version that can be loaded.
         """
         for name in self.configs:
-            self._look(name, patient=False)
+            self._refresh(name, wait_until_unchanged=False)
             versions = self._versions[name]
             if not any(version.state == State.AVAILABLE for version in versions.values()):
                 problems = "; ".join(f"version {number}: {version.message}" for number, version in versions.items())
@@ -130,7 +130,7 @@ class Models:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop watching and let all versions go, after the requests that run."""
+        """Stop watching and unload all versions, after the running requests."""
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -140,7 +140,7 @@ class Models:
 
     @property
     def all_available(self) -> bool:
-        """Return whether each model has a version that answers."""
+        """Return whether each model has an available version."""
         with self._lock:
             return all(
                 any(version.state == State.AVAILABLE for version in versions.values())
@@ -148,7 +148,7 @@ class Models:
             )
 
     def statuses(self, name: str, number: int | None = None, label: str = "") -> dict[int, Version]:
-        """Return the versions of a model that were ever seen, newest first, or just one of them.
+        """Return all known versions of a model, newest first, or only one of them.
 
         Raises:
             Refusal: there is none.
@@ -161,17 +161,17 @@ class Models:
             if not versions:
                 raise Refusal(
                     grpc.StatusCode.NOT_FOUND,
-                    f"Could not find any versions of model {name}. Served are: {', '.join(self.configs)}.",
+                    f"Could not find any versions of model {name}. Available models: {', '.join(self.configs)}.",
                 )
             return {key: versions[key] for key in sorted(versions, reverse=True) if number in (None, key)}
 
     @contextlib.contextmanager
     def lend(self, name: str, number: int | None = None, label: str = "") -> Iterator[Servable]:
-        """Give a version to ask inside of this block; it is not unloaded before the block ends.
+        """Yield a version; it is not unloaded before the block ends.
 
         Args:
             name: of the model.
-            number: of the version; None is the newest that answers.
+            number: of the version; None is the newest available one.
             label: of the version, instead of its number.
 
         Raises:
@@ -211,12 +211,12 @@ class Models:
         while not self._stop.wait(self.poll_seconds):
             for name in self.configs:
                 try:
-                    self._look(name)
+                    self._refresh(name)
                 except Exception:
-                    log.exception("looking for versions failed", extra={"model": name})
+                    log.exception("checking for versions failed", extra={"model": name})
 
-    def _look(self, name: str, patient: bool = True) -> None:
-        """Load the versions of a model that are new, then unload those that are not wanted any more."""
+    def _refresh(self, name: str, wait_until_unchanged: bool = True) -> None:
+        """Load the new versions of a model, then unload those that are no longer wanted."""
         config, versions = self.configs[name], self._versions[name]
         present = version_folders(config.folder)
         wanted = config.wanted(list(present))
@@ -225,8 +225,8 @@ class Models:
             if version and version.state == State.AVAILABLE:
                 continue
             files = _files_of(present[number])
-            # Files still being copied change between two looks; a version that failed is tried again when it changed.
-            if patient and (version is None or version.files != files):
+            # Files still being copied change between two checks; a version that failed is tried again when it changed.
+            if wait_until_unchanged and (version is None or version.files != files):
                 first_seen = version is None
                 with self._lock:
                     version = versions.setdefault(number, Version())
@@ -273,15 +273,15 @@ class Models:
         for key, signature in servable.signatures.items():
             if signature.has_batch_dimension:
                 observe: Callable[[int], None] = self.metrics.batch_sizes.labels(servable.name).observe
-                on_their_way = partial(getattr, version, "in_flight")
-                servable.answer[key] = Batcher(signature.__call__, self.batching, on_their_way, observe)
+                in_flight = partial(getattr, version, "in_flight")
+                servable.answer[key] = Batcher(signature.__call__, self.batching, in_flight, observe)
 
     def _unload(self, name: str, number: int) -> None:
         version = self._versions[name][number]
         with self._lock:
             if version.state != State.AVAILABLE:
                 return
-            version.state = State.UNLOADING  # from now on nobody borrows it
+            version.state = State.UNLOADING  # from now on it is not lent
             while version.in_flight:
                 self._drained.wait()
             servable, version.servable = version.servable, None
@@ -291,7 +291,7 @@ class Models:
         del servable, answer
         gc.collect()  # functions and their graph refer to each other
         with self._lock:
-            version.state, version.files = State.END, ()  # to be loaded again, should it be wanted again
+            version.state, version.files = State.END, ()  # to be loaded again if it is wanted again
         log.info("unloaded", extra={"model": name, "version": number})
 
 
@@ -305,15 +305,15 @@ def version_folders(folder: Path) -> dict[int, Path]:
 
 
 def check_inside(folder: Path, version: Path) -> None:
-    """Refuse a version that lies elsewhere: whoever may write a link could have anything on the disk loaded.
+    """Refuse a version outside the folder of the model: a link could otherwise load anything on the disk.
 
     Raises:
-        UserError: it is a link, or holds one, to a place outside the model's folder.
+        UserError: it is, or contains, a link to outside the model's folder.
     """
     root = folder.resolve()
     for path in (version, *version.rglob("*")):
         if not path.resolve().is_relative_to(root):
-            raise UserError(f"{path} points outside of {folder}; copy the files there instead of linking to them")
+            raise UserError(f"{path} points outside {folder}; copy the files instead of linking to them")
 
 
 def _check_holds_versions(config: ModelConfig) -> None:
@@ -324,33 +324,33 @@ def _check_holds_versions(config: ModelConfig) -> None:
         return
     if (folder / "saved_model.pb").exists():
         raise UserError(
-            f"{folder} is a SavedModel without a version folder around it. A server wants NAME/NUMBER/saved_model.pb: "
+            f"{folder} is a SavedModel without a version folder around it. A server needs NAME/NUMBER/saved_model.pb: "
             f"mkdir -p models/{config.name} && cp -r {folder} models/{config.name}/1, then serve models/{config.name}"
         )
     holds = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
     raise UserError(
-        f"{folder} holds no version of a model. It should hold folders named by numbers, each with saved_model.pb; it "
-        f"holds: {holds}."
+        f"{folder} holds no version of a model. Required: folders named by numbers, each with saved_model.pb. "
+        f"Found: {holds}."
     )
 
 
 def _files_of(folder: Path) -> tuple:
     found = []
     for path in sorted(folder.rglob("*")):
-        with contextlib.suppress(OSError):  # it went away meanwhile, which the next look will see
+        with contextlib.suppress(OSError):  # it was removed meanwhile, which the next check will notice
             status = path.stat()
             found.append((str(path), status.st_size, status.st_mtime_ns))
     return tuple(found)
 
 
 def _why_not(folder: Path, error: Exception) -> str:
-    """Say what is wrong with a SavedModel, in words where the loader has none."""
+    """Return what is wrong with a SavedModel, more clearly than the loader's error where possible."""
     if isinstance(error, UserError):
         return str(error)
     needed = ["saved_model.pb"]
     if (folder / "variables").exists():  # a model without variables has no such folder
         needed.append("variables/variables.index")
-    absent = [part for part in needed if not (folder / part).exists()]
+    absent = [file for file in needed if not (folder / file).exists()]
     if absent:
         return f"{folder} lacks {' and '.join(absent)}; it is incomplete, or still being copied"
     message = error.message if isinstance(error, tf.errors.OpError | Refusal) else str(error)

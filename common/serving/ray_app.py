@@ -1,4 +1,4 @@
-"""Serve exports with Ray Serve: several copies of the models, on one machine or many, behind one address.
+"""Serve exports with Ray Serve: several replicas of the models, on one machine or many, behind one address.
 
     pip install -r requirements-scale.txt
     python -m common.serving.ray_app runs/mine --max-replicas 4
@@ -6,13 +6,13 @@
 On several machines without Kubernetes, each with this environment and with the run at the same path:
 
     ray get-auth-token --generate            # once; copy ~/.ray/auth_token to each machine
-    export RAY_AUTH_MODE=token               # on each: else whoever reaches Ray's ports may run any program there
+    export RAY_AUTH_MODE=token               # on each: else anyone who reaches Ray's ports can run programs there
     ray start --head                         # on the first
     ray start --address FIRST:6379           # on each other one
     python -m common.serving.ray_app runs/mine --address auto --host 0.0.0.0 --max-replicas 8   # on the first
 
-The REST API is that of `python -m recipes serve`, URL for URL; gRPC is not served. Each copy watches the folders for
-new versions, and counts for /metrics, by itself.
+The REST API is that of `python -m recipes serve`, URL for URL; gRPC is not served. Each replica watches the folders for
+new versions and keeps its own /metrics.
 """
 
 from __future__ import annotations
@@ -54,58 +54,58 @@ _OBJECT_STORE = 100 * 2**20  # bytes; requests do not pass through it, and Ray w
 
 @dataclass(frozen=True)
 class Scaling:
-    """How many copies there are, and what each may take."""
+    """Number of replicas, and the resources of each."""
 
     min_replicas: int = 1
-    """Copies that are always there."""
+    """Minimum number of replicas"""
     max_replicas: int = 4
-    """The most copies when many requests come."""
+    """Maximum number of replicas under load"""
     target_ongoing_requests: float = 8
-    """With more requests at a time for each copy, further copies are started."""
+    """More replicas are started above this number of concurrent requests per replica"""
     cpus_per_replica: float = 1
-    """Cores that Ray sets aside for each copy: a machine gets no more copies than it has cores for."""
+    """CPU cores that Ray reserves per replica; they limit the number of replicas per machine"""
     gpus_per_replica: float = 0
-    """GPUs, or a part of one, for each copy; with 0 a copy sees none."""
+    """GPUs, or a fraction of one, per replica; 0 for none"""
 
 
 @dataclass(frozen=True)
 class Config(Scaling):
-    """Serve exports with Ray: several copies of the models, on one machine or many, behind one address."""
+    """Serve exports with Ray: several replicas of the models, on one machine or many, behind one address."""
 
     exports: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN_OR_EXPORT")] = ()
-    """Folders that runs wrote (their --out), or folders NAME/NUMBER with a SavedModel inside."""
+    """Run folders (their --out), or folders NAME/NUMBER with a SavedModel"""
     port: int = 8501
-    """Port of the REST API."""
+    """Port of the REST API"""
     host: str = "127.0.0.1"
-    """Address to listen on: 127.0.0.1 is reached from this machine alone, 0.0.0.0 from everywhere."""
+    """Address to listen on: 127.0.0.1 accepts connections from this machine only, 0.0.0.0 from everywhere"""
     address: str | None = None
-    """A Ray cluster that runs already (`auto`: the one on this machine); without it, one is started for this."""
+    """Address of a running Ray cluster (`auto`: the one on this machine); by default one is started"""
     dashboard: bool = False
-    """Open Ray's web page, on this machine alone."""
+    """Start Ray's dashboard, for this machine only"""
     max_batch_size: int = 32
-    """The most examples that a copy answers in one go."""
+    """Maximum number of examples per batch"""
     batch_timeout_ms: float = 2.0
-    """The longest that a request waits for others, and only while others are on their way."""
+    """Maximum time that a request waits for its batch to fill; it waits only while other requests are in flight"""
     max_request_mb: float = 32.0
-    """Larger requests are refused."""
+    """Maximum size of a request"""
 
 
 def application(
     models: list[ModelConfig], scaling: Scaling, batching: BatchingParameters | None, limits: Limits
 ) -> Application:
-    """Return what `ray.serve.run` takes: the REST API of some models, in as many processes as are needed.
+    """Return what `ray.serve.run` takes: the REST API of some models, in as many processes as needed.
 
     Args:
-        models: which each copy loads from the same folders, on whatever machine it runs.
-        scaling: how many copies.
-        batching: how a copy puts requests together; None answers each alone.
+        models: loaded by each replica from the same folders, on every machine.
+        scaling: number of replicas.
+        batching: how a replica batches requests; None runs each alone.
         limits: of requests.
     """
     from ray import serve
 
     from common.serving.server import THREADS
 
-    def build():  # once in each copy
+    def build():  # once per replica
         from common.serving.models import Models
         from common.serving.rest import create_app
         from common.serving.server import log_to_stderr
@@ -116,7 +116,7 @@ def application(
         app = create_app(loaded, limits, ThreadPoolExecutor(THREADS, thread_name_prefix="answer"))
         return _with_name_of_replica(app, serve.get_replica_context().replica_id.unique_id)
 
-    copies = serve.deployment(serve.ingress(build)()).options(
+    replicas = serve.deployment(serve.ingress(build)()).options(
         name="replica",
         autoscaling_config={
             "min_replicas": scaling.min_replicas,
@@ -124,16 +124,16 @@ def application(
             "target_ongoing_requests": scaling.target_ongoing_requests,
         },
         ray_actor_options={"num_cpus": scaling.cpus_per_replica, "num_gpus": scaling.gpus_per_replica},
-        max_ongoing_requests=THREADS,  # beyond its own threads a copy would only queue
-        max_queued_requests=16 * THREADS,  # then a client gets 503, and sends more slowly
-        max_constructor_retry_count=2,  # a model that cannot be loaded cannot be loaded twenty times either
+        max_ongoing_requests=THREADS,  # beyond its own threads a replica would only queue
+        max_queued_requests=16 * THREADS,  # then a client gets 503
+        max_constructor_retry_count=2,  # further attempts would fail too
         logging_config={"enable_access_log": False, "log_level": "WARNING"},
     )
-    return copies.bind()
+    return replicas.bind()
 
 
 def _with_name_of_replica(app, replica: str):
-    """Return an ASGI application that adds to each answer which copy gave it."""
+    """Return an ASGI application that adds the name of the replica to each answer."""
 
     async def answer(scope, receive, send):
         async def send_with_name(message):
@@ -148,23 +148,23 @@ def _with_name_of_replica(app, replica: str):
 
 @contextmanager
 def cluster(address: str | None = None, dashboard: bool = False) -> Iterator[None]:
-    """Inside of this block, be connected to a Ray cluster: to one that runs, or to one of this process alone.
+    """Connect to a Ray cluster inside this block: to a running one, or to a new one of this process.
 
-    Ray must not have been imported before: it reads some settings only then.
+    Ray must not have been imported before: it reads some settings at import.
 
     Args:
-        address: of a cluster that runs; None starts one on this machine, which ends with the block.
-        dashboard: open its web page, where one is started.
+        address: of a running cluster; None starts one on this machine, which ends with the block.
+        dashboard: start the dashboard of a new cluster.
 
     Raises:
         UserError: Ray is not installed, or there is no cluster at that address.
     """
     _check_installed()
-    # Ray reports usage to its makers unless told otherwise.
+    # Ray sends usage statistics unless disabled.
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     if address is None:
-        # Whoever may talk to Ray's own ports can run any program: they are opened on 127.0.0.1 alone, as Ray does where
-        # it has no clusters, and ask for a token that nobody else knows, since one port of each copy is open to all.
+        # Any client of Ray's own ports can run programs: they are opened on 127.0.0.1 only, as Ray does where it has no
+        # clusters, and require a secret token, since one port of each replica is open to all.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", secrets.token_hex(32)
         inherited = [os.environ["PYTHONPATH"]] if "PYTHONPATH" in os.environ else []
@@ -173,11 +173,11 @@ def cluster(address: str | None = None, dashboard: bool = False) -> Iterator[Non
         import ray
         from ray import serve  # noqa: F401  a bare `pip install ray` lacks it
     except ImportError as error:
-        raise UserError(f"a part of Ray is missing ({error}). Type: pip install -r requirements-scale.txt") from error
+        raise UserError(f"Ray is incomplete ({error}). Type: pip install -r requirements-scale.txt") from error
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:
         if address is None:
-            # "local", or Ray would join any cluster that it finds traces of on this machine.
+            # "local", or Ray would join any cluster that it detects on this machine.
             ray.init("local", include_dashboard=dashboard, object_store_memory=_OBJECT_STORE, logging_level="WARNING")
         else:
             ray.init(address, runtime_env={"py_modules": [str(_COMMON)]}, logging_level="WARNING")
@@ -191,7 +191,7 @@ def cluster(address: str | None = None, dashboard: bool = False) -> Iterator[Non
 
 
 def _check_installed() -> None:
-    """Look for Ray without importing it.
+    """Check for Ray without importing it.
 
     Raises:
         UserError: it is missing, or too old.
@@ -203,14 +203,14 @@ def _check_installed() -> None:
         raise UserError(f"Ray is not installed. {install}") from error
     if Version(found) < Version(_OLDEST):
         raise UserError(
-            f"Ray {found} lets anybody who reaches a port of a copy run programs there; {_OLDEST} and newer do not. "
+            f"Ray {found} lets anyone who reaches a port of a replica run programs there; {_OLDEST} and newer do not. "
             f"{install}"
         )
 
 
 @contextmanager
 def serving(models: list[ModelConfig], config: Config) -> Iterator[str]:
-    """Inside of this block, serve models on the Ray cluster that this process is connected to.
+    """Serve models inside this block, on the Ray cluster that this process is connected to.
 
     Returns:
         The address of the REST API as seen from this machine.
@@ -237,7 +237,7 @@ def serving(models: list[ModelConfig], config: Config) -> Iterator[str]:
     finally:
         if config.address is None:
             serve.shutdown()
-        else:  # the cluster may serve for others as well
+        else:  # the cluster may serve other applications as well
             serve.delete(APPLICATION)
 
 
@@ -259,7 +259,7 @@ def _serve(config: Config) -> None:
     from common.serving.models import Models
 
     models = [model for export in config.exports for model in configs_of_folder(Path(export))]
-    Models(models)  # refuses folders that hold no version, before Ray takes its time
+    Models(models)  # rejects folders without versions before Ray starts, which takes long
     if config.address is None:
         _check_port(config.host, config.port)
     else:
@@ -282,26 +282,24 @@ def _check(config: Config) -> None:
     check_range(config, 0, 10_000, "cpus_per_replica", "gpus_per_replica", "batch_timeout_ms")
     check_range(config, 0.01, 2000, "max_request_mb")
     if config.min_replicas > config.max_replicas:
-        raise UserError(
-            f"--min-replicas {config.min_replicas} is more than --max-replicas {config.max_replicas}; it must not be."
-        )
+        raise UserError(f"--min-replicas {config.min_replicas} must be at most --max-replicas {config.max_replicas}.")
 
 
 def _check_resources(config: Config, there: dict[str, float]) -> None:
-    """Refuse what a cluster can never give; Ray would wait for it without an end."""
+    """Refuse what a cluster cannot provide; Ray would wait for ever."""
     for kind, each, flag in (
         ("CPU", config.cpus_per_replica, "--cpus-per-replica"),
         ("GPU", config.gpus_per_replica, "--gpus-per-replica"),
     ):
         if config.min_replicas * each > there.get(kind, 0):
             raise UserError(
-                f"{config.min_replicas} copies with {each:g} {kind} each need {config.min_replicas * each:g}; Ray has "
-                f"{there.get(kind, 0):g}. Ask for less with --min-replicas or {flag}, or add machines."
+                f"{config.min_replicas} replicas with {each:g} {kind} each need {config.min_replicas * each:g}; Ray "
+                f"has {there.get(kind, 0):g}. Reduce --min-replicas or {flag}, or add machines."
             )
 
 
 def _check_cluster(address: str) -> None:
-    """Refuse an address where nothing listens; Ray would look for it for minutes."""
+    """Refuse an address where nothing listens; Ray would retry for minutes."""
     if address == "auto":
         return
     host, _, port = address.rpartition(":")
@@ -328,25 +326,25 @@ def _check_port(host: str, port: int) -> None:
 
 
 def _reason(error: RuntimeError) -> str:
-    """Return why the copies do not start: the UserError of one of them, out of the traceback that Ray makes of it."""
+    """Return why the replicas do not start: the UserError of one of them, extracted from Ray's traceback."""
     from ray import serve
 
     status = serve.status().applications.get(APPLICATION)
-    said = [deployment.message for deployment in status.deployments.values()] if status else []
-    raised = [line for line in "\n".join(said).splitlines() if f"{UserError.__name__}: " in line]
-    return raised[-1].partition(f"{UserError.__name__}: ")[2] if raised else "\n".join([str(error), *said])
+    messages = [deployment.message for deployment in status.deployments.values()] if status else []
+    raised = [line for line in "\n".join(messages).splitlines() if f"{UserError.__name__}: " in line]
+    return raised[-1].partition(f"{UserError.__name__}: ")[2] if raised else "\n".join([str(error), *messages])
 
 
 def _introduce(models: list[ModelConfig], url: str, config: Config) -> None:
-    print(f"{config.min_replicas} to {config.max_replicas} copies. Ctrl-C stops them.")
+    print(f"{config.min_replicas} to {config.max_replicas} replicas. Ctrl-C stops them.")
     for model in models:
         request = model.folder.parent / "request.json"
         body = f"-d @{shlex.quote(str(request))} " if request.exists() else ""
         print(f"  {model.name}   curl {body}{url}/v1/models/{model.name}{':predict' if body else ''}")
     if config.host not in ("127.0.0.1", "localhost", "::1"):
         print(
-            f"--host {config.host}: whoever reaches this machine can ask these models. There is no password and no "
-            f"encryption; put a proxy that has them in front."
+            f"--host {config.host}: every client that can reach this machine can query these models. There is no "
+            f"password and no encryption; put a proxy with these in front of it."
         )
     sys.stdout.flush()
 

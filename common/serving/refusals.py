@@ -1,4 +1,4 @@
-"""What a server says when it cannot answer: a code of gRPC, its HTTP status, and a message."""
+"""Errors of a server: a gRPC code, its HTTP status, and a message."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class Refusal(Exception):
 
     Args:
         code: of gRPC.
-        message: says what is wrong with the request, and what would be right.
-        http_status: where HTTP has a word that gRPC lacks (too slow, too large); else the one of the code.
+        message: what is wrong with the request, and what is allowed.
+        http_status: where HTTP has a status that gRPC lacks (too slow, too large); else that of the code.
     """
 
     def __init__(self, code: grpc.StatusCode, message: str, http_status: int | None = None):
@@ -46,12 +46,12 @@ class Refusal(Exception):
 
 
 def invalid(message: str) -> Refusal:
-    """Return the refusal of a request that its sender has to change."""
+    """Return the refusal of an invalid request."""
     return Refusal(grpc.StatusCode.INVALID_ARGUMENT, message)
 
 
 def from_tensorflow(error: tf.errors.OpError) -> Refusal:
-    """Return what TensorFlow said while it ran the graph, with its code and without its stack traces."""
+    """Return the refusal for an error of TensorFlow in the graph, with its code and without its stack traces."""
     lines = [line for line in error.message.splitlines() if not _NOT_FOR_USERS.search(line)]
-    said = lines[0].rpartition("}}")[2].strip() or lines[0].strip() if lines else error.message.strip()
-    return Refusal(_CODE_OF_NUMBER.get(error.error_code, grpc.StatusCode.UNKNOWN), said or type(error).__name__)
+    reason = lines[0].rpartition("}}")[2].strip() or lines[0].strip() if lines else error.message.strip()
+    return Refusal(_CODE_OF_NUMBER.get(error.error_code, grpc.StatusCode.UNKNOWN), reason or type(error).__name__)

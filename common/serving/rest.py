@@ -26,36 +26,36 @@ _MODEL = r"/v1/models/(?P<name>[^/:]+)(?:/versions/(?P<version>\d+)|/labels/(?P<
 _ASK = re.compile(_MODEL + r":(?P<method>classify|regress|predict)", re.IGNORECASE | re.ASCII)
 _LOOK = re.compile(_MODEL + r"(?P<metadata>/metadata)?", re.IGNORECASE | re.ASCII)
 _LARGEST_VERSION = 2**63 - 1
-_DRAINED = 8  # times the largest body that are read and thrown away before a client is told that it sends too much
+_DRAINED = 8  # times the largest body are read and discarded before a client gets the error that it sends too much
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a client may take."""
+    """Limits of requests."""
 
     body_bytes: int = 32 * 2**20
-    """The largest request."""
+    """Maximum size of a request."""
     header_seconds: float = 10.0
-    """The longest that the headers of a request may take to arrive."""
+    """Maximum time for the headers of a request to arrive."""
     request_seconds: float = 30.0
-    """The longest that its body may take."""
+    """Maximum time for its body to arrive."""
 
 
 @dataclass
 class Call:
-    """What is known of a request, for logs and metrics."""
+    """A request, for logs and metrics."""
 
     model: str = ""
     method: str = ""
 
 
 def create_app(models: Models, limits: Limits, threads: ThreadPoolExecutor) -> FastAPI:
-    """Return the web application that answers for some models.
+    """Return the web application that serves models.
 
     Args:
         models: loaded.
         limits: of requests.
-        threads: the models run in these, so that slow answers hold up nobody.
+        threads: the models run in these, so that slow requests do not block others.
     """
     app = FastAPI(title="local stand-in for TensorFlow Serving", docs_url=None, redoc_url=None, openapi_url=None)
     metrics = models.metrics
@@ -71,7 +71,7 @@ def create_app(models: Models, limits: Limits, threads: ThreadPoolExecutor) -> F
             "models": {name: f"/v1/models/{name}" for name in models.configs},
         }
 
-    # One route for all: the patterns of the real server are not those of a router.
+    # One route for all: the patterns of the real server do not fit a router.
     @app.api_route("/{path:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"])
     async def answer(request: Request) -> Response:
         path = request.scope.get("raw_path", request.url.path.encode()).decode("ascii", "replace")
@@ -90,9 +90,7 @@ def create_app(models: Models, limits: Limits, threads: ThreadPoolExecutor) -> F
                 headers["Connection"] = "close"  # the rest of the request would be read as the next one
         seconds = time.perf_counter() - began
         if call.method:
-            known = (
-                call.model if call.model in models.configs else ""
-            )  # a metric for each name that is guessed is a leak
+            known = call.model if call.model in models.configs else ""  # a metric per guessed name would be a leak
             metrics.requests.labels(known, call.method, "rest", str(status)).inc()
             metrics.seconds.labels(known, call.method, "rest").observe(seconds)
         return Response(content, status, headers, media_type="application/json")
@@ -101,7 +99,7 @@ def create_app(models: Models, limits: Limits, threads: ThreadPoolExecutor) -> F
 
 
 async def _read_body(request: Request, limits: Limits) -> bytes:
-    """Read a request to its end, but no more than is allowed and no longer.
+    """Read a request to its end, within the limits of size and time.
 
     Raises:
         Refusal: it is too large or too slow.
@@ -114,11 +112,11 @@ async def _read_body(request: Request, limits: Limits) -> bytes:
                 if seen <= limits.body_bytes:
                     body += chunk
                 elif seen > _DRAINED * limits.body_bytes:
-                    break  # a client that reads nothing before it has sent everything will see a broken connection
+                    break  # a client that sends everything before reading gets a broken connection
     except TimeoutError:
         raise Refusal(
             grpc.StatusCode.DEADLINE_EXCEEDED,
-            f"The request did not arrive within {limits.request_seconds:g} seconds; {seen} bytes came.",
+            f"The request did not arrive within {limits.request_seconds:g} seconds; {seen} bytes were received.",
             http_status=408,
         ) from None
     if seen > limits.body_bytes:
@@ -138,16 +136,16 @@ def _too_large(seen: int, limits: Limits) -> Refusal:
 
 
 def _unzip(body: bytes, limits: Limits) -> bytes:
-    """Unpack a gzip body; one that grows beyond the limit is not unpacked any further."""
+    """Decompress a gzip body, up to the limit."""
     unpacker = zlib.decompressobj(zlib.MAX_WBITS | 16)
     try:
         content = unpacker.decompress(body, limits.body_bytes)
     except zlib.error as error:
-        raise invalid(f"The request says that it is gzip, and is not: {error}") from None
+        raise invalid(f"The request declares gzip, but is not gzip: {error}") from None
     if unpacker.unconsumed_tail:
         raise _too_large(limits.body_bytes, limits)
     if not unpacker.eof:
-        raise invalid("The gzip data of the request end too early.")
+        raise invalid("The gzip data of the request is incomplete.")
     return content
 
 
@@ -160,7 +158,7 @@ def _answer(models: Models, http_method: str, path: str, body: bytes, call: Call
     if not path.lower().startswith("/v1/"):
         raise Refusal(
             grpc.StatusCode.NOT_FOUND,
-            f"There is nothing at {path}. Try /v1/models/{next(iter(models.configs))}, /metrics",
+            f"Nothing is served at {path}. Try /v1/models/{next(iter(models.configs))}, /metrics",
         )
     if http_method == "POST" and (match := _ASK.fullmatch(path)):
         call.method = match["method"].lower()
@@ -169,7 +167,7 @@ def _answer(models: Models, http_method: str, path: str, body: bytes, call: Call
         call.method = "metadata" if match["metadata"] else "status"
         return _look(models, call, match)
     if http_method == "GET" and path.lower().rstrip("/") == "/v1/models":
-        raise invalid(f"Missing model name in request. Served are: {', '.join(models.configs)}.")
+        raise invalid(f"Missing model name in request. Available models: {', '.join(models.configs)}.")
     raise invalid(f"Malformed request: {http_method} {path}")
 
 

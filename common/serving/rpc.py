@@ -23,7 +23,7 @@ from common.serving.servables import DEFAULT_SIGNATURE, Servable
 
 
 def create_grpc_server(models: Models, threads: ThreadPoolExecutor, largest_message: int) -> grpc.Server:
-    """Return a server for the gRPC API, without a port yet.
+    """Return a server for the gRPC API, not yet bound to a port.
 
     Args:
         models: loaded.
@@ -33,7 +33,7 @@ def create_grpc_server(models: Models, threads: ThreadPoolExecutor, largest_mess
     options = [
         ("grpc.max_receive_message_length", largest_message),
         ("grpc.max_send_message_length", -1),
-        ("grpc.so_reuseport", 0),  # a second server on the port is an error, not a second half of the requests
+        ("grpc.so_reuseport", 0),  # a second server on the port is an error, instead of sharing the requests
     ]
     server = grpc.server(threads, options=options)
     prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(_Predictions(models), server)
@@ -44,7 +44,7 @@ def create_grpc_server(models: Models, threads: ThreadPoolExecutor, largest_mess
 
 @contextlib.contextmanager
 def _answering(models: Models, context: grpc.ServicerContext, name: str, method: str) -> Iterator[None]:
-    """Inside of this block a Refusal becomes the status of the call; each call is counted."""
+    """Turn a Refusal inside this block into the status of the call, and count the call."""
     began, code, refusal = time.perf_counter(), grpc.StatusCode.OK, None
     try:
         yield
@@ -126,11 +126,11 @@ class _ModelStatus(model_service_pb2_grpc.ModelServiceServicer):
             return statuses.status_response(self.models.statuses(*_which(request.model_spec)))
 
     def HandleReloadConfigRequest(self, request, context):
-        context.abort(grpc.StatusCode.UNIMPLEMENTED, "This stand-in reads its models at its start; start it again.")
+        context.abort(grpc.StatusCode.UNIMPLEMENTED, "This stand-in reads its configuration at start; restart it.")
 
 
 class _Health(health_pb2_grpc.HealthServicer):
-    """The standard health service: SERVING while each model has a version that answers."""
+    """The standard health service: SERVING while each model has an available version."""
 
     def __init__(self, models: Models):
         self.models = models
@@ -160,7 +160,7 @@ def _array(name: str, tensor):
     try:
         return tf.make_ndarray(tensor)
     except Exception as error:
-        raise invalid(f"Input {name!r} is no tensor: {error}. Its values must fill its shape.") from None
+        raise invalid(f"Input {name!r} is not a valid tensor: {error}. Its values must fill its shape.") from None
 
 
 def _wanted_outputs(wanted, outputs) -> list[str]:

@@ -1,4 +1,4 @@
-"""One loaded version of a SavedModel, and the only way to ask it."""
+"""One loaded version of a SavedModel, and its signatures."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from common.serving.refusals import Refusal, from_tensorflow, invalid
 from common.serving.warmup import read_warmup
 
 DEFAULT_SIGNATURE = "serving_default"
-# Signatures only for the loader itself, which clients must not see.
+# Signatures of the loader itself, hidden from clients.
 _INTERNAL_SIGNATURES = ("__saved_model_init_op", "__saved_model_train_op")
 
 
 @dataclass(frozen=True)
 class Signature:
-    """One way to ask a model.
+    """A signature of a model.
 
     Args:
-        name: what a request calls it.
+        name: of the signature in requests.
         definition: with the names, types and shapes of inputs and outputs.
-        function: answers.
+        function: computes the outputs.
     """
 
     name: str
@@ -41,13 +41,13 @@ class Signature:
 
     @property
     def has_batch_dimension(self) -> bool:
-        """Return whether requests can be answered together: all inputs and outputs have a free first dimension."""
+        """Return whether requests can be batched: all inputs and outputs have a free first dimension."""
         infos = [*self.definition.inputs.values(), *self.definition.outputs.values()]
         shapes = [tf.TensorShape(info.tensor_shape) for info in infos]
         return bool(shapes) and all(shape.rank and shape[0] is None for shape in shapes)
 
     def check(self, inputs: Mapping[str, np.ndarray]) -> None:
-        """Refuse inputs that do not fit, with what would."""
+        """Refuse inputs that do not match the signature."""
         wanted = self.definition.inputs
         if inputs.keys() != wanted.keys():
             extra, missing = sorted(inputs.keys() - wanted.keys()), sorted(wanted.keys() - inputs.keys())
@@ -72,7 +72,7 @@ class Signature:
         """Return the outputs for checked inputs.
 
         Raises:
-            Refusal: the graph itself refuses them, such as bytes that are no picture.
+            Refusal: the graph itself rejects them, such as bytes that are not an image.
         """
         tensors = {name: tf.constant(array) for name, array in inputs.items()}
         try:
@@ -96,7 +96,7 @@ class Servable:
     def __init__(self, name: str, version: int, folder: Path):
         self.name, self.version, self.folder = name, version, folder
         meta_graph = _serving_graph(folder)
-        # Held: a signature alone keeps its variables only weakly.
+        # Kept: a signature alone references its variables only weakly.
         self._loaded = tf.saved_model.load(str(folder), tags=list(meta_graph.meta_info_def.tags))
         self.signatures = {
             key: Signature(key, definition, self._loaded.signatures[key])
@@ -104,7 +104,7 @@ class Servable:
             if key not in _INTERNAL_SIGNATURES and key in self._loaded.signatures
         }
         if not self.signatures:
-            raise ValueError("it has no signature to ask; export it with tf.saved_model.save(..., signatures=...)")
+            raise ValueError("it has no signature; export it with tf.saved_model.save(..., signatures=...)")
         self.answer = {key: signature.__call__ for key, signature in self.signatures.items()}
 
     def signature(self, name: str = "", *, code: grpc.StatusCode = grpc.StatusCode.INVALID_ARGUMENT) -> Signature:
@@ -135,12 +135,12 @@ class Servable:
 
 
 def _array(tensor: tf.Tensor) -> np.ndarray:
-    """Return a tensor as an array; text as Python's bytes, as numpy's own would lose zeros at their end."""
+    """Return a tensor as an array; text as Python's bytes, as numpy's own would drop trailing zeros."""
     return np.asarray(tensor.numpy(), dtype=object) if tensor.dtype == tf.string else np.asarray(tensor.numpy())
 
 
 def _serving_graph(folder: Path) -> MetaGraphDef:
-    """Return the graph for serving of a SavedModel."""
+    """Return the serving graph of a SavedModel."""
     saved = SavedModel.FromString((folder / "saved_model.pb").read_bytes())
     for meta_graph in saved.meta_graphs:
         if "serve" in meta_graph.meta_info_def.tags:
@@ -149,11 +149,11 @@ def _serving_graph(folder: Path) -> MetaGraphDef:
 
 
 def replay_warmup(servable: Servable) -> int:
-    """Ask a model what its warm-up file says; return the number of requests.
+    """Send the requests of the warm-up file to a model; return their number.
 
     Raises:
         ValueError: the file is damaged.
-        Refusal: the model cannot answer: as in the real server, it is not served then.
+        Refusal: a request fails; as in the real server, the model is then not served.
     """
     requests = read_warmup(servable.folder)
     for request in requests:

@@ -17,13 +17,13 @@ import uvicorn
 
 from common.errors import UserError
 from common.serving.batching import BatchingParameters
-from common.serving.connections import ImpatientProtocol
+from common.serving.connections import TimeLimitedProtocol
 from common.serving.models import ModelConfig, Models
 from common.serving.rest import Limits, create_app
 from common.serving.rpc import create_grpc_server
 
 log = logging.getLogger("serving")
-# Threads mostly wait, for the graph or for others to fill a batch with.
+# Threads mostly wait, for the graph or for a batch to fill.
 THREADS = 64
 
 
@@ -32,9 +32,9 @@ class Address:
     """Where to listen.
 
     Args:
-        host: 127.0.0.1 is reached from this machine alone.
-        rest_port: 0 takes any free port.
-        grpc_port: None opens none.
+        host: 127.0.0.1 accepts connections from this machine only.
+        rest_port: 0 selects any free port.
+        grpc_port: None disables gRPC.
     """
 
     host: str = "127.0.0.1"
@@ -46,7 +46,7 @@ _LOCAL, _LIMITS = Address(), Limits()
 
 
 class Server:
-    """Loads models and answers for them until it is stopped.
+    """Loads models and serves them until it is stopped.
 
     with Server([ModelConfig("digits", Path("runs/mine/serving/digits"))], Address(rest_port=0)) as server:
         print(server.url)
@@ -54,9 +54,9 @@ class Server:
     Args:
         configs: the models.
         address: where to listen.
-        batching: how requests are put together; None answers each alone.
+        batching: how requests are batched; None runs each alone.
         limits: of requests.
-        poll_seconds: between two looks at the folders of the models.
+        poll_seconds: interval between checks of the folders of the models.
 
     Raises:
         UserError: a port is in use, or a model cannot be loaded.
@@ -72,7 +72,7 @@ class Server:
         poll_seconds: float = 1.0,
     ):
         self.models = Models(configs, batching=batching, poll_seconds=poll_seconds)
-        # Ports before models: who cannot listen need not load for a minute first.
+        # Ports before models: a port in use is reported before loading, which may take a minute.
         self._socket = _listen(address.host, address.rest_port, "--port")
         self.rest_port = self._socket.getsockname()[1]
         self.host = address.host
@@ -84,17 +84,17 @@ class Server:
             self.grpc_port = self._grpc.add_insecure_port(f"{address.host}:{address.grpc_port}")
         app = create_app(self.models, limits, self._threads)
         settings = dict(lifespan="off", log_config=None, access_log=False, server_header=False, timeout_keep_alive=75)
-        protocol = partial(ImpatientProtocol, header_seconds=limits.header_seconds)
+        protocol = partial(TimeLimitedProtocol, header_seconds=limits.header_seconds)
         self._rest = uvicorn.Server(uvicorn.Config(app, http=protocol, ws="none", **settings))
         self._rest_thread = threading.Thread(target=self._rest.run, kwargs={"sockets": [self._socket]}, daemon=True)
 
     @property
     def url(self) -> str:
-        """Return where the REST API is, as seen from this machine."""
+        """Return the address of the REST API on this machine."""
         return f"http://{'127.0.0.1' if self.host in ('0.0.0.0', '::') else self.host}:{self.rest_port}"
 
     def start(self) -> Server:
-        """Load the models, then answer."""
+        """Load the models, then serve."""
         try:
             self.models.start()
         except BaseException:
@@ -108,8 +108,8 @@ class Server:
         return self
 
     def stop(self, seconds: float = 20.0) -> None:
-        """Take no new requests, answer those that run for at most so many seconds, and let the models go."""
-        log.info("stopping: no new requests, those that run are answered")
+        """Accept no new requests, finish the running ones within so many seconds, and unload the models."""
+        log.info("stopping: no new requests are accepted, running ones are finished")
         stopped = self._grpc.stop(seconds) if self._grpc else None
         self._rest.config.timeout_graceful_shutdown = seconds
         self._rest.should_exit = True
@@ -131,7 +131,7 @@ def _listen(host: str, port: int, flag: str) -> socket.socket:
     """Return a socket that listens.
 
     Raises:
-        UserError: the port is in use, needs rights, or the host is not of this machine.
+        UserError: the port is in use or requires privileges, or the host is not an address of this machine.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
@@ -141,9 +141,9 @@ def _listen(host: str, port: int, flag: str) -> socket.socket:
         listening.listen(2048)
     except OSError as error:
         listening.close()
-        advice = f"Name another port: {flag} {port + 100 if port < 60000 else port - 100}"
+        advice = f"Choose another port: {flag} {port + 100 if port < 60000 else port - 100}"
         if error.errno == errno.EADDRINUSE:
-            advice = f"Another server is running there. {advice}"
+            advice = f"Another server uses it. {advice}"
         elif error.errno != errno.EACCES:
             advice = "Is that an address of this machine? --host 127.0.0.1 always is."
         raise UserError(f"cannot listen on {host}:{port}: {error.strerror}. {advice}") from error
@@ -151,12 +151,12 @@ def _listen(host: str, port: int, flag: str) -> socket.socket:
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line, for whoever collects logs."""
+    """One JSON object per line, for log collectors."""
 
     _OWN = frozenset(vars(logging.makeLogRecord({})))
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line: when, how bad, what, and everything that was passed as `extra`."""
+        """Return the line: time, level, event, and everything passed as `extra`."""
         line = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
@@ -169,7 +169,7 @@ class JsonLines(logging.Formatter):
 
 
 def log_to_stderr() -> None:
-    """Write what the server does as JSON lines on stderr."""
+    """Write the server's log as JSON lines on stderr."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
     for name in ("serving", "uvicorn.error"):

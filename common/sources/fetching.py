@@ -1,4 +1,4 @@
-"""Fetch pretrained files once: with progress, resumed when broken off, verified, unpacked safely, kept whole."""
+"""Fetch pretrained files once: with progress, resumed after interruptions, verified, unpacked safely."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from common.progress import ProgressLine
 
 _TRIES = 4
 _SECONDS_TO_ANSWER = 30
-_CHUNK = 2**16  # bytes; what came of the last one is lost when a connection breaks
+_CHUNK = 2**16  # bytes; a partial chunk is lost when a connection breaks
 # Formats that run code when they are read; no SavedModel holds such a file.
 _PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".joblib", ".dill")
 
@@ -31,20 +31,20 @@ _PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".joblib", ".dill")
 
 
 def fetch_file(url: str, path: Path, digest: str | None = None, *, what: str | None = None) -> Path:
-    """Fetch one file over HTTP, going on where an earlier try broke off; only a whole file gets its name.
+    """Fetch one file over HTTP, resuming an interrupted download; only a complete file gets its name.
 
     Args:
-        url: where from; redirects are followed.
-        path: where to; `path` + `.partial` holds what has come so far.
-        digest: expected SHA-256 (64 hex digits) or MD5 (32); None where nobody publishes one.
-        what: what the line about it calls it; the name of the file where None.
+        url: of the file; redirects are followed.
+        path: of the destination; `path` + `.partial` holds the bytes received so far.
+        digest: expected SHA-256 (64 hex digits) or MD5 (32); None where none is published.
+        what: name for progress lines; the name of the file where None.
 
     Returns:
         The path.
 
     Raises:
-        UserError: no network, no such file, a connection that breaks again and again, no room, or other bytes
-            than expected. What has come is kept, except when it is not what was expected.
+        UserError: no network, no such file, repeated connection failures, a full disk, or a wrong
+            hash. Received bytes are kept, except after a wrong hash.
     """
     if path.is_file() and (digest is None or file_digest(path, digest) == digest):
         return path
@@ -59,15 +59,15 @@ def fetch_file(url: str, path: Path, digest: str | None = None, *, what: str | N
                 break
             except requests.RequestException as error:
                 answered = partial.with_name(partial.name + ".json").is_file()
-                if attempt == _TRIES - 1 or not answered:  # nothing came at all: there is no network
+                if attempt == _TRIES - 1 or not answered:  # nothing was received: there is no network
                     raise UserError(_no_connection(url, path, partial, error)) from error
                 time.sleep(2**attempt / 2)
         received = file_digest(partial, digest) if digest else None
         if received != digest:
             partial.unlink()
             raise UserError(
-                f"What came from {url} is not the file that is expected, and was removed. Expected hash: {digest}. "
-                f"Received: {received}. Either it changed there, or something on the way changed it."
+                f"The file from {url} has a wrong hash and was removed. Expected hash: {digest}. "
+                f"Received: {received}. Either it changed on the server, or it was modified in transit."
             )
         os.replace(partial, path)
         partial.with_name(partial.name + ".json").unlink(missing_ok=True)
@@ -75,7 +75,7 @@ def fetch_file(url: str, path: Path, digest: str | None = None, *, what: str | N
 
 
 def file_digest(path: Path, like: str = "0" * 64) -> str:
-    """Return the SHA-256 of a file in hex, or its MD5 where the digest to compare with is as short as one."""
+    """Return the SHA-256 of a file in hex, or its MD5 where the digest to compare with has that length."""
     hasher = hashlib.md5(usedforsecurity=False) if len(like) == 32 else hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(2**20):
@@ -84,7 +84,7 @@ def file_digest(path: Path, like: str = "0" * 64) -> str:
 
 
 def _fetch_rest(url: str, partial: Path, what: str) -> None:
-    """Append to the partial file what is missing of it; begin anew where the file at the other end has changed."""
+    """Append the missing bytes to the partial file; start over where the file on the server has changed."""
     about = partial.with_name(partial.name + ".json")
     known = read_object(about) if partial.is_file() else {}
     have = _size(partial) if known.get("url") == url and known.get("version") else 0
@@ -92,25 +92,25 @@ def _fetch_rest(url: str, partial: Path, what: str) -> None:
     if have:
         headers |= {"Range": f"bytes={have}-", "If-Range": known["version"]}
     with requests.get(url, headers=headers, stream=True, timeout=_SECONDS_TO_ANSWER) as response:
-        if response.status_code == 416 and have == known["bytes"]:  # it was whole when the process was killed
+        if response.status_code == 416 and have == known["bytes"]:  # it was complete when the process was killed
             return
-        if response.status_code == 416:  # what is here cannot be a beginning of what is there
+        if response.status_code == 416:  # the partial file is not a beginning of the file
             partial.unlink()
-            raise requests.ConnectionError(f"there is nothing after byte {have:,}")
+            raise requests.ConnectionError(f"the server has no data after byte {have:,}")
         if response.status_code not in (200, 206):
             raise UserError(_refused(url, response))
         have = have if response.status_code == 206 else 0
-        packed = response.headers.get("Content-Encoding", "identity") != "identity"  # although it was asked not to
+        packed = response.headers.get("Content-Encoding", "identity") != "identity"  # although identity was requested
         length = None if packed else response.headers.get("Content-Length")
         total = have + int(length) if length else None
-        # A weak ETag must not be used to go on (RFC 9110, 13.1.5); no mark at all: it begins anew the next time.
+        # A weak ETag must not be used to resume (RFC 9110, 13.1.5); without any mark the next attempt starts over.
         tag = response.headers.get("ETag", "")
         version = response.headers.get("Last-Modified") if tag.startswith("W/") or not tag else tag
         version = None if packed else version
         write_json(about, {"url": url, "version": version, "bytes": total})
 
         megabytes = f"{total / 1e6:,.1f} MB" if total else "size unknown"
-        print(f"Fetching {what}, {megabytes}, from {url}{f', going on at {have / 1e6:,.1f} MB' if have else ''}")
+        print(f"Fetching {what}, {megabytes}, from {url}{f', resuming at {have / 1e6:,.1f} MB' if have else ''}")
         progress = ProgressLine("kB", -(-total // 1000) if total else 0)
         with partial.open("ab" if have else "wb") as file:
             for block in response.iter_content(_CHUNK):
@@ -118,12 +118,12 @@ def _fetch_rest(url: str, partial: Path, what: str) -> None:
                 have += len(block)
                 progress.update(have // 1000)
         progress.close()
-    if total and have != total:  # older versions of urllib3 take a connection that closes early for the end
-        raise requests.ConnectionError(f"{have:,} of {total:,} bytes came")
+    if total and have != total:  # older versions of urllib3 treat a connection that closes early as the end
+        raise requests.ConnectionError(f"{have:,} of {total:,} bytes received")
 
 
 def read_object(path: Path) -> dict:
-    """Read a JSON object that we wrote; nothing where a killed process or somebody else left something else."""
+    """Read a JSON object; empty where the file holds anything else, as a killed process may leave it."""
     try:
         content = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):
@@ -136,8 +136,8 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
-            f"The folder {folder} cannot be made: {error.strerror}. Where models are kept is said by TFHUB_CACHE_DIR, "
-            "KERAS_HOME and XDG_CACHE_HOME, in this environment."
+            f"The folder {folder} cannot be created: {error.strerror}. The environment variables TFHUB_CACHE_DIR, "
+            "KERAS_HOME and XDG_CACHE_HOME set where models are kept."
         ) from error
 
 
@@ -146,19 +146,19 @@ def _size(path: Path) -> int:
 
 
 def _no_connection(url: str, path: Path, partial: Path, error: Exception) -> str:
-    kept = f" {_size(partial):,} bytes of it are kept, and the next try goes on from there." if _size(partial) else ""
+    kept = f" {_size(partial):,} bytes are kept, and the next attempt resumes from there." if _size(partial) else ""
     return (
-        f"{url} cannot be fetched (no network?).{kept} On a machine that has one, fetch it and place it at {path}. "
-        f"It said: {first_line(error)}"
+        f"{url} cannot be fetched (no network?).{kept} Fetch it on a machine with network and place it at {path}. "
+        f"Error: {first_line(error)}"
     )
 
 
 def _refused(url: str, response: requests.Response) -> str:
     reasons = {
-        401: "it wants a login",
-        403: "it wants a login, or that you accept its licence on its page first",
+        401: "it requires a login",
+        403: "it requires a login, or accepting its licence on its page first",
         404: "there is no such file or model",
-        429: "it was asked too often; try again in some minutes",
+        429: "too many requests; try again in a few minutes",
     }
     reason = reasons.get(response.status_code, response.reason)
     return f"{url} cannot be fetched: {reason} (HTTP {response.status_code})."
@@ -172,7 +172,7 @@ def unpack(archive: Path, folder: Path) -> Path:
 
     Args:
         archive: .tar or .tar.gz.
-        folder: new; appears only when all is unpacked.
+        folder: new; appears only when everything is unpacked.
 
     Returns:
         The folder.
@@ -192,7 +192,7 @@ def unpack(archive: Path, folder: Path) -> Path:
                         f"{archive} holds {member.name!r}, a format that runs code when it is read; it is not unpacked."
                     )
                 tar.extract(member, aside, filter="data")
-            while tar.fileobj.read(2**20):  # to the end, where the checksum stands that tells flipped bits
+            while tar.fileobj.read(2**20):  # to the end, to verify the checksum
                 pass
         os.replace(aside, folder)
     except tarfile.FilterError as error:
@@ -200,7 +200,7 @@ def unpack(archive: Path, folder: Path) -> Path:
     except UserError:
         raise
     except (tarfile.TarError, EOFError, OSError, ValueError, lzma.LZMAError, zlib.error) as error:
-        raise UserError(f"{archive} is not a whole tar archive: {error}. Remove it and fetch it again.") from error
+        raise UserError(f"{archive} is not a complete tar archive: {error}. Remove it and fetch it again.") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return folder

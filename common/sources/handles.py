@@ -15,11 +15,11 @@ from common.sources.catalogue import user_cache
 
 @dataclass(frozen=True)
 class Handle:
-    """A TF Hub or Kaggle handle: the address that names the model, and where it is kept on this machine.
+    """A TF Hub or Kaggle handle: the URL that names the model, and its folder on this machine.
 
     Attributes:
-        url: canonical address.
-        folder: its place in the cache; the layout is tensorflow_hub's own, so both find each other's models.
+        url: canonical URL.
+        folder: its folder in the cache; the layout is tensorflow_hub's own, so both find each other's models.
     """
 
     url: str
@@ -27,7 +27,7 @@ class Handle:
 
     @property
     def archive_url(self) -> str:
-        """Address of the archive; TFHUB_ENDPOINT names another server that holds the same paths (a mirror)."""
+        """URL of the archive; TFHUB_ENDPOINT names a mirror with the same paths."""
         parts = urlsplit(self.url)
         if re.search(r"\.(tar|tar\.gz|tgz)$", parts.path):
             return self.url
@@ -46,7 +46,7 @@ def is_handle(text: str) -> bool:
 
 
 def parse_handle(text: str) -> Handle:
-    """Read a TF Hub or Kaggle handle.
+    """Parse a TF Hub or Kaggle handle.
 
     Args:
         text: `https://tfhub.dev/PUBLISHER/NAME/VERSION`, `https://www.kaggle.com/models/OWNER/MODEL/FRAMEWORK/
@@ -81,7 +81,7 @@ def parse_handle(text: str) -> Handle:
     if parts.netloc == "www.kaggle.com" and names[3].lower() != "tensorflow2":
         advice = "--source preset:kaggle://..." if names[3].lower() == "keras" else "its variation for TensorFlow 2"
         raise UserError(
-            f"The handle is not of a TF2 SavedModel. Allowed framework: tensorFlow2. Received: {names[3]!r} in "
+            f"The handle does not name a TF2 SavedModel. Allowed framework: tensorFlow2. Received: {names[3]!r} in "
             f"{text!r}. Try {advice}."
         )
     return Handle(url, hub_cache() / hashlib.sha1(url.encode(), usedforsecurity=False).hexdigest())

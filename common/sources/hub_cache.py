@@ -16,17 +16,17 @@ from common.sources.handles import Handle, parse_handle
 
 
 def resolve_handle(text: str, check: Callable[[Path], None] = lambda folder: None) -> Path:
-    """Return the folder of a TF Hub or Kaggle model; fetch it first if it is not there, or not whole.
+    """Return the folder of a TF Hub or Kaggle model; fetch it first where it is missing or incomplete.
 
     Args:
         text: as for `parse_handle`.
-        check: raises UserError for a folder that is not usable.
+        check: raises UserError for an unusable folder.
 
     Returns:
-        A folder with every file that was fetched, byte for byte.
+        A folder with every fetched file, byte for byte.
 
     Raises:
-        UserError: it is not there, or not whole, and cannot be fetched.
+        UserError: it is missing or incomplete, and cannot be fetched.
     """
     handle = parse_handle(text)
     if what_is_wrong(handle, check) is None:  # without the lock: a cache may be read-only
@@ -37,24 +37,24 @@ def resolve_handle(text: str, check: Callable[[Path], None] = lambda folder: Non
         if problem is None:
             return handle.folder
         if handle.folder.exists():
-            print(f"The copy of {handle.url} in {handle.folder} is not whole: {problem} It is fetched again.")
+            print(f"The copy of {handle.url} in {handle.folder} is incomplete: {problem} It is fetched again.")
         try:
             _fetch_model(handle, check)
         except UserError as error:
             raise UserError(
-                f"{handle.url} is not usable: {problem} Looked in {handle.folder}. To use it without network, unpack "
-                f"the model there, so that {handle.folder / 'saved_model.pb'} exists, or give --source hub:FOLDER. "
+                f"{handle.url} cannot be used: {problem} Expected in: {handle.folder}. Without network, unpack "
+                f"the model there, so that {handle.folder / 'saved_model.pb'} exists, or use --source hub:FOLDER. "
                 f"{error}"
             ) from error
     return handle.folder
 
 
 def what_is_wrong(handle: Handle, check: Callable[[Path], None] = lambda folder: None) -> str | None:
-    """Compare what is kept of a handle with what was fetched.
+    """Compare the cached files of a handle with the hashes of the fetched ones.
 
     Args:
         handle: parsed.
-        check: raises UserError for a folder that is not usable.
+        check: raises UserError for an unusable folder.
 
     Returns:
         A sentence, or None where nothing is wrong.
@@ -68,7 +68,7 @@ def what_is_wrong(handle: Handle, check: Callable[[Path], None] = lambda folder:
     listed = read_object(handle.manifest).get("files") if handle.manifest.is_file() else {}
     if not isinstance(listed, dict):
         return f"{handle.manifest} cannot be read."
-    for name, digest in listed.items():  # none for a folder that the user or tensorflow_hub placed there
+    for name, digest in listed.items():  # empty for a folder that the user or tensorflow_hub placed there
         if not (handle.folder / name).is_file():
             return f"{name} is missing."
         if file_digest(handle.folder / name) != digest:
@@ -88,7 +88,7 @@ def _fetch_model(handle: Handle, check: Callable[[Path], None]) -> None:
         archive.unlink()  # the same bytes would be refused again
         shutil.rmtree(fresh, ignore_errors=True)
         raise
-    shutil.rmtree(handle.folder, ignore_errors=True)  # only now: what was there may be what the user wants to look at
+    shutil.rmtree(handle.folder, ignore_errors=True)  # only now: the user may want to inspect the earlier files
     os.replace(fresh, handle.folder)
     files = {path.relative_to(handle.folder).as_posix(): file_digest(path)
              for path in sorted(handle.folder.rglob("*")) if path.is_file()}  # fmt: skip

@@ -1,4 +1,4 @@
-"""The card of a pretrained model: the command that made it, the data, the scores."""
+"""The card of a pretrained model: the command that trained it, the data, the scores."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from common.files import write_json
 
 
 def write_preset_card(preset: Path, recipe: str, config, data: str, metrics: Mapping, **more) -> Path:
-    """Write card.json into a pretrained model: how it was made, from what, how good it is.
+    """Write card.json into a pretrained model: command, data and scores.
 
     Args:
         preset: folder of the model.
-        recipe: that made it.
+        recipe: that trained it.
         config: its settings, a dataclass with `licence`.
-        data: what it learned from, in words.
-        metrics: what metrics.json holds.
+        data: description of the training data.
+        metrics: contents of metrics.json.
         **more: further entries, after the data.
 
     Returns:

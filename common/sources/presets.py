@@ -1,4 +1,4 @@
-"""KerasHub presets and Hugging Face folders: where they are, how pictures were prepared, why one cannot be read."""
+"""KerasHub presets and Hugging Face folders: where they are, and errors for those that cannot be loaded."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _FILES = ["*.json", "*.txt", "*.h5", "*.safetensors", "*.model", "*.spm"]
 
 
 def preset_folder(spec: SourceSpec) -> str:
-    """Return what names a preset to KerasHub: an absolute folder, or one of KerasHub's own names.
+    """Return the name of a preset for KerasHub: an absolute folder, or one of KerasHub's own names.
 
     Args:
-        spec: of kind `bundled` or `preset`; what is on the Hugging Face hub is fetched.
+        spec: of kind `bundled` or `preset`; a preset of the Hugging Face hub is fetched.
 
     Raises:
         UserError: it cannot be fetched.
@@ -55,11 +55,11 @@ def fetch_preset(spec: SourceSpec) -> str:
             return kagglehub.model_download(address.removeprefix("kaggle://"))
     except Exception as error:  # httpx, requests and both hubs each raise their own types
         raise preset_error(spec, error) from error
-    raise preset_error(spec, ValueError("There is no such name."))
+    raise preset_error(spec, ValueError("There is no preset of this name."))
 
 
 def preset_error(spec: SourceSpec, error: Exception, of_text: bool = False) -> UserError:
-    """Return the error to raise where a preset cannot be loaded: what is missing, and what to do without network."""
+    """Return the error for a preset that cannot be loaded: what is missing, and what to do without network."""
     import keras_hub
 
     received = f"Received: {spec.kind}:{spec.name}."
@@ -67,23 +67,23 @@ def preset_error(spec: SourceSpec, error: Exception, of_text: bool = False) -> U
         return error
     if isinstance(error, FileNotFoundError) and re.search("image_converter|preprocessor_config", str(error)):
         return UserError(
-            f"The preset does not say how its pictures were preprocessed, and guessing would give wrong answers. "
+            f"The preset does not specify the preprocessing of its images, and a guess could give wrong predictions. "
             f"{received} Allowed: an image preset with an image converter (image_converter.json), or a Hugging Face "
             "folder with preprocessor_config.json."
         )
     if "subclass of ImageConverter" in str(error):
-        return UserError(f"The preset is not a picture model. {received} It said: {first_line(error)}")
+        return UserError(f"The preset is not an image model. {received} Error: {first_line(error)}")
     is_folder = spec.kind == "bundled" or Path(spec.name).expanduser().is_dir()
     task = keras_hub.models.TextClassifier if of_text else keras_hub.models.ImageClassifier
     presets, preprocessor = task.presets, "tokenizer" if of_text else "image converter"
     files = "a vocabulary" if of_text else "image_converter.json"
     offline = (
-        f"Without network, let a machine that has one write the folder (`save_to_preset` of backbone and {preprocessor}"
-        ", or `hf download OWNER/NAME --local-dir FOLDER`) and give --source preset:FOLDER. "
+        f"Without network, write the folder on another machine (`save_to_preset` of backbone and {preprocessor}"
+        ", or `hf download OWNER/NAME --local-dir FOLDER`) and use --source preset:FOLDER. "
     )
     return UserError(
         f"The preset cannot be loaded. {received} Allowed: a KerasHub name ({', '.join(sorted(presets)[:8])}, ...), "
         f"hf://OWNER/NAME, or a folder with config.json, {files} and model.weights.h5 or model.safetensors."
         f"{'' if is_folder or '://' in spec.name or spec.name in presets else did_you_mean(spec.name, presets)} "
-        f"{'' if is_folder else offline}It said: {first_line(error)}"
+        f"{'' if is_folder else offline}Error: {first_line(error)}"
     )

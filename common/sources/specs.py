@@ -41,32 +41,31 @@ class SourceSpec:
 
     @property
     def random(self) -> bool:
-        """Whether the weights are to stay as initialised (a control, not a pretrained source)."""
+        """Whether the weights stay randomly initialised (a baseline, not a pretrained source)."""
         return self.weights == "random"
 
 
 def parse_source(text: str, flag: str = "--source") -> SourceSpec:
-    """Read a `--source` string.
+    """Parse a `--source` string.
 
     Args:
         text: for example `bundled:resnet_mini`, `keras:MobileNetV2@notop.weights.h5`,
             `keras:MobileNet(alpha=0.25,size=128)`, `preset:resnet_50_imagenet`, `preset:FOLDER`,
             `hub:FOLDER(range=-1..1)`, `hub:https://tfhub.dev/...`, `kaggle:OWNER/...`, or a name of the catalogue.
-
-        flag: what it was given to, for messages.
+        flag: name of the flag, for messages.
 
     Returns:
         The parsed SourceSpec; nothing is loaded.
 
     Raises:
-        UserError: unknown kind, name, option or a weights file that is not there.
+        UserError: unknown kind, name or option, or a missing weights file.
     """
     try:
         return _parse_source(text)
     except UserError as error:
         raise UserError(str(error).replace("--source", flag)) from error
-    except (OSError, RuntimeError, ValueError) as error:  # ~nobody/x, a name longer than any, a null byte
-        raise UserError(f"--source holds a path that cannot be: {first_line(error)}. Received: {text!r}.") from error
+    except (OSError, RuntimeError, ValueError) as error:  # ~nobody/x, too long a name, a null byte
+        raise UserError(f"--source holds an invalid path: {first_line(error)}. Received: {text!r}.") from error
 
 
 def _parse_source(text: str) -> SourceSpec:
@@ -96,7 +95,7 @@ def _parse_source(text: str) -> SourceSpec:
         if not bundled:
             raise UserError(
                 f"--source names a bundled model, but this checkout has none: {BUNDLED_FOLDER} is empty. "
-                f"Received: {text!r}. Fetch the repository again, or try --source keras:MobileNetV2"
+                f"Received: {text!r}. Clone the repository again, or try --source keras:MobileNetV2"
             )
         if name not in bundled:
             raise UserError(
@@ -125,12 +124,12 @@ def _parse_keras(text: str, rest: str) -> SourceSpec:
             f"{did_you_mean(name, KERAS_APPLICATIONS)} Allowed: {', '.join(KERAS_APPLICATIONS)}."
         )
     options = {}
-    for part in filter(None, (match[2] or "").split(",")):
-        key, _, value = (piece.strip() for piece in part.partition("="))
+    for option in filter(None, (match[2] or "").split(",")):
+        key, _, value = (piece.strip() for piece in option.partition("="))
         if key not in _KERAS_OPTIONS or (key == "alpha" and name not in ("MobileNet", "MobileNetV2")):
             raise UserError(
                 f"--source has an unknown option. Allowed: size=PIXELS, and alpha=WIDTH for MobileNet and "
-                f"MobileNetV2. Received: {part.strip()!r} in {text!r}."
+                f"MobileNetV2. Received: {option.strip()!r} in {text!r}."
             )
         try:
             options[key] = _KERAS_OPTIONS[key](value)
@@ -160,8 +159,8 @@ def _parse_hub(text: str, rest: str) -> SourceSpec:
     match = re.fullmatch(r"(.*?)(?:\(([^()]*=[^()]*)\))?(?:@(random))?", rest, flags=re.DOTALL)
     name, chosen, random = match.groups()
     options = {}
-    for part in filter(None, (chosen or "").split(",")):
-        key, _, value = (piece.strip() for piece in part.partition("="))
+    for option in filter(None, (chosen or "").split(",")):
+        key, _, value = (piece.strip() for piece in option.partition("="))
         try:
             if key == "range":
                 low, high = (float(number) for number in value.split(".."))
@@ -177,7 +176,7 @@ def _parse_hub(text: str, rest: str) -> SourceSpec:
         except ValueError:
             raise UserError(
                 f"--source has an option that cannot be read. Allowed: {', '.join(_HUB_OPTIONS.values())}, for example "
-                f"hub:FOLDER(range=-1..1,size=160). Received: {part.strip()!r} in {text!r}."
+                f"hub:FOLDER(range=-1..1,size=160). Received: {option.strip()!r} in {text!r}."
                 f"{did_you_mean(key, _HUB_OPTIONS)}"
             ) from None
     if re.match(r"https?://|kaggle:", name):
@@ -186,7 +185,7 @@ def _parse_hub(text: str, rest: str) -> SourceSpec:
         parse_handle(name)
     elif Path(name).expanduser().is_file():
         raise UserError(
-            f"--source names a file, and a SavedModel is a folder. Received: {text!r}. {_advice_on_file(name)}"
+            f"--source names a file, but a SavedModel is a folder. Received: {text!r}. {_advice_on_file(name)}"
         )
     elif not Path(name).expanduser().is_dir() or not name:
         raise UserError(
@@ -197,19 +196,19 @@ def _parse_hub(text: str, rest: str) -> SourceSpec:
 
 
 def _advice_on_file(name: str) -> str:
-    """Say how a model file can become a source, or why it cannot."""
+    """Return how to use a model file as a source, or why it cannot be used."""
     if name.endswith(".tflite"):
         return (
-            "A .tflite file holds an inference graph, often of whole numbers, which cannot be trained. Take the model "
-            "that it was converted from, as SavedModel or Keras weights."
+            "A .tflite file holds an inference graph, often quantised, which cannot be trained. Use the model it was "
+            "converted from, as SavedModel or Keras weights."
         )
     if name.endswith((".tar.gz", ".tgz", ".tar", ".zip")):
         return "Unpack it, and name the folder that holds saved_model.pb."
     if name.endswith((".h5", ".keras", ".hdf5")):
         return (
-            "Weights of a keras.applications model: --source keras:NAME@FILE. A whole Keras model: write what stands "
+            "Weights of a keras.applications model: --source keras:NAME@FILE. A whole Keras model: write the part "
             "before its head as a SavedModel, python -c \"import keras; model = keras.models.load_model('FILE', "
-            "compile=False); keras.Model(model.inputs, model.layers[-2].output).export('FOLDER')\", and give "
+            "compile=False); keras.Model(model.inputs, model.layers[-2].output).export('FOLDER')\", and use "
             "--source 'hub:FOLDER(range=LOW..HIGH)' with the range of its pixels."
         )
     return "Allowed: a folder with saved_model.pb and variables/."

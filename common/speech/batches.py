@@ -1,4 +1,4 @@
-"""Clips to batches of samples: clips of about one length together, a batch limited by the seconds that it holds."""
+"""Clips to batches of samples: clips of similar length together, the size of a batch limited in seconds."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from common.progress import ProgressLine
 from common.speech.audio.decode import SAMPLE_RATE, UnreadableSound, read_sound
 from common.speech.audio.resampling import resample
 
-_MULTIPLE = 800  # samples; batches are padded to a multiple of it: fewer shapes, and short words are not half padding
-_SORTED_TOGETHER = 50  # batches; clips are sorted by length within that many, and shuffled beyond
+_MULTIPLE = 800  # samples; batches are padded to a multiple of it: few shapes, and little padding of short words
+_SORTED_TOGETHER = 50  # batches; clips are sorted by length within so many, and shuffled across
 _MEMORY_MB = 1024
 INPUTS = {"audio": tf.TensorSpec((None, None), tf.float32), "samples": tf.TensorSpec((None,), tf.int32)}
 
 
 class Clips:
-    """The samples of clips: kept in memory as far as they fit, decoded each time beyond that.
+    """The samples of clips: kept in memory as far as they fit, else decoded each time.
 
     Args:
-        paths: of n files, all of which were read before.
-        rate: wanted, Hz.
-        memory_mb: the most memory to take, in megabytes; 0 keeps none.
-        title: of the progress line while decoding; "" decodes nothing ahead.
+        paths: of n files, all checked before.
+        rate: to resample to, Hz.
+        memory_mb: maximum memory to use, in megabytes; 0 keeps none.
+        title: of the progress line while decoding; "" decodes nothing in advance.
     """
 
     def __init__(
@@ -47,13 +47,13 @@ class Clips:
         """Return the samples of one clip, float32 [samples].
 
         Raises:
-            UserError: the file is gone, or was changed since it was checked.
+            UserError: the file was removed or changed since the check.
         """
         return self._kept[place] if place in self._kept else self._decode(place)
 
     @property
     def kept(self) -> int:
-        """Return how many clips are in memory."""
+        """Return the number of clips in memory."""
         return len(self._kept)
 
     def _decode(self, place: int) -> np.ndarray:
@@ -61,7 +61,7 @@ class Clips:
             return read_sound(self.paths[place], self.rate).samples
         except UnreadableSound as error:
             raise UserError(
-                f"{self.paths[place]} {error}. It could be read when the data was checked: put it back, or start again."
+                f"{self.paths[place]} {error}. It could be read when the data was checked: restore it, or start again."
             ) from error
 
     def _fill(self, title: str) -> None:
@@ -69,7 +69,7 @@ class Clips:
         for place in range(len(self)):
             samples = self._decode(place)
             if samples.nbytes > self._room:
-                progress.close(f"; the other {len(self) - place:,} do not fit into memory and are decoded each time")
+                progress.close(f"; the other {len(self) - place:,} do not fit into memory and are decoded every epoch")
                 return
             self._room -= samples.nbytes
             self._kept[place] = samples
@@ -79,14 +79,14 @@ class Clips:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random changes of a training clip that leave its words as they are; never for evaluation.
+    """Random changes of a training clip that keep its words; never for evaluation.
 
     Attributes:
-        speed: lowest and highest, times the speed of the clip; the pitch changes along. (1, 1) leaves it.
-        noise_db: lowest and highest ratio of the power of the speech to that of white noise, decibels; None adds none.
-        noise_share: of the clips that get noise, 0 to 1.
+        speed: lowest and highest factor; the pitch changes with it. (1, 1) keeps the speed.
+        noise_db: lowest and highest signal-to-noise ratio of white noise, decibels; None adds none.
+        noise_share: share of the clips with noise, 0 to 1.
         gain_db: lowest and highest, decibels.
-        microphone: share of the clips that sound as if another microphone in another room had heard them, 0 to 1.
+        microphone: share of the clips changed as if recorded with another microphone in another room, 0 to 1.
     """
 
     speed: tuple[float, float] = (0.9, 1.1)
@@ -100,15 +100,15 @@ class Augmentation:
             given = getattr(self, name)
             if given is not None and not low <= given[0] <= given[1] <= high:
                 raise UserError(
-                    f"{name} needs the lowest and the highest value, within {low:g} to {high:g}. Received: {given}."
+                    f"{name} must be a lowest and a highest value from {low:g} to {high:g}. Received: {given}."
                 )
         for name in ("noise_share", "microphone"):
             if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{name} needs a number from 0 to 1. Received: {getattr(self, name)}.")
+                raise UserError(f"{name} must be from 0 to 1. Received: {getattr(self, name)}.")
 
     @classmethod
     def of(cls, names: Sequence[str]) -> Augmentation | None:
-        """Return what some of speed, noise, gain, microphone stand for; None for `none`."""
+        """Return the augmentation named by some of speed, noise, gain, microphone; None for `none`."""
         if tuple(names) == ("none",):
             return None
         return cls(
@@ -119,20 +119,20 @@ class Augmentation:
         )
 
     def __call__(self, samples: np.ndarray, rng: np.random.Generator, least: int = 0) -> np.ndarray:
-        """Return the clip as it might have been recorded on another day.
+        """Return an augmented copy of a clip.
 
         Args:
             samples: float32 [samples].
-            rng: decides; the same draws whatever is switched on.
-            least: as many samples must be left, or CTC could not write the transcript.
+            rng: of the draws, which are the same whatever is switched on.
+            least: minimum length in samples, so that CTC can still emit the transcript.
 
         Returns:
             float32 [about samples / speed].
         """
-        speed, share, ratio, gain, heard = rng.uniform(size=5)
+        speed, share, ratio, gain, room = rng.uniform(size=5)
         fastest = max(1.0, len(samples) / max(least, 1))
         samples = change_speed(samples, min(_between(self.speed, speed), fastest))
-        if heard < self.microphone:
+        if room < self.microphone:
             samples = through_microphone(samples, rng)
         if self.noise_db and share < self.noise_share:
             samples = add_noise(samples, rng, _between(self.noise_db, ratio))
@@ -144,7 +144,7 @@ def _between(ends: tuple[float, float], share: float) -> float:
 
 
 def change_speed(samples: np.ndarray, speed: float) -> np.ndarray:
-    """Return a clip played faster or slower, as a tape would be, float32 [ceil(samples / speed)]."""
+    """Return a clip played faster or slower, like a tape, float32 [ceil(samples / speed)]."""
     return resample(samples, SAMPLE_RATE * speed, SAMPLE_RATE)
 
 
@@ -153,8 +153,8 @@ def add_noise(samples: np.ndarray, rng: np.random.Generator, ratio_db: float) ->
 
     Args:
         samples: float32 [samples].
-        rng: draws the noise.
-        ratio_db: of the power of the clip to that of the noise, decibels; silence gets no noise.
+        rng: of the noise.
+        ratio_db: signal-to-noise ratio, decibels; silence gets no noise.
 
     Returns:
         float32 [samples].
@@ -165,19 +165,19 @@ def add_noise(samples: np.ndarray, rng: np.random.Generator, ratio_db: float) ->
 
 
 def through_microphone(samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return a clip as another microphone in another room would record it.
+    """Return a clip as if recorded with another microphone in another room.
 
-    Each microphone makes some tones louder and others quieter (by up to 8 dB, smoothly), every second one hears nothing
-    above some frequency from 3 kHz on, as telephones do; a room adds an echo that fades within 0.05 to 0.4 s.
+    Each microphone has a smooth frequency response of up to 8 dB either way, and every second one cuts off at a
+    frequency from 3 kHz on, as telephones do; a room adds an echo that fades within 0.05 to 0.4 s.
 
     Args:
         samples: float32 [samples].
-        rng: draws microphone and room.
+        rng: of microphone and room.
 
     Returns:
         float32 [samples].
     """
-    # Room for the echo of the end, which would reach the beginning.
+    # Padding for the echo of the end, which would wrap around to the beginning.
     length = scipy.fft.next_fast_len(len(samples) + SAMPLE_RATE // 2, real=True)
     frequencies = np.fft.rfftfreq(length, 1 / SAMPLE_RATE)
     knots = np.geomspace(100, SAMPLE_RATE / 2, 6)
@@ -190,20 +190,20 @@ def through_microphone(samples: np.ndarray, rng: np.random.Generator) -> np.ndar
     echo = rng.standard_normal(len(times)) * 10 ** (-3 * times / fading)
     echo *= level / np.sqrt(np.sum(echo**2))
     echo[0] += 1.0
-    heard = scipy.fft.rfft(samples, length) * (response * scipy.fft.rfft(echo, length)).astype(np.complex64)
-    return scipy.fft.irfft(heard, length)[: len(samples)].astype(np.float32)
+    changed = scipy.fft.rfft(samples, length) * (response * scipy.fft.rfft(echo, length)).astype(np.complex64)
+    return scipy.fft.irfft(changed, length)[: len(samples)].astype(np.float32)
 
 
 # --- batches ----------------------------------------------------------------------------------------------
 
 
 def ordered_batches(seconds: np.ndarray, batch_seconds: float, batch_size: int | None = None) -> list[np.ndarray]:
-    """Return batches of clips in the order given.
+    """Return batches of clips in the given order.
 
     Args:
         seconds: length of each clip.
-        batch_seconds: the most that a batch may hold, padding included; a longer clip is a batch of its own.
-        batch_size: the most clips of a batch, or None.
+        batch_seconds: maximum length of a batch, padding included; a longer clip is a batch of its own.
+        batch_size: maximum number of clips per batch, or None.
 
     Returns:
         A list of index arrays.
@@ -214,16 +214,14 @@ def ordered_batches(seconds: np.ndarray, batch_seconds: float, batch_size: int |
 def shuffled_batches(
     seconds: np.ndarray, batch_seconds: float, seed: tuple[int, int], batch_size: int | None = None
 ) -> list[np.ndarray]:
-    """Return the batches of one epoch: clips of about one length together, in a random order.
+    """Return the batches of one epoch: clips of similar length together, in random order.
 
     Args:
-        seconds: length of each clip.
-        batch_seconds: the most that a batch may hold, padding included; a longer clip is a batch of its own.
-        seed: (seed, epoch); the same one gives the same batches.
-        batch_size: the most clips of a batch, or None.
+        seconds, batch_seconds, batch_size: as for `ordered_batches`.
+        seed: (seed, epoch); the same pair gives the same batches.
 
     Returns:
-        A list of index arrays; every clip is in one of them. Epochs may differ by a batch or two.
+        A list of index arrays that cover all clips. The number of batches may differ slightly between epochs.
     """
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(seconds))
@@ -234,12 +232,12 @@ def shuffled_batches(
 
 
 def steps_per_epoch(seconds: np.ndarray, batch_seconds: float, seed: int, batch_size: int | None = None) -> int:
-    """Return the batches of the first epoch; every epoch is made as long, by a batch or two less or twice."""
+    """Return the batches of the first epoch; the other epochs are cut or extended to the same number."""
     return len(shuffled_batches(seconds, batch_seconds, (seed, 0), batch_size))
 
 
 def _cut(order: np.ndarray, seconds: np.ndarray, most: float, batch_size: int | None) -> Iterator[np.ndarray]:
-    """Yield pieces of the order, each as large as is allowed."""
+    """Yield pieces of the order, each as large as allowed."""
     first, longest = 0, 0.0
     for place, clip in enumerate(order):
         longest = max(longest, seconds[clip])
@@ -263,31 +261,31 @@ def training_batches(
     augmentation: Augmentation | None = None,
     least_samples: Sequence[int] | None = None,
 ) -> tf.data.Dataset:
-    """Stream batches without end, from (epoch, step) on.
+    """Stream batches endlessly, from (epoch, step) on.
 
-    What a clip looks like depends on (seed, epoch, clip) only: a run that was killed goes on with the same batches.
+    The augmentation of a clip depends on (seed, epoch, clip) only: a killed run resumes with the same batches.
 
     Args:
         clips: n clips.
         seconds: length of each, float64 [n].
-        targets: the labels of each clip, n int32 [characters], or one class number for each, int64 [n].
-        batch_seconds: the most that a batch may hold, padding included (before the speed changes).
-        seed: decides the order and the augmentation.
+        targets: the labels of each clip, n int32 [characters], or class numbers, int64 [n].
+        batch_seconds: maximum length of a batch, padding included (before the speed changes).
+        seed: of the order and the augmentation.
         first: the first batch.
-        batch_size: the most clips of a batch, or None.
+        batch_size: maximum number of clips per batch, or None.
         augmentation: random changes, or None.
-        least_samples: as many must be left of each clip when it is played faster, or None.
+        least_samples: minimum length of each clip after a change of speed, or None.
 
     Returns:
-        Dataset of ({"audio": float32 [batch, samples], "samples": int32 [batch]}, targets), an epoch being as many
-        batches as `steps_per_epoch` says; targets are
-        {"labels": int32 [batch, characters], "characters": int32 [batch]}, or int64 [batch]. What is padded is 0.
+        Dataset of ({"audio": float32 [batch, samples], "samples": int32 [batch]}, targets), with `steps_per_epoch`
+        batches per epoch; targets are {"labels": int32 [batch, characters], "characters": int32 [batch]}, or int64
+        [batch]. Padding is 0.
 
     Raises:
         UserError: there are no clips.
     """
     if not len(clips):
-        raise UserError("There are no clips to train on: all were left out. See what was skipped, and why.")
+        raise UserError("There are no clips to train on: all were skipped. See the reasons in skipped.csv.")
 
     def clip_of(epoch: int, place: int) -> np.ndarray:
         if augmentation is None:
@@ -316,7 +314,7 @@ def evaluation_batches(
     *,
     batch_size: int | None = None,
 ) -> tf.data.Dataset:
-    """Stream every clip once, in the order given, as it is; arguments and result as for `training_batches`."""
+    """Stream every clip once, in the given order, unchanged; arguments and result as for `training_batches`."""
 
     def generate():
         for places in ordered_batches(seconds, batch_seconds, batch_size):
@@ -337,13 +335,13 @@ def _are_classes(targets: Sequence[np.ndarray] | np.ndarray) -> bool:
 
 
 def padded(clips: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-    """Return clips as one batch, with zeros behind the shorter ones.
+    """Return clips as one batch, padded with zeros.
 
     Args:
         clips: float32 [samples] each.
 
     Returns:
-        {"audio": float32 [batch, samples], "samples" of each clip: int32 [batch]}.
+        {"audio": float32 [batch, samples], "samples" per clip: int32 [batch]}.
     """
     counts = np.array([len(samples) for samples in clips], np.int32)
     audio = np.zeros((len(clips), -(-int(counts.max()) // _MULTIPLE) * _MULTIPLE), np.float32)

@@ -12,13 +12,12 @@ from common.speech.audio.decode import Clip, UnreadableSound, read_sound
 from common.speech.readers import SpeechRow
 
 OFFSET_WORTH_A_NOTE = 0.01  # of full scale
-
-_OTHER_LENGTH = 0.5  # seconds by which a file may differ from what its manifest states
+_OTHER_LENGTH = 0.5  # seconds by which a file may differ from its manifest
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What a clip must be; `text` is what it needs to have, transcript, label or nothing."""
+class Required:
+    """What a clip must have; `text` is transcript, label or "" (no text needed)."""
 
     text: str
     rate: int
@@ -29,7 +28,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class CheckedClip:
-    """A row whose file was decoded; `reason` says why it cannot be used, or is ""."""
+    """A row whose file was decoded; `reason` is why it cannot be used, or ""."""
 
     row: SpeechRow
     reason: str
@@ -42,48 +41,46 @@ class CheckedClip:
     silent: bool = False
 
 
-def check_all(rows: Sequence[SpeechRow], wanted: Wanted) -> list[CheckedClip]:
-    """Decode every file once, so that a bad one is known before training; the samples are not kept."""
+def check_all(rows: Sequence[SpeechRow], required: Required) -> list[CheckedClip]:
+    """Decode every file once, to find bad ones before training; the samples are not kept."""
     checked, progress = [], ProgressLine("checking clips", len(rows))
-    with ThreadPool(max(2, os.cpu_count() or 2)) as pool:  # threads: decoding and resampling let go of the GIL
-        for clip in pool.imap(lambda row: _check(row, wanted), rows, chunksize=8):
+    with ThreadPool(max(2, os.cpu_count() or 2)) as pool:  # threads: decoding and resampling release the GIL
+        for clip in pool.imap(lambda row: _check(row, required), rows, chunksize=8):
             checked.append(clip)
             progress.update(len(checked))
     progress.close()
     return checked
 
 
-def _check(row: SpeechRow, wanted: Wanted) -> CheckedClip:
-    if reason := _why_not_read(row, wanted):
+def _check(row: SpeechRow, required: Required) -> CheckedClip:
+    if reason := _why_not_read(row, required):
         return CheckedClip(row, reason)
     try:
-        clip = read_sound(row.path, wanted.rate, wanted.max_seconds)
+        clip = read_sound(row.path, required.rate, required.max_seconds)
     except UnreadableSound as error:
         return CheckedClip(row, str(error))
     return CheckedClip(
-        row, _why_unusable(row, clip, wanted), clip.content_hash(), clip.seconds, clip.file_rate, clip.channels,
+        row, _why_unusable(row, clip, required), clip.content_hash(), clip.seconds, clip.file_rate, clip.channels,
         clip.offset, clip.clipped, clip.silent,
     )  # fmt: skip
 
 
-def _why_not_read(row: SpeechRow, wanted: Wanted) -> str:
+def _why_not_read(row: SpeechRow, required: Required) -> str:
     if not row.path:
-        return "names no file"
-    if wanted.text and not any(character.isprintable() and not character.isspace() for character in row.text):
-        where = " (it stands in no class folder, or its cell in the table is empty)" if wanted.text == "label" else ""
-        return f"has no {wanted.text}{where}"
+        return "has no path"
+    if required.text and not any(character.isprintable() and not character.isspace() for character in row.text):
+        where = " (it is in no class folder, or its cell in the table is empty)" if required.text == "label" else ""
+        return f"has no {required.text}{where}"
     if row.begin:
-        return f"is a piece of a longer recording (offset {row.begin:g} s), which is not read: cut it into files first"
+        return f"is a piece of a longer recording (offset {row.begin:g} s): not supported, cut it into files first"
     return ""
 
 
-def _why_unusable(row: SpeechRow, clip: Clip, wanted: Wanted) -> str:
-    if clip.seconds < wanted.min_seconds:
-        return f"is too short: {clip.seconds:.3f} s; at least {wanted.min_seconds:g} s are needed"
-    if clip.silent and not wanted.silence:
+def _why_unusable(row: SpeechRow, clip: Clip, required: Required) -> str:
+    if clip.seconds < required.min_seconds:
+        return f"is too short: {clip.seconds:.3f} s; at least {required.min_seconds:g} s are required"
+    if clip.silent and not required.silence:
         return "is silent: nothing above -60 dB of full scale"
     if row.seconds is not None and abs(row.seconds - clip.seconds) > max(_OTHER_LENGTH, 0.1 * clip.seconds):
-        return (
-            f"lasts {clip.seconds:.1f} s, and its manifest says {row.seconds:.1f} s: cut off, or a piece of it is meant"
-        )
+        return f"lasts {clip.seconds:.1f} s, but {row.seconds:.1f} s in its manifest: cut off, or only a piece is meant"
     return ""

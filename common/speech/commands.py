@@ -1,4 +1,4 @@
-"""Models that name a whole clip: built, asked, exported and proved."""
+"""Models that classify whole clips: build, predict, export, prove."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from common.speech.wav2vec2.utterance_head import build_classifier as classifier
 
 @dataclass(frozen=True)
 class CommandModel:
-    """A model that says which of its classes a clip is.
+    """A model that classifies clips.
 
     Attributes:
-        model: {"samples", "lengths"} to logits, float32 [batch, classes], as `build_classifier` gives it.
+        model: {"samples", "lengths"} to logits, float32 [batch, classes], as returned by `build_classifier`.
         config: of its backbone.
         class_names: of the classes.
-        normalises: whether clips get zero mean and unit variance first, as in its pre-training.
+        normalises: whether clips are first set to zero mean and unit variance, as in pretraining.
     """
 
     model: keras.Model
@@ -46,7 +46,7 @@ class CommandModel:
     normalises: bool
 
 
-def build_command_listener(commands: CommandModel) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
+def build_command_forward(commands: CommandModel) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
     """Return (audio float32 [batch, time] at 16 kHz, samples int32 [batch]) -> probabilities float32 [batch, classes],
     traced once for all lengths."""
     return tf.function(
@@ -56,38 +56,31 @@ def build_command_listener(commands: CommandModel) -> Callable[[tf.Tensor, tf.Te
 
 
 def classify(
-    listen: Callable, clips: Clips, seconds: np.ndarray, batch_seconds: float = BATCH_SECONDS,
-    *, title: str = "listening",
+    forward: Callable, clips: Clips, seconds: np.ndarray, batch_seconds: float = BATCH_SECONDS,
+    *, title: str = "classifying",
 ) -> np.ndarray:  # fmt: skip
     """Return the probabilities of the classes of n clips, float32 [n, classes]; arguments as for `transcribe`.
 
     Args:
-        listen: as `build_command_listener` gives it.
+        forward: as returned by `build_command_forward`.
         clips, seconds, batch_seconds, title: as for `transcribe`.
     """
     found: dict[int, np.ndarray] = {}
     for places, batch in clip_batches(clips, seconds, batch_seconds, title):
-        found |= zip(places, listen(tf.constant(batch["audio"]), tf.constant(batch["samples"])).numpy(), strict=True)
+        found |= zip(places, forward(tf.constant(batch["audio"]), tf.constant(batch["samples"])).numpy(), strict=True)
     return np.stack([found[place] for place in range(len(clips))])
 
 
 def build_command_classifier(commands: CommandModel) -> Callable[..., np.ndarray]:
-    """Return what classifies clips, as often as you like: the weights may learn in between.
-
-    Args:
-        commands: any.
-
-    Returns:
-        (clips, their seconds, title="") -> probabilities, float32 [n, classes].
-    """
-    listen = build_command_listener(commands)
-    return lambda clips, seconds, title="": classify(listen, clips, seconds, title=title)
+    """Return (clips, their seconds, title="") -> probabilities by the current weights, float32 [n, classes]."""
+    forward = build_command_forward(commands)
+    return lambda clips, seconds, title="": classify(forward, clips, seconds, title=title)
 
 
 def export_commands(
     commands: CommandModel, folder: Path, *, example: Path | None = None, longest_seconds: float = LONGEST_SECONDS
 ) -> Path:
-    """Write a classifier of clips as FOLDER/<next integer>/: bytes of WAV files of any rate in, labels out.
+    """Export a classifier of clips as FOLDER/<next integer>/: bytes of WAV files of any rate in, labels out.
 
     Args:
         commands: float32.
@@ -102,10 +95,10 @@ def export_commands(
         UserError: the disk is full, or the example cannot be read.
     """
     exporting.check_float32(commands.model)
-    listen, names = build_command_listener(commands), tf.constant(list(commands.class_names))
+    forward, names = build_command_forward(commands), tf.constant(list(commands.class_names))
 
     def answer(audio, samples):
-        return labelled(names, listen(audio, samples))
+        return labelled(names, forward(audio, samples))
 
     audio = [tf.TensorSpec([None], tf.string, name="audio")]
     serve = tf.function(lambda audio: answer(*decoded_wavs(audio, longest_seconds)), input_signature=audio)
@@ -118,9 +111,9 @@ def prove_commands(version: Path, paths: Sequence[str], probabilities: np.ndarra
 
     Args:
         version: folder of the SavedModel.
-        paths: n sound files; those that no graph decodes are rewritten first, see `as_served_wav`.
-        probabilities: what evaluation saw for them, float32 [n, classes].
-        class_names: one for each probability.
+        paths: n sound files; those that a graph cannot decode are converted first, see `as_served_wav`.
+        probabilities: of the evaluation, float32 [n, classes].
+        class_names: one per probability.
 
     Returns:
         As `prove_labels`, and "rewritten" (files).
@@ -135,5 +128,5 @@ def prove_commands(version: Path, paths: Sequence[str], probabilities: np.ndarra
 
 
 def build_classifier(source: SpeechSource, classes: int) -> keras.Model:
-    """Return a network that names the whole clip: {"samples", "lengths"} -> logits, float32 [batch, classes]."""
+    """Return a network that classifies the whole clip: {"samples", "lengths"} -> logits, float32 [batch, classes]."""
     return classifier_of(source.backbone, UtteranceHead(classes, dropout=0.1, name="head"))

@@ -1,4 +1,4 @@
-"""What of a set of speech is learned from: a few clips of each text, and only clips that CTC can learn."""
+"""The clips to train on: few-shot selections, and only clips that CTC can be trained on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from common.data.folders import printable
-from common.data.splits import PARTS
+from common.data.splits import SPLITS
 from common.errors import UserError
 from common.speech.audio.decode import SAMPLE_RATE
 from common.speech.batches import Clips
@@ -18,15 +18,15 @@ from common.speech.dataset import SpeechSet, refuse_skipped
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """What a recogniser is trained on, and measured by.
+class Corpus:
+    """A speech data set prepared for a recogniser.
 
     Attributes:
-        data: without the clips that CTC cannot learn from.
+        data: without the clips that CTC cannot be trained on.
         clips: of each split, decoded.
         targets: character numbers of each training transcript, n int32 [characters].
-        characters: that can be written.
-        references: transcripts of each split, spelled as they are scored.
+        characters: the vocabulary.
+        references: transcripts of each split, normalised as they are scored.
         ngrams: of a language model, or None.
     """
 
@@ -39,9 +39,9 @@ class Lesson:
 
 
 def draw_shots(data: SpeechSet, shots: int, seed: int) -> SpeechSet:
-    """Return the set with this many training clips of each class or transcript, drawn by the seed.
+    """Return the data set with this many training clips per class or transcript, drawn by the seed.
 
-    The other parts stay. A transcript that was spoken less often keeps all its clips.
+    The other splits stay. A transcript with fewer clips keeps all of them.
 
     Raises:
         UserError: a class has fewer.
@@ -51,8 +51,8 @@ def draw_shots(data: SpeechSet, shots: int, seed: int) -> SpeechSet:
         places = np.flatnonzero(data.train.texts == text)
         if data.class_names and len(places) < shots:
             raise UserError(
-                f"--shots {shots}: the class {text!r} has {len(places)} training clips. Allowed: as many as the "
-                f"smallest class has, or no --shots at all."
+                f"--shots {shots}: the class {text!r} has {len(places)} training clips. Allowed: at most the size of "
+                "the smallest class, or no --shots."
             )
         chosen.append(rng.permutation(places)[:shots])
     return replace(data, train=data.train.take(np.sort(np.concatenate(chosen))))
@@ -66,54 +66,53 @@ def writable_clips(
     *,
     strict: bool = False,
 ) -> tuple[SpeechSet, list[np.ndarray]]:
-    """Leave out what CTC cannot learn, and what has no transcript to be judged by.
+    """Skip training clips that CTC cannot be trained on, and other clips without a transcript to score.
 
     Args:
         data: with transcripts.
-        characters: that can be written.
-        frames_of: the frames that the model makes of so many samples.
-        outside: what becomes of characters that cannot be written, as `characters.encode_texts` has it. In validation
-            and test they stay, and each is a mistake: leaving them out would make the result look better.
-        strict: make a clip that is left out an error.
+        characters: the vocabulary.
+        frames_of: returns the number of frames for a number of samples.
+        outside: treatment of characters outside the vocabulary, as for `characters.encode_texts`. In validation and
+            test they stay, and each is an error: removing them would improve the result unfairly.
+        strict: raise an error instead of skipping a clip.
 
     Returns:
-        (the set; the numbers of each training transcript, int32 [characters]).
+        (the data set; the numbers of each training transcript, int32 [characters]).
 
     Raises:
-        UserError: a part has no clip left, `outside` is `error` and there are such characters, or a clip is left out
-            though `strict`.
+        UserError: a split has no clip left, `outside` is `error` and there are such characters, or `strict` and a skip.
     """
-    parts, skipped, notes, targets = {}, list(data.skipped), list(data.notes), []
-    for name in PARTS:
-        part = getattr(data, name)
+    splits, skipped, notes, targets = {}, list(data.skipped), list(data.notes), []
+    for name in SPLITS:
+        split = getattr(data, name)
         if name == "train":
-            encoded = encode_texts(characters, part.texts, outside)
-            samples = np.round(part.seconds * SAMPLE_RATE).astype(np.int64)
+            encoded = encode_texts(characters, split.texts, outside)
+            samples = np.round(split.seconds * SAMPLE_RATE).astype(np.int64)
             impossible = why_impossible(encoded.labels, samples, frames_of)
             reasons = [first or second for first, second in zip(encoded.reasons, impossible, strict=True)]
             targets = [label for label, reason in zip(encoded.labels, reasons, strict=True) if not reason]
-            notes += [encoded.note()] if encoded.strangers else []
+            notes += [encoded.note()] if encoded.unknown else []
         else:
-            reasons = ["" if characters.normalise(text) else "its transcript has no words" for text in part.texts]
-            strangers = encode_texts(characters, part.texts).strangers
-            if strangers:
+            reasons = ["" if characters.normalise(text) else "its transcript has no words" for text in split.texts]
+            unknown = encode_texts(characters, split.texts).unknown
+            if unknown:
                 notes.append(
-                    f"The {name} transcripts hold {sum(strangers.values()):,} character(s) that cannot be written, "
-                    f"as no training transcript spells them ({', '.join(map(repr, list(strangers)[:10]))}): each is "
-                    "a mistake."
+                    f"The {name} transcripts have {sum(unknown.values()):,} character(s) outside the vocabulary, which "
+                    f"no training transcript has ({', '.join(map(repr, list(unknown)[:10]))}): each counts as an "
+                    "error."
                 )
         kept = np.array([not reason for reason in reasons], bool)
-        left_out = [(printable(path), reason) for path, reason in zip(part.paths, reasons, strict=True) if reason]
+        left_out = [(printable(path), reason) for path, reason in zip(split.paths, reasons, strict=True) if reason]
         if strict:
             refuse_skipped(left_out)
         skipped += left_out
-        parts[name] = part.take(np.flatnonzero(kept))
-        if not len(parts[name]):
+        splits[name] = split.take(np.flatnonzero(kept))
+        if not len(splits[name]):
             raise UserError(
-                f"--data {data.name!r} has no {name} clip whose transcript can be written: of the first, "
+                f"--data {data.name!r} has no {name} clip with a transcript that can be used. The first one: "
                 f"{_first(reasons)}."
             )
-    return replace(data, **parts, skipped=tuple(skipped), notes=tuple(notes)), targets
+    return replace(data, **splits, skipped=tuple(skipped), notes=tuple(notes)), targets
 
 
 def _first(reasons: Sequence[str]) -> str:

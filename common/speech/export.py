@@ -1,4 +1,4 @@
-"""From a trained speech model to a SavedModel that takes sounds, and the proof that it answers as evaluation did."""
+"""From a trained speech model to a SavedModel that takes sounds, and the proof that it answers as evaluated."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from common.errors import UserError
 from common.proof.prove import prove
 from common.speech.audio.decode import SAMPLE_RATE, UnreadableSound, read_frames
 from common.speech.audio.in_graph import check_levels, checked, prepare_wav_in_graph
-from common.speech.inference import Recogniser, build_listener, write_text
+from common.speech.inference import Recogniser, build_forward, write_text
 
 TOLERANCE = 1e-3  # of a confidence, in the proof; texts must be identical
-LONGEST_SECONDS = 60.0  # that a server hears at once, unless it learned from longer clips; memory grows with the square
-MOST_AT_ONCE = 10  # clips of that length in one request, or as many shorter ones as take the same room
-_IN_GRAPH = ("PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE")  # what the served graph decodes, in WAV files
+LONGEST_SECONDS = 60.0  # of a served clip, unless trained on longer ones; memory grows with the square
+MOST_AT_ONCE = 10  # clips of that length per request, or shorter ones of the same total length
+_IN_GRAPH = ("PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE")  # WAV subtypes that the served graph decodes
 
 
 def export_recogniser(
     recogniser: Recogniser, folder: Path, *, example: Path | None = None, longest_seconds: float = LONGEST_SECONDS
 ) -> Path:
-    """Write a recogniser as FOLDER/<next integer>/: bytes of WAV files of any rate in, text out.
+    """Export a recogniser as FOLDER/<next integer>/: bytes of WAV files of any rate in, text out.
 
     Args:
         recogniser: float32.
-        folder: the servable's folder; its name is the name of the model on the server.
-        example: a sound that a server asks each signature about when it loads the model. It stays in the export.
-        longest_seconds: of a clip; a server refuses a longer one, and more than ten times as much in one request.
+        folder: of the servable; its name is the name of the model on the server.
+        example: a sound for the warm-up requests of each signature. It stays in the export.
+        longest_seconds: of a clip; longer ones are refused, and more than ten times as much per request.
 
     Returns:
         The folder of the new version. Signatures: `serving_default` (`audio`, string [batch], WAV files) and `tensors`
-        (`samples` float32 [batch, time], mono at 16 kHz, and how many of each row are real, `lengths` int32 [batch])
-        give `text` string [batch] and `confidence` float32 [batch], as `write_text` defines it. `logits` (`audio`) is
-        for who decodes with a language model: `logits` float32 [batch, frames, vocabulary], how many `frames` are real,
-        int32 [batch], and the `characters` that the tokens stand for, string [batch, vocabulary], empty for the blank.
+        (`samples` float32 [batch, time], mono at 16 kHz, and the number of real samples per row, `lengths` int32
+        [batch]) return `text` string [batch] and `confidence` float32 [batch], as defined in `write_text`. `logits`
+        (`audio`) is for decoding with a language model: `logits` float32 [batch, frames, vocabulary], the number of
+        real `frames` int32 [batch], and the `characters` of the tokens, string [batch, vocabulary], "" for the blank.
 
     Raises:
         UserError: the disk is full, or the example cannot be read.
@@ -48,22 +48,18 @@ def export_recogniser(
     characters = recogniser.characters
     if len(characters) != recogniser.model.output.shape[-1]:
         raise ValueError(
-            f"The model writes {recogniser.model.output.shape[-1]} tokens, and its characters are {len(characters)}."
+            f"The model has {recogniser.model.output.shape[-1]} outputs, but {len(characters)} characters."
         )
     exporting.check_float32(recogniser.model)
-    listen, symbols = build_listener(recogniser), tf.constant(list(characters.symbols))
+    forward, symbols = build_forward(recogniser), tf.constant(list(characters.symbols))
 
     def answer(audio, samples):
-        text, confidence = write_text(*listen(audio, samples), characters)
+        text, confidence = write_text(*forward(audio, samples), characters)
         return {"text": text, "confidence": confidence}
 
-    def say_logits(audio):
-        logits, frames = listen(*decoded_wavs(audio, longest_seconds))
-        return {
-            "logits": logits,
-            "frames": frames,
-            "characters": tf.tile(symbols[None], [tf.shape(logits)[0], 1]),
-        }
+    def logits_and_characters(audio):
+        logits, frames = forward(*decoded_wavs(audio, longest_seconds))
+        return {"logits": logits, "frames": frames, "characters": tf.tile(symbols[None], [tf.shape(logits)[0], 1])}
 
     audio = [tf.TensorSpec([None], tf.string, name="audio")]
     signatures = {
@@ -71,7 +67,7 @@ def export_recogniser(
             lambda audio: answer(*decoded_wavs(audio, longest_seconds)), input_signature=audio
         ),
         "tensors": tensors_signature(answer, longest_seconds),
-        "logits": tf.function(say_logits, input_signature=audio),
+        "logits": tf.function(logits_and_characters, input_signature=audio),
     }
     return exporting.save_servable(recogniser.model, folder, signatures, warmup_requests(signatures, example))
 
@@ -86,29 +82,29 @@ def decoded_wavs(audio: tf.Tensor, longest_seconds: float) -> tuple[tf.Tensor, t
 
 
 def _refuse_too_much(value: tf.Tensor, clips: tf.Tensor, longest: tf.Tensor, longest_seconds: float) -> tf.Tensor:
-    """Return the value; fail where a request holds more than the memory of a server should be asked for.
+    """Return the value; fail if a request would need too much memory on the server.
 
     Args:
         value: any tensor of the request.
-        clips: how many.
-        longest: samples of the longest.
-        longest_seconds: that a clip may have.
+        clips: number of clips.
+        longest: samples of the longest clip.
+        longest_seconds: maximum length of a clip.
     """
-    seconds = tf.cast(longest, tf.float32) / SAMPLE_RATE  # of no clip it is below 0
+    seconds = tf.cast(longest, tf.float32) / SAMPLE_RATE  # with no clips it is below 0
     value = checked(
-        value, seconds <= longest_seconds, f"A clip may have {longest_seconds:g} seconds. Send a longer recording in "
-        "pieces; `python -m recipes predict` does so where a recording is transcribed. Received, seconds:", seconds,
+        value, seconds <= longest_seconds, f"A clip may have at most {longest_seconds:g} seconds. Send longer ones in "
+        "pieces, as `python -m recipes predict` does for transcripts. Received, seconds:", seconds,
     )  # fmt: skip
     whole = seconds * tf.cast(clips, tf.float32)
     most = MOST_AT_ONCE * longest_seconds
     return checked(
-        value, whole <= most, f"A request may hold {most:g} seconds of sound, each clip as long as the longest. "
-        "Send fewer at a time. Received, seconds:", whole,
+        value, whole <= most, f"A request may have at most {most:g} seconds of sound, each clip padded to the longest. "
+        "Send fewer clips at a time. Received, seconds:", whole,
     )  # fmt: skip
 
 
 def tensors_signature(answer: Callable, longest_seconds: float) -> tf.types.experimental.PolymorphicFunction:
-    """Return the signature of samples; they lose their mean, as those of files do."""
+    """Return the signature that takes samples; their mean is removed, as for files."""
 
     def tensors(samples, lengths):
         time = tf.shape(samples)[1]
@@ -116,7 +112,7 @@ def tensors_signature(answer: Callable, longest_seconds: float) -> tf.types.expe
         samples = checked(samples, fitting, "`lengths` must be 0 to the length of a row of `samples`:", lengths, time)
         samples = _refuse_too_much(samples, tf.shape(samples)[0], time, longest_seconds)
         real = tf.sequence_mask(lengths, time)
-        samples = check_levels(tf.where(real, samples, 0.0))  # behind its end a row may hold anything
+        samples = check_levels(tf.where(real, samples, 0.0))  # beyond its end a row may have any content
         total = tf.reduce_sum(tf.cast(samples, tf.float64), axis=1)
         mean = tf.cast(total / tf.cast(tf.maximum(lengths, 1), tf.float64), tf.float32)
         return answer(tf.where(real, samples - mean[:, None], 0.0), lengths)
@@ -126,7 +122,7 @@ def tensors_signature(answer: Callable, longest_seconds: float) -> tf.types.expe
 
 
 def warmup_requests(signatures: dict, example: Path | None) -> dict[str, dict[str, np.ndarray]]:
-    """Return what a server asks each signature when it loads the model."""
+    """Return the warm-up request of each signature."""
     if example is None:
         return {}
     encoded = np.array([served_wav(example)], dtype=object)
@@ -142,7 +138,7 @@ def served_wav(path: Path) -> bytes:
 
 
 def read_clip(name: str, *_) -> bytes:
-    """Return a sound as the export of a run takes it; arguments and errors as for `as_served_wav`."""
+    """Return a sound as input of the export of a run; arguments and errors as for `as_served_wav`."""
     return served_wav(Path(name))
 
 
@@ -150,14 +146,14 @@ def read_clip(name: str, *_) -> bytes:
 
 
 def as_served_wav(path: Path | str, folder: Path) -> Path:
-    """Return a sound as a file that the served graph decodes: itself, or rewritten without loss.
+    """Return a sound as a file that the served graph decodes: the file itself, or converted without loss.
 
-    A graph has no decoder for flac, ogg and mp3, nor for WAV files that hold something else than plain samples. These
-    are written as floats at their own rate and with their own channels.
+    A graph has no decoder for flac, ogg and mp3, nor for WAV files with other than plain samples. These are written as
+    floats with the same rate and channels.
 
     Args:
         path: any sound that `decode.decode_sound` reads.
-        folder: where the rewritten file goes.
+        folder: for the converted file.
 
     Returns:
         `path`, or a new file in the folder.
@@ -172,7 +168,7 @@ def as_served_wav(path: Path | str, folder: Path) -> Path:
             if file.read(4) == b"RIFF" and info.format in ("WAV", "WAVEX") and info.subtype in _IN_GRAPH:
                 return path
     except (soundfile.SoundFileError, OSError):
-        pass  # the reader below knows why, or passes over what is wrong
+        pass  # reading it below reports why, or succeeds
     try:
         frames, rate = read_frames(path)
     except UnreadableSound as error:
@@ -188,8 +184,8 @@ def prove_recogniser(version: Path, paths: Sequence[str], texts: Sequence[str], 
 
     Args:
         version: folder of the SavedModel.
-        paths: n sound files; those that no graph decodes are rewritten first, see `as_served_wav`.
-        texts: what evaluation wrote of them.
+        paths: n sound files; those that a graph cannot decode are converted first, see `as_served_wav`.
+        texts: of the evaluation.
         confidences: of the texts, float32 [n].
 
     Returns:
@@ -198,12 +194,12 @@ def prove_recogniser(version: Path, paths: Sequence[str], texts: Sequence[str], 
         differ, and "error" where the process failed.
 
     Raises:
-        UserError: a file cannot be read, or there is no room for those that are rewritten.
+        UserError: a file cannot be read, or there is not enough disk space for the converted ones.
     """
     with tempfile.TemporaryDirectory() as folder:
         sent = files_to_send(paths, Path(folder))
-        questions = {"paths": list(map(str, sent)), "texts": list(texts)}
-        proof = prove("transcripts", version, questions, {"confidences": confidences}, TOLERANCE)
+        requests = {"paths": list(map(str, sent)), "texts": list(texts)}
+        proof = prove("transcripts", version, requests, {"confidences": confidences}, TOLERANCE)
     if (first := proof.pop("first_different", None)) is not None:
         place, served = first
         proof["first_difference"] = {"path": str(paths[place]), "expected": texts[place], "served": served}
@@ -211,10 +207,10 @@ def prove_recogniser(version: Path, paths: Sequence[str], texts: Sequence[str], 
 
 
 def files_to_send(paths: Sequence[str], folder: Path) -> list[Path]:
-    """Return the files to send, those that no graph decodes rewritten in the folder."""
+    """Return the files to send; those that a graph cannot decode are converted into the folder."""
     sounds = folder / "sounds"
     sounds.mkdir()
-    with files.room_for("the proof, which writes sounds that no graph decodes as WAV files", folder):
+    with files.room_for("the proof, which converts sounds that a graph cannot decode to WAV files", folder):
         return [as_served_wav(path, sounds) for path in paths]
 
 

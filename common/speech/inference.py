@@ -1,4 +1,4 @@
-"""From a trained speech model to text or labels, the same in evaluation and serving."""
+"""Transcripts from a trained speech model, the same in evaluation and serving."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ BATCH_SECONDS = 60.0
 
 # (audio float32 [batch, time] at 16 kHz, samples int32 [batch]) -> (logits float32 [batch, frames, vocabulary], frames
 # int32 [batch])
-Listener = Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
+Forward = Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 
 
 @dataclass(frozen=True)
 class Recogniser:
-    """A model that writes what is said, with what turns its logits into text.
+    """A model that transcribes speech, with everything needed to decode its logits.
 
     Attributes:
-        model: {"samples", "lengths"} to logits, float32 [batch, frames, vocabulary], as `build_recogniser` gives it.
+        model: {"samples", "lengths"} to logits, float32 [batch, frames, vocabulary], as returned by `build_recogniser`.
         config: of its backbone.
-        characters: what the model writes.
-        normalises: whether clips get zero mean and unit variance first, as in its pre-training.
+        characters: the vocabulary of the logits.
+        normalises: whether clips are first set to zero mean and unit variance, as in pretraining.
     """
 
     model: keras.Model
@@ -43,29 +43,23 @@ class Recogniser:
 CLIP_SPECS = [tf.TensorSpec((None, None), tf.float32), tf.TensorSpec((None,), tf.int32)]
 
 
-def build_listener(recogniser: Recogniser) -> Listener:
-    """Return a function of batches, traced once for all lengths.
+def build_forward(recogniser: Recogniser) -> Forward:
+    """Return the forward function of a recogniser, traced once for all lengths.
 
-    Args:
-        recogniser: any.
-
-    Returns:
-        (audio float32 [batch, time] at 16 kHz, samples int32 [batch]) -> (logits float32 [batch, frames, vocabulary],
-        frames int32 [batch]). What lies behind the samples of a clip changes nothing. A clip too short for a frame has
-        0 of them.
+    Padding has no influence on the outputs. A clip too short for one frame has 0 frames.
     """
 
     @tf.function(input_signature=CLIP_SPECS)
-    def listen(audio, samples):
+    def forward(audio, samples):
         return logits_of(recogniser.model, recogniser.normalises, audio, samples), recogniser.config.frame_lengths(
             samples
         )
 
-    return listen
+    return forward
 
 
 def logits_of(model: keras.Model, normalises: bool, audio: tf.Tensor, samples: tf.Tensor) -> tf.Tensor:
-    """Return what a network with any head says of a batch; audio float32 [batch, time], samples int32 [batch]."""
+    """Return the logits of a network with any head; audio float32 [batch, time], samples int32 [batch]."""
     if normalises:
         audio = normalise(audio, samples)
     return model({"samples": audio, "lengths": samples}, training=False)
@@ -74,19 +68,19 @@ def logits_of(model: keras.Model, normalises: bool, audio: tf.Tensor, samples: t
 def write_text(logits: tf.Tensor, frames: tf.Tensor, characters: Characters) -> tuple[tf.Tensor, tf.Tensor]:
     """Return the text of the best path (CTC, Graves et al. 2006) as `Characters.collapse` does, in any graph.
 
-    The confidence is the geometric mean of the probability of the best token over the frames in which one is written.
-    Frames of the blank do not count: they are many, nearly certain, and would tell how much silence a clip holds.
-    Where nothing is written they alone count: how sure it is of that. It is no calibrated probability of the text.
+    The confidence is the geometric mean of the probability of the best token over the frames that are not blank. Blank
+    frames do not count: they are many, nearly certain, and would measure the silence in a clip. If all frames are
+    blank, they alone count. The confidence is not a calibrated probability of the text.
 
     Args:
         logits: float32 [batch, frames, vocabulary].
-        frames: how many of them are real, int32 [batch].
+        frames: number of real frames, int32 [batch].
         characters: the vocabulary.
 
     Returns:
         (text UTF-8, string [batch]; confidence 0 to 1, float32 [batch], 0 for a clip without frames).
     """
-    # `Characters.decode` splits at every white space that Unicode knows; here all of it is written as a space.
+    # `Characters.decode` splits at all Unicode white space; here each is replaced by a space.
     symbols = tf.constant([" " if symbol.isspace() else symbol for symbol in characters.symbols])
     best = tf.argmax(logits, axis=-1, output_type=tf.int32)
     before = tf.pad(best, [[0, 0], [1, 0]], constant_values=-1)[:, :-1]
@@ -107,13 +101,12 @@ def write_text(logits: tf.Tensor, frames: tf.Tensor, characters: Characters) -> 
 
 @dataclass(frozen=True)
 class Transcripts:
-    """What a recogniser wrote of n clips.
+    """Transcripts of n clips.
 
     Attributes:
         texts: of each.
-        confidences: of each, float32 [n], as `write_text` defines them.
-        log_probabilities: of each frame's tokens, n float32 [frames, vocabulary], for `ctc_decoding`; empty where they
-            were not asked for.
+        confidences: of each, float32 [n], as defined in `write_text`.
+        log_probabilities: of the tokens per frame, n float32 [frames, vocabulary], for beam search; or ().
     """
 
     texts: tuple[str, ...]
@@ -122,34 +115,34 @@ class Transcripts:
 
 
 def transcribe(
-    listen: Listener, clips: Clips, seconds: np.ndarray, characters: Characters, batch_seconds: float = BATCH_SECONDS,
+    forward: Forward, clips: Clips, seconds: np.ndarray, characters: Characters, batch_seconds: float = BATCH_SECONDS,
     *, keep_log_probabilities: bool = True, title: str = "transcribing",
 ) -> Transcripts:  # fmt: skip
-    """Write down what is said in clips.
+    """Transcribe clips.
 
     Args:
-        listen: as `build_listener` gives it.
+        forward: as returned by `build_forward`.
         clips: n clips.
         seconds: length of each, float64 [n].
         characters: the vocabulary.
-        batch_seconds: the most that a batch may hold, padding included.
-        keep_log_probabilities: they take 4 bytes for each frame and token, which is much where tokens are thousands.
-        title: of the progress line; none where it is empty.
+        batch_seconds: maximum length of a batch, padding included.
+        keep_log_probabilities: they take 4 bytes per frame and token, a lot for thousands of tokens.
+        title: of the progress line; no line if empty.
     """
     write = _writer(characters)
     texts, kept = [""] * len(clips), [np.zeros((0, len(characters)), np.float32)] * len(clips)
     confidences = np.zeros(len(clips), np.float32)
     for places, batch in clip_batches(clips, seconds, batch_seconds, title):
-        logits, frames = listen(tf.constant(batch["audio"]), tf.constant(batch["samples"]))
-        answers = (tensor.numpy() for tensor in (*write(logits, frames), frames))
-        for place, text, confidence, logs, count in zip(places, *answers, strict=True):
+        logits, frames = forward(tf.constant(batch["audio"]), tf.constant(batch["samples"]))
+        outputs = (tensor.numpy() for tensor in (*write(logits, frames), frames))
+        for place, text, confidence, logs, count in zip(places, *outputs, strict=True):
             texts[place], confidences[place] = text.decode("utf-8"), confidence
             if keep_log_probabilities:
-                kept[place] = logs[:count].copy()  # and not a view, which would keep the padding
+                kept[place] = logs[:count].copy()  # a view would keep the padding
     return Transcripts(tuple(texts), confidences, tuple(kept) if keep_log_probabilities else ())
 
 
-@functools.cache  # traced once for each vocabulary, and not at every look at validation
+@functools.cache  # traced once per vocabulary, not at every validation
 def _writer(characters: Characters) -> Callable:
     """Return (logits, frames) -> (text, confidence, log probabilities)."""
     return tf.function(
@@ -159,26 +152,19 @@ def _writer(characters: Characters) -> Callable:
 
 
 def build_transcriber(recogniser: Recogniser) -> Callable[..., Transcripts]:
-    """Return what transcribes clips, as often as you like: the weights may learn in between.
-
-    Args:
-        recogniser: any.
-
-    Returns:
-        (clips, their seconds, title="", keep_log_probabilities=False) -> Transcripts.
-    """
-    listen = build_listener(recogniser)
+    """Return (clips, their seconds, title="", keep_log_probabilities=False) -> Transcripts by the current weights."""
+    forward = build_forward(recogniser)
     return lambda clips, seconds, title="", keep_log_probabilities=False: transcribe(
-        listen, clips, seconds, recogniser.characters, title=title, keep_log_probabilities=keep_log_probabilities
+        forward, clips, seconds, recogniser.characters, title=title, keep_log_probabilities=keep_log_probabilities
     )
 
 
 def clip_batches(
     clips: Clips, seconds: np.ndarray, batch_seconds: float, title: str
 ) -> Iterator[tuple[list[int], dict[str, np.ndarray]]]:
-    """Yield the places of some clips and a batch of them; clips of about one length together, the longest first.
+    """Yield the positions of clips and a batch of them; clips of similar length together.
 
-    The longest first: where the memory does not suffice, it is known at once.
+    The longest come first, so that insufficient memory shows at once.
     """
     order = np.argsort(-np.asarray(seconds), kind="stable")
     progress, done = (ProgressLine(title, len(clips)) if title else None), 0

@@ -1,10 +1,10 @@
-"""Recordings of any length to words with their times, in the memory that one window takes.
+"""Recordings of any length to words with time stamps, in the memory of one window.
 
-Attention over an hour would need the square of an hour. So the recording is cut into windows that overlap; of each one
-the frames in its middle are kept, which have heard enough on both sides, and all of them are decoded at once: no word
-is lost or doubled at a seam.
+The memory of attention grows with the square of the length. So the recording is cut into overlapping windows; the
+frames in the middle of each, with context on both sides, are kept and decoded together: no word is lost or doubled at a
+seam.
 
-    words = transcribe_long(build_listener(recogniser), recogniser.config, recogniser.characters, "lecture.flac")
+    words = transcribe_long(build_forward(recogniser), recogniser.config, recogniser.characters, "lecture.flac")
 """
 
 from __future__ import annotations
@@ -36,28 +36,26 @@ from common.speech.audio.decode import (
 )
 from common.speech.audio.resampling import resample
 from common.speech.ctc.characters import Characters
-from common.speech.inference import Listener
+from common.speech.inference import Forward
 from common.speech.wav2vec2.config import Wav2Vec2Config
 
 WINDOW_SECONDS, OVERLAP_SECONDS = 20.0, 4.0
-_BLOCK_SECONDS = 10  # of the first look
+_BLOCK_SECONDS = 10  # decoded at once
 _END_BYTES = 2**17
-_LINE_CHARACTERS, _LINE_SECONDS, _PAUSE_SECONDS = 84, 6.0, 0.8  # of a subtitle, and where a new one begins
-
-
-# Scripts that are written without spaces between words, as Unicode calls their letters.
+_LINE_CHARACTERS, _LINE_SECONDS, _PAUSE_SECONDS = 84, 6.0, 0.8  # limits of a subtitle, and the pause before a new one
+# Scripts without spaces between words, by the Unicode names of their letters.
 _WITHOUT_SPACES = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
 
 
 @dataclass(frozen=True)
 class Word:
-    """A word and where it was said.
+    """A word and its time.
 
     Attributes:
-        text: of the word; of a script without spaces one character with its marks.
-        begin, end: seconds from the beginning of the recording, to a frame (0.02 s with the usual strides). CTC writes
-            a character about when it is heard, and rather late than early.
-        confidence: 0 to 1, as `inference.write_text` defines it, of the frames of this word.
+        text: the word; in a script without spaces one character with its marks.
+        begin, end: seconds from the beginning of the recording, accurate to a frame (0.02 s with the usual strides).
+            CTC emits a character approximately in time, late rather than early.
+        confidence: 0 to 1, as defined in `inference.write_text`, of the frames of this word.
     """
 
     text: str
@@ -67,23 +65,23 @@ class Word:
 
 
 def transcribe_long(
-    listen: Listener, config: Wav2Vec2Config, characters: Characters, path: str | Path,
+    forward: Forward, config: Wav2Vec2Config, characters: Characters, path: str | Path,
     *, window_seconds: float = WINDOW_SECONDS, overlap_seconds: float = OVERLAP_SECONDS,
     title: str = "seconds transcribed",
 ) -> list[Word]:  # fmt: skip
-    """Write down what is said in a recording of any length.
+    """Transcribe a recording of any length.
 
-    Each window loses its own mean and, where the model wants it, is normalised by itself: what is said in a loud and in
-    a quiet hour gets the same chance, and a clip that fits into one window gets exactly what it gets in evaluation.
+    The mean of each window is removed, and each is normalised separately if the model requires it: loud and quiet hours
+    are treated alike, and a clip that fits into one window gets exactly the transcript of the evaluation.
 
     Args:
-        listen: as `inference.build_listener` gives it.
-        config: of the model: how many samples lie between two frames.
+        forward: as returned by `inference.build_forward`.
+        config: of the model, for the number of samples between frames.
         characters: the vocabulary.
         path: a sound file: wav, flac, ogg, mp3, aiff, au.
-        window_seconds: heard at once. More of it is more context and more memory.
+        window_seconds: length of a window. Longer ones give more context and take more memory.
         overlap_seconds: of two windows; half of it at either end of a window is context only.
-        title: of the progress line; none where it is empty.
+        title: of the progress line; no line if empty.
 
     Raises:
         UserError: the file cannot be read, or the overlap does not fit into the window.
@@ -94,8 +92,8 @@ def transcribe_long(
             f"Received: window_seconds {window_seconds:g}, overlap_seconds {overlap_seconds:g}."
         )
     try:
-        seconds = _look_through(path)
-        best, logs = _best_path(listen, config, path, window_seconds, overlap_seconds, seconds, title)
+        seconds = _measure(path)
+        best, logs = _best_path(forward, config, path, window_seconds, overlap_seconds, seconds, title)
     except UnreadableSound as error:
         raise UserError(f"{path} {error}.") from error
     except (soundfile.SoundFileError, OSError) as error:
@@ -104,37 +102,37 @@ def transcribe_long(
 
 
 def _why(path: Path, error: Exception) -> str:
-    """Return why a file cannot be read: the end of a sentence that begins with its name."""
+    """Return why a file cannot be read: the end of a sentence that starts with its name."""
     try:
         with path.open("rb") as file:
             begins = file.read(64)
     except OSError as unread:
-        return "is not there" if isinstance(unread, FileNotFoundError) else f"cannot be read: {unread.strerror}"
+        return "does not exist" if isinstance(unread, FileNotFoundError) else f"cannot be read: {unread.strerror}"
     return why_not_decoded(begins, error) if begins else "is empty (0 bytes)"
 
 
 def join_words(words: Sequence[Word], characters: Characters) -> str:
-    """Return the text of words, as `Characters.collapse` writes it."""
+    """Return the text of words, as in `Characters.collapse`."""
     return _between(characters).join(word.text for word in words)
 
 
 def confidence_of(words: Sequence[Word]) -> float:
-    """Return how sure a model is of its words: their geometric mean, 0 of none."""
+    """Return the geometric mean of the confidences of words, 0 for no words."""
     return math.exp(sum(math.log(max(word.confidence, 1e-30)) for word in words) / len(words)) if words else 0.0
 
 
 def _between(characters: Characters) -> str:
-    """Return what stands between words: a space, or nothing in a script that has none."""
+    """Return the separator of words: a space, or "" in a script without spaces."""
     letters = [symbol for symbol in characters.symbols if symbol.isalpha()]
     unspaced = sum(unicodedata.name(letter, "").startswith(_WITHOUT_SPACES) for letter in letters)
     return "" if unspaced > len(letters) / 2 else " "
 
 
 def write_srt(words: Sequence[Word], characters: Characters, path: Path) -> Path:
-    """Write words as subtitles (SubRip), which players and editors of films read.
+    """Write words as subtitles (SubRip), for video players and editors.
 
     Args:
-        words: as `transcribe_long` gives them.
+        words: as returned by `transcribe_long`.
         characters: the vocabulary.
         path: of the file.
 
@@ -172,10 +170,10 @@ def _clock(seconds: float) -> str:
 # --- windows ----------------------------------------------------------------------------------------------
 
 
-def _look_through(path: str | Path) -> float:
-    """Return the length of a recording in seconds, having decoded it once.
+def _measure(path: str | Path) -> float:
+    """Return the length of a recording in seconds, by decoding it once.
 
-    That takes seconds, where to listen takes minutes: what is wrong with its end is better known before.
+    Decoding takes seconds, transcribing minutes: a damaged end is found before.
     """
     refuse_no_file(path)
     with soundfile.SoundFile(str(path)) as file:
@@ -188,44 +186,44 @@ def _look_through(path: str | Path) -> float:
             raw.seek(max(0, os.path.getsize(path) - _END_BYTES))
             refuse_cut_off(raw.read(), file, count)
         if not count:
-            raise UnreadableSound("holds no samples")
+            raise UnreadableSound("has no samples")
         return count / file.samplerate
 
 
 def _best_path(
-    listen: Listener, config: Wav2Vec2Config, path: str | Path, window_seconds: float, overlap_seconds: float,
+    forward: Forward, config: Wav2Vec2Config, path: str | Path, window_seconds: float, overlap_seconds: float,
     seconds: float, title: str,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Return the best token of each frame of the recording, int [frames], and the logarithm of its probability."""
     hop = math.prod(config.conv_stride)
     with soundfile.SoundFile(str(path)) as file:
-        # A window begins with a frame and with a sample of the file: its frames are those of the whole recording.
+        # A window starts at a frame and at a sample of the file: its frames are those of the whole recording.
         unit = math.lcm(hop, SAMPLE_RATE // math.gcd(SAMPLE_RATE, file.samplerate))
         step = unit * max(1, round((window_seconds - overlap_seconds) * SAMPLE_RATE / unit))
         half = hop * max(1, round(overlap_seconds * SAMPLE_RATE / 2 / hop))
-        progress, heard = (ProgressLine(title, math.ceil(seconds)) if title else None), 0
+        progress, done = (ProgressLine(title, math.ceil(seconds)) if title else None), 0
         kept, tail = [], None
         for samples in _windows(file, step, step + 2 * half):
-            frames = _listen(listen, samples)
+            frames = _best_tokens(forward, samples)
             begin, end = (0 if tail is None else half // hop), (half + step) // hop
             kept.append(frames[:, begin:end])
-            tail = frames[:, end:]  # of the last window it is kept as well
-            heard += step
+            tail = frames[:, end:]  # kept as well for the last window
+            done += step
             if progress:
-                progress.update(min(heard // SAMPLE_RATE, progress.total))
+                progress.update(min(done // SAMPLE_RATE, progress.total))
         if progress:
-            progress.update(progress.total)  # the last step went beyond the end, or not up to it
+            progress.update(progress.total)  # the last step may end before or after the end
             progress.close()
     best, logs = np.concatenate([*kept, tail], axis=1)
     return best.astype(np.int32), logs
 
 
 def _windows(file: soundfile.SoundFile, step: int, length: int) -> Iterator[np.ndarray]:
-    """Yield overlapping windows of a file, each as `decode.decode_sound` would give it: float32 [samples] at 16 kHz.
+    """Yield overlapping windows of a file, each as from `decode.decode_sound`: float32 [samples] at 16 kHz.
 
     Args:
         file: at its beginning.
-        step: from the beginning of a window to that of the next, in samples at 16 kHz that are whole in the file too.
+        step: between the starts of windows, in samples at 16 kHz; a whole number of samples in the file too.
         length: of a window, in samples at 16 kHz; the last one is shorter.
     """
     step, length = step * file.samplerate // SAMPLE_RATE, math.ceil(length * file.samplerate / SAMPLE_RATE)
@@ -239,9 +237,9 @@ def _windows(file: soundfile.SoundFile, step: int, length: int) -> Iterator[np.n
         window = np.concatenate([window[step:], further])
 
 
-def _listen(listen: Listener, samples: np.ndarray) -> np.ndarray:
+def _best_tokens(forward: Forward, samples: np.ndarray) -> np.ndarray:
     """Return the best token of each frame and the logarithm of its probability, float32 [2, frames]."""
-    logits, frames = listen(samples[None], np.array([len(samples)], np.int32))
+    logits, frames = forward(samples[None], np.array([len(samples)], np.int32))
     logits = np.asarray(logits)[0, : int(frames[0])]
     highest = logits.max(axis=1, initial=-math.inf)
     logs = -np.log(np.exp(logits - highest[:, None]).sum(axis=1))
@@ -255,19 +253,19 @@ def _words(best: np.ndarray, logs: np.ndarray, characters: Characters, frame_sec
     """Return the words of a best path."""
     spaced = _between(characters) == " "
     words: list[Word] = []
-    text, runs_of_word = "", []  # a run: the first frame of a character, and the one behind its last
+    text, runs_of_word = "", []  # a run: the first frame of a character, and the one after its last
 
     def finish() -> None:
         if text:
-            heard = np.concatenate([logs[begin:end] for begin, end in runs_of_word])
+            of_frames = np.concatenate([logs[begin:end] for begin, end in runs_of_word])
             begin, end = runs_of_word[0][0] * frame_seconds, runs_of_word[-1][1] * frame_seconds
-            words.append(Word(text, round(begin, 6), round(end, 6), float(np.exp(heard.mean()))))
+            words.append(Word(text, round(begin, 6), round(end, 6), float(np.exp(of_frames.mean()))))
 
     edges = np.flatnonzero(np.diff(best, prepend=-1, append=-1))
     for begin, end in itertools.pairwise(edges):
         number = int(best[begin])
         symbol = "" if number == characters.blank else characters.symbols[number]
-        is_mark = bool(symbol) and unicodedata.category(symbol[0])[0] == "M"  # stands upon the letter before it
+        is_mark = bool(symbol) and unicodedata.category(symbol[0])[0] == "M"  # belongs to the letter before it
         if symbol.isspace() or (symbol and not spaced and not is_mark):
             finish()
             text, runs_of_word = "", []

@@ -1,7 +1,7 @@
-"""Word and character error rates with confidence intervals, what is mistaken for what, and sentences about both.
+"""Word and character error rates with confidence intervals, the most frequent errors, and sentences about both.
 
-Texts come in as `Characters.normalise` writes them, transcripts and answers alike: two spellings of one word would
-count as an error. Alignment and counts are jiwer's.
+Transcripts and outputs must both be normalised by `Characters.normalise`: two spellings of one word would count as an
+error. Alignment and counts are jiwer's.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from common.data.folders import printable
 
 UNITS = ("word", "character")
 EQUAL, SUBSTITUTION, DELETION, INSERTION = "equal", "substitution", "deletion", "insertion"
-FEW_CLIPS = 30  # the percentiles of a bootstrap over fewer are too close together
-WORDS_OF_A_SPEAKER = 50  # the error rate of fewer says little about a voice
+FEW_CLIPS = 30  # bootstrap intervals over fewer are too narrow
+WORDS_OF_A_SPEAKER = 50  # the error rate of fewer is too uncertain
 _KINDS = {"equal": EQUAL, "substitute": SUBSTITUTION, "delete": DELETION, "insert": INSERTION}
 DECODERS = {"beam": "beam search", "beam_lm": "beam search with a language model"}
 _KEPT_SHARES = (1.0, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 
 
 class Edit(NamedTuple):
-    """One step from the transcript to the answer.
+    """One step from the transcript to the output.
 
     Attributes:
-        kind: `equal`, `substitution`, `deletion` (the answer leaves it out) or `insertion` (the answer adds it).
+        kind: `equal`, `substitution`, `deletion` (missing in the output) or `insertion` (added by the output).
         reference: word or character of the transcript; "" for an insertion.
-        hypothesis: that of the answer; "" for a deletion.
+        hypothesis: that of the output; "" for a deletion.
     """
 
     kind: str
@@ -40,15 +40,15 @@ class Edit(NamedTuple):
 
 
 def align(references: Sequence[str], hypotheses: Sequence[str], unit: str = "word") -> list[list[Edit]]:
-    """Return the fewest steps from each transcript to its answer (Levenshtein alignment).
+    """Return the fewest steps from each transcript to its output (Levenshtein alignment).
 
     Args:
         references: n transcripts.
-        hypotheses: n answers; an empty one is all deletions.
-        unit: `word`, or `character`, where the space is a character too.
+        hypotheses: n outputs; an empty one is all deletions.
+        unit: `word`, or `character`, which includes spaces.
 
     Raises:
-        ValueError: the numbers differ, there is no clip, a transcript is empty, or no such unit.
+        ValueError: the numbers differ, there is no clip, a transcript is empty, or the unit is unknown.
     """
     _refuse_what_cannot_be_counted(references, hypotheses)
     if unit not in UNITS:
@@ -64,30 +64,28 @@ def align(references: Sequence[str], hypotheses: Sequence[str], unit: str = "wor
 def _refuse_what_cannot_be_counted(references: Sequence[str], hypotheses: Sequence[str]) -> None:
     if not len(references) or len(references) != len(hypotheses):
         raise ValueError(
-            f"each transcript needs an answer, and at least 1 clip is needed; received {len(references)} transcript(s) "
-            f"and {len(hypotheses)} answer(s)"
+            f"each transcript needs an output, and at least 1 clip is required; received {len(references)} "
+            f"transcript(s) and {len(hypotheses)} output(s)"
         )
     empty = [place for place, text in enumerate(references) if not text.split()]
     if empty:
         raise ValueError(
-            f"{len(empty)} of {len(references)} transcripts are empty, the first is number {empty[0]} (from 0): there "
-            "is nothing to count errors by. Leave such clips out, as `encode_texts` gives a reason to"
+            f"{len(empty)} of {len(references)} transcripts are empty, the first is number {empty[0]} (from 0): "
+            "errors are counted per word. Skip such clips, with the reason given by `encode_texts`"
         )
 
 
 def _edits(chunk: jiwer.AlignmentChunk, reference: list[str], hypothesis: list[str]) -> list[Edit]:
-    """Take apart a run of steps of one kind; one side of insertions and deletions is empty."""
-    said = reference[chunk.ref_start_idx : chunk.ref_end_idx]
-    written = hypothesis[chunk.hyp_start_idx : chunk.hyp_end_idx]
-    longest = max(len(said), len(written))
-    said, written = (side or [""] * longest for side in (said, written))
-    return [Edit(_KINDS[chunk.type], *pair) for pair in zip(said, written, strict=True)]
+    """Return the single steps of a run of one kind; one side of insertions and deletions is empty."""
+    sides = reference[chunk.ref_start_idx : chunk.ref_end_idx], hypothesis[chunk.hyp_start_idx : chunk.hyp_end_idx]
+    empty = [""] * max(map(len, sides))
+    return [Edit(_KINDS[chunk.type], *pair) for pair in zip(*(side or empty for side in sides), strict=True)]
 
 
 def count_errors(
     references: Sequence[str], hypotheses: Sequence[str], unit: str = "word"
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return (errors of each clip, words or characters of its transcript), int64 [n] each; arguments as for `align`."""
+    """Return (errors per clip, words or characters of its transcript), int64 [n] each; arguments as for `align`."""
     return _counts(align(references, hypotheses, unit))
 
 
@@ -100,28 +98,28 @@ def _counts(aligned: Sequence[Sequence[Edit]]) -> tuple[np.ndarray, np.ndarray]:
 def transcription_metrics(
     references: Sequence[str], hypotheses: Sequence[str], speakers: Sequence[str] = (), seed: int = 0
 ) -> dict:
-    """Return word and character error rate with 95 % intervals, what kind of errors, and the rates of each speaker.
+    """Return word and character error rate with 95 % intervals, the kinds of errors, and the rates per speaker.
 
-    Rates are pooled: all errors by all words of the transcripts, so that long clips count more, and a rate can be
-    above 1. Intervals are percentiles of a bootstrap over clips (Bisani and Ney, 2004, "Bootstrap estimates for
+    Rates are pooled: all errors divided by all words of the transcripts, so that long clips count more; a rate can
+    exceed 1. Intervals are percentiles of a bootstrap over clips (Bisani and Ney, 2004, "Bootstrap estimates for
     confidence intervals in ASR performance evaluation"); a single clip has none.
 
     Args:
         references: n transcripts, none of them empty.
-        hypotheses: n answers, which may be empty.
-        speakers: of each clip, "" where nobody says; () where nobody says of any.
-        seed: decides the resampling.
+        hypotheses: n outputs, which may be empty.
+        speakers: of each clip, "" if unknown; () if all are unknown.
+        seed: of the resampling.
 
     Returns:
         {"wer", "wer_ci95": [low, high], "cer", "cer_ci95", "sentence_accuracy": share of clips without an error,
         "words", "characters": of the transcripts, "substitutions", "deletions", "insertions": of words,
-        "per_speaker": [{"speaker", "clips", "words", "wer", "cer"}], the worst first, of those who are known}.
+        "per_speaker": [{"speaker", "clips", "words", "wer", "cer"}], the worst first, of known speakers}.
 
     Raises:
-        ValueError: as `align`; or there is not one speaker for each clip.
+        ValueError: as `align`; or the number of speakers differs.
     """
     if len(speakers) not in (0, len(references)):
-        raise ValueError(f"each of the {len(references)} clips needs a speaker, or none; received {len(speakers)}")
+        raise ValueError(f"each of the {len(references)} clips needs a speaker, or none does; received {len(speakers)}")
     aligned = align(references, hypotheses)
     kinds = Counter(edit.kind for edits in aligned for edit in edits)
     errors, words = _counts(aligned)
@@ -148,7 +146,7 @@ def _per_speaker(speakers, errors, words, character_errors, characters) -> list[
             clips_of[speaker].append(place)
     rows = [
         {
-            "speaker": printable(speaker),  # it may be the name of a folder, which need not be UTF-8
+            "speaker": printable(speaker),  # may be the name of a folder, which need not be UTF-8
             "clips": len(clips),
             "words": int(words[clips].sum()),
             "wer": _rate(errors[clips], words[clips]),
@@ -179,7 +177,7 @@ def confusions(references: Sequence[str], hypotheses: Sequence[str], most: int =
 
     Args:
         references, hypotheses, unit: as for `align`.
-        most: how many at most.
+        most: maximum number.
 
     Returns:
         [{"kind", "reference", "hypothesis", "count"}], the most frequent first; kind and texts as in `Edit`.
@@ -192,40 +190,40 @@ def confusions(references: Sequence[str], hypotheses: Sequence[str], most: int =
 def paired_gain(
     references: Sequence[str], ours: Sequence[str], theirs: Sequence[str], seed: int = 0
 ) -> tuple[float, float, float] | None:
-    """Return by how much the word error rate of one model is lower than of another on the same clips.
+    """Return by how much one model lowers the word error rate of another on the same clips.
 
     Args:
         references: n transcripts.
-        ours: n answers of one model.
-        theirs: n answers of the other.
-        seed: decides the resampling.
+        ours: n outputs of one model.
+        theirs: n outputs of the other.
+        seed: of the resampling.
 
     Returns:
-        (gain, low, high) with the 95 % interval, as shares of 1, above 0 where ours is better; None for a single
-        clip, which allows no comparison.
+        (gain, low, high) with the 95 % interval, as fractions, above 0 where ours is better; None for a single clip,
+        which allows no comparison.
 
     Raises:
         ValueError: as `align`.
     """
-    (our_errors, words), (their_errors, _) = (count_errors(references, answers) for answers in (ours, theirs))
+    (our_errors, words), (their_errors, _) = (count_errors(references, texts) for texts in (ours, theirs))
     interval = _interval(_resampled(their_errors - our_errors, words, seed))
     return (_rate(their_errors - our_errors, words), *interval) if interval else None
 
 
 def confidence_table(references: Sequence[str], hypotheses: Sequence[str], confidences: np.ndarray) -> list[dict]:
-    """Say what remains, and how good it is, where only answers with at least some confidence are used.
+    """Return how many clips remain, and their error rate, at different thresholds of the confidence.
 
     Args:
         references: n transcripts.
-        hypotheses: n answers.
-        confidences: of the answers, float32 [n]; one that is no number counts as 0.
+        hypotheses: n outputs.
+        confidences: of the outputs, float32 [n]; NaN counts as 0.
 
     Returns:
-        [{"threshold", "clips", "share", "wer", "sentence_accuracy"}], from all clips to the surest ones. Clips of
-        equal confidence stay or go together, so there may be few rows.
+        [{"threshold", "clips", "share", "wer", "sentence_accuracy"}], from all clips to the most confident ones. Clips
+        of equal confidence are kept or removed together, so there may be few rows.
 
     Raises:
-        ValueError: as `align`; or there is not one confidence for each clip.
+        ValueError: as `align`; or the number of confidences differs.
     """
     if len(confidences) != len(references):
         raise ValueError(f"each of the {len(references)} clips needs a confidence; received {len(confidences)}")
@@ -234,7 +232,7 @@ def confidence_table(references: Sequence[str], hypotheses: Sequence[str], confi
     ordered, rows = np.sort(confidences)[::-1], {}
     for share in _KEPT_SHARES:
         least = ordered[max(1, round(share * len(ordered))) - 1]
-        threshold = np.floor(least * 1e6) / 1e6  # as it can be typed, and never above what it is to keep
+        threshold = np.floor(least * 1e6) / 1e6  # rounded down, so that all intended clips are kept
         kept = confidences >= threshold
         rows[threshold] = {
             "threshold": float(threshold),
@@ -246,11 +244,11 @@ def confidence_table(references: Sequence[str], hypotheses: Sequence[str], confi
     return list(rows.values())
 
 
-# --- what is said -----------------------------------------------------------------------------------------
+# --- findings ---------------------------------------------------------------------------------------------
 
 
 def error_rates(references: Sequence[str], hypotheses: Sequence[str]) -> dict[str, float]:
-    """Return {"wer", "cer"} of n transcripts and what was written instead, without intervals."""
+    """Return {"wer", "cer"} of n outputs against their transcripts, without intervals."""
     counts = {
         name: count_errors(references, hypotheses, unit) for name, unit in (("wer", "word"), ("cer", "character"))
     }
@@ -264,17 +262,17 @@ def findings(
     decoders: dict[str, Sequence[str]],
     test: dict,
 ) -> list[str]:
-    """Say in plain sentences whether the transfer helped, what kind of mistakes remain, and which voice is hardest.
+    """Return sentences on whether transfer helped, the remaining kinds of errors, and the hardest speaker.
 
     Args:
-        references: transcripts of the test part, n of them.
-        ours: n answers of the model that is exported.
-        baselines: the same for each baseline: `scratch`, `frozen`, `zero_shot`.
-        decoders: the same for each other way to turn what the network says into text.
-        test: as `transcription_metrics` returns it for ours.
+        references: n transcripts of the test split.
+        ours: n outputs of the exported model.
+        baselines: the same per baseline: `scratch`, `frozen`, `zero_shot`.
+        decoders: the same per other decoder of the same logits.
+        test: as returned by `transcription_metrics` for ours.
 
     Returns:
-        Sentences; one that begins with "Negative transfer" where a random start did better.
+        Sentences; one starts with "Negative transfer" if training from scratch did better.
     """
     sentences = [_beside_baseline(name, references, ours, theirs) for name, theirs in baselines.items()]
     sentences += [_beside_decoder(name, references, ours, theirs) for name, theirs in decoders.items()]
@@ -282,7 +280,7 @@ def findings(
     sentences += _findings_of_speakers(test["per_speaker"])
     if len(references) < FEW_CLIPS:
         sentences.append(
-            f"The test part holds only {len(references)} clip(s): the numbers say little, and their intervals are too "
+            f"The test split has only {len(references)} clip(s): the results are uncertain, and their intervals too "
             "narrow."
         )
     return sentences
@@ -294,14 +292,14 @@ def _points(found: tuple[float, float, float]) -> str:
 
 
 def _beside_baseline(name: str, references: Sequence[str], ours: Sequence[str], theirs: Sequence[str]) -> str:
-    """Say whether a baseline is better or worse, and whether that is more than chance."""
+    """Return whether a baseline is better or worse, and whether the difference is significant."""
     called = {
         "scratch": "training from scratch",
         "frozen": "the frozen source with a trained head",
         "zero_shot": "the source without adaptation",
     }.get(name, f"the baseline {name}")
     if list(ours) == list(theirs):
-        return f"The exported model and {called} write exactly the same texts."
+        return f"The exported model and {called} give exactly the same texts."
     found = paired_gain(references, ours, theirs)
     if found is None:
         return f"A single test clip allows no comparison with {called}."
@@ -310,7 +308,7 @@ def _beside_baseline(name: str, references: Sequence[str], ours: Sequence[str], 
     if name == "scratch" and worse:
         return f"Negative transfer: training from scratch is better by {points}. Try another --source."
     if name == "scratch" and gain <= 0:
-        return f"The pretrained source brings nothing here: training from scratch is at least as good, by {points}."
+        return f"The pretrained source does not help here: training from scratch is at least as good, by {points}."
     if better:
         subject = {"scratch": "The pretrained source", "frozen": "Fine-tuning", "zero_shot": "Adaptation"}.get(name)
         return f"{subject or 'The exported model'} gains {points} over {called}."
@@ -322,38 +320,39 @@ def _beside_baseline(name: str, references: Sequence[str], ours: Sequence[str], 
 
 
 def _beside_decoder(name: str, references: Sequence[str], ours: Sequence[str], theirs: Sequence[str]) -> str:
-    """Say whether another decoder writes better texts than the exported one, from the same network."""
+    """Return whether another decoder is better than the exported one, with the same network."""
     name = DECODERS.get(name, name)
+    start = f"Decoding with {name}"
     if list(ours) == list(theirs):
-        return f"Decoding with {name} writes exactly the same texts as what is exported."
+        return f"{start} gives exactly the same texts as the exported model."
     found = paired_gain(references, theirs, ours)
     if found is None:
-        return f"A single test clip allows no comparison with decoding by {name}."
+        return f"A single test clip allows no comparison with {name}."
     (_, low, high), points = found, _points(found)
     if low > 0:
-        return f"Decoding with {name} is better than what is exported, by {points}."
+        return f"{start} is better than the exported model, by {points}."
     if high < 0:
-        return f"Decoding with {name} is worse than what is exported, by {points}."
-    return f"Decoding with {name} and what is exported are too close to call: {points}."
+        return f"{start} is worse than the exported model, by {points}."
+    return f"{start} and the exported model are too close to call: {points}."
 
 
 def _findings_of_mistakes(test: dict, empty: int, clips: int) -> list[str]:
     counts = {kind: test[f"{kind}s"] for kind in (SUBSTITUTION, DELETION, INSERTION)}
     total = sum(counts.values())
     if not total:
-        return ["Every word of the test part is written right."]
+        return ["Every word of the test split is correct."]
     often, times = max(counts.items(), key=lambda one: one[1])
     meaning = {
-        SUBSTITUTION: f"Most are words taken for others; of the characters {100 * test['cer']:.1f} % are wrong.",
-        DELETION: "Most are words left out: usual where training was too short, or speech is quiet or fast.",
-        INSERTION: "Most are words added: usual with noise or other voices, or where words are cut in two.",
+        SUBSTITUTION: f"Most are substitutions; the character error rate is {100 * test['cer']:.1f} %.",
+        DELETION: "Most are deletions: typical of too little training, or of quiet or fast speech.",
+        INSERTION: "Most are insertions: typical of noise or other speakers, or of words that are split in two.",
     }[often]
     sentences = [
-        f"Of {test['words']:,} words {counts[SUBSTITUTION]:,} are taken for others and {counts[DELETION]:,} left out; "
-        f"{counts[INSERTION]:,} are added." + (f" {meaning}" if 2 * times > total else "")
+        f"Of {test['words']:,} words, {counts[SUBSTITUTION]:,} are substituted and {counts[DELETION]:,} deleted; "
+        f"{counts[INSERTION]:,} are inserted." + (f" {meaning}" if 2 * times > total else "")
     ]
     if empty:
-        sentences.append(f"Nothing at all is written for {empty:,} of {clips:,} test clips.")
+        sentences.append(f"The output is empty for {empty:,} of {clips:,} test clips.")
     return sentences
 
 
@@ -363,6 +362,6 @@ def _findings_of_speakers(per_speaker: Sequence[dict]) -> list[str]:
         return []
     worst, best = measured[0], measured[-1]
     return [
-        f"The hardest voice is {worst['speaker']}: WER {100 * worst['wer']:.1f} % on {worst['words']:,} words; "
+        f"The hardest speaker is {worst['speaker']}: WER {100 * worst['wer']:.1f} % on {worst['words']:,} words; "
         f"the easiest is {best['speaker']} with {100 * best['wer']:.1f} %."
     ]

@@ -1,4 +1,4 @@
-"""Build, freeze and train what hears: a wav2vec 2.0 with a head that writes characters, or names the whole clip."""
+"""Build, freeze, train and save a wav2vec 2.0 with a head that outputs characters or classes."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from common.speech.wav2vec2.heads import build_recogniser as recogniser_of
 from common.speech.wav2vec2.masking import normalise
 from common.speech.wav2vec2.weights import save_wav2vec2
 
-# For `freezing.freeze`: all but the convolutions that read samples, which fine-tuning leaves alone (section 4 of the
-# paper): what they hear does not depend on the language.
+# For `freezing.freeze`: all but the convolutions on samples, whose features do not depend on the language (section 4 of
+# the paper).
 ENCODER = "regex:^(?!feature_extractor)"
 
 
 def build_recogniser(source: SpeechSource, characters: Characters) -> keras.Model:
-    """Return a network that writes characters: the backbone of a source and a CTC head.
+    """Return a network that outputs characters: the backbone of a source and a CTC head.
 
-    What the head of the source knew about a character, its own head knows as well; the others begin anew.
+    The head keeps the weights of characters that the head of the source has; the others are initialised.
 
     Args:
         source: pretrained or not.
@@ -49,32 +49,32 @@ def build_recogniser(source: SpeechSource, characters: Characters) -> keras.Mode
 
 
 def as_recogniser(source: SpeechSource) -> Recogniser:
-    """Return a source that can write, as it is."""
+    """Return a source with a CTC head as a recogniser, unchanged."""
     model = recogniser_of(source.backbone, source.head)
     return Recogniser(model, source.backbone.config, source.characters, source.normalises)
 
 
-def head_places(known: Characters, wanted: Characters) -> dict[int, int]:
-    """Return which output of a known head writes what each wanted one is to write; case does not matter.
+def head_places(known: Characters, new: Characters) -> dict[int, int]:
+    """Return for each output of a new head the output of a known head with the same character, whatever its case.
 
     Args:
         known: of the head of the source.
-        wanted: of the new head.
+        new: of the new head.
     """
     of_known = {symbol.lower(): number for symbol, number in reversed(known.numbers.items())}
-    found = {wanted.blank: known.blank}
-    for symbol, number in wanted.numbers.items():
+    found = {new.blank: known.blank}
+    for symbol, number in new.numbers.items():
         if symbol.lower() in of_known:
             found[number] = of_known[symbol.lower()]
     return found
 
 
 class Learner(keras.Model):
-    """A network with the loss that its head needs; what learns is the network.
+    """A network with the loss of its head.
 
     Args:
         network: of `build_recogniser` or `build_classifier`.
-        config: of the backbone, which says how many frames a clip has.
+        config: of the backbone, for the number of frames of a clip.
     """
 
     def __init__(self, network: keras.Model, config: Wav2Vec2Config):
@@ -86,7 +86,7 @@ class Learner(keras.Model):
         return self.network(inputs, training=training)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        """Return CTC per character of a batch of transcripts, or the cross-entropy of its classes."""
+        """Return the CTC loss per character of a batch of transcripts, or the cross-entropy of its classes."""
         if not isinstance(y, dict):
             return ops.mean(keras.losses.sparse_categorical_crossentropy(y, y_pred, from_logits=True))
         losses = ctc_loss(y["labels"], y_pred, y["characters"], self._frames_of(x["lengths"]))
@@ -94,7 +94,7 @@ class Learner(keras.Model):
 
 
 def as_inputs(normalises: bool) -> Callable:
-    """Return a function for tf.data: batches of `speech_batches` -> what the network takes."""
+    """Return a function for tf.data: batches of `common.speech.batches` -> inputs of the network."""
 
     def prepare(inputs: dict[str, tf.Tensor], *targets):
         audio = normalise(inputs["audio"], inputs["samples"]) if normalises else inputs["audio"]
@@ -104,13 +104,13 @@ def as_inputs(normalises: bool) -> Callable:
 
 
 def save_source(folder: Path, model: keras.Model, source: SpeechSource, characters: Characters | None) -> Path:
-    """Write what was learned as a source for other runs: `--source preset:FOLDER`.
+    """Write the trained weights as a source for other runs: `--source preset:FOLDER`.
 
     Args:
         folder: to write to.
-        model: with the backbone of the source inside; its CTC head is written with it.
-        source: what it was made from.
-        characters: of the CTC head; None where classes are named: only the backbone is written then.
+        model: contains the backbone of the source; its CTC head is written with it.
+        source: that the model was built from.
+        characters: of the CTC head; None for a classifier, of which only the backbone is written.
     """
     head = model.get_layer("head") if characters else None
     vocabulary = characters.to_json() if characters else None

@@ -1,4 +1,4 @@
-"""Tell what a run that pre-trained a model of speech did: the table that it prints, and report.html."""
+"""The results of a run that pretrained a speech model: the printed table, and report.html."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def table(metrics: Mapping, titles: Mapping[str, str]) -> list[str]:
     """Return the table that a run prints at its end.
 
     Args:
-        metrics: what metrics.json holds.
+        metrics: content of metrics.json.
         titles: of the baselines, by name.
     """
     columns = _columns(metrics)
@@ -49,16 +49,16 @@ def write_report(
     out: Path, *, title: str, metrics: dict, config: dict, history: list[dict], sentences: Sequence[str],
     skipped: Sequence[tuple[str, str]], titles: Mapping[str, str],
 ) -> Path:  # fmt: skip
-    """Write OUT/report.html, one file that needs nothing else to be read.
+    """Write OUT/report.html, a single self-contained file.
 
     Args:
         out: the run folder.
         title: of the page.
-        metrics: what metrics.json holds.
+        metrics: content of metrics.json.
         config: setting name to value.
-        history: one row an epoch, with the scores on validation.
-        sentences: findings in plain words.
-        skipped: (file, reason) of what was left out.
+        history: one row per epoch, with the scores on validation.
+        sentences: findings.
+        skipped: (file, reason) of skipped files.
         titles: of the baselines, by name.
 
     Returns:
@@ -69,6 +69,6 @@ def write_report(
         "title": title, "metrics": metrics, "config": config, "sentences": sentences,
         "columns": {name: _COLUMNS[name] for name in _columns(metrics)}, "rows": _rows(metrics, titles),
         "skipped": skipped,
-        "curves": {name: picture for name, picture in curves.items() if picture},
+        "curves": {name: image for name, image in curves.items() if image},
     }  # fmt: skip
     return render(out / "report.html", context, TEMPLATES, "pretraining_report.html")

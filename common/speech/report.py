@@ -1,7 +1,6 @@
 """The report and the model card of a run that transcribes speech.
 
-A number that is absent is shown as "not measured", never guessed, and a proof is shown as passed only where every part
-of it was measured and holds.
+A missing number is shown as "not measured", and a proof as passed only if all of it was measured and holds.
 """
 
 from __future__ import annotations
@@ -27,17 +26,17 @@ from common.speech.metrics import (
 )
 
 TEMPLATES = Path(__file__).with_name("templates")
-MAX_WORST, MAX_RIGHT = 9, 3  # clips that can be played
-MAX_PIECES = 150  # words of a text that is shown, or characters of one without spaces
+MAX_WORST, MAX_RIGHT = 9, 3  # clips with players
+MAX_PIECES = 150  # shown words of a text, or characters of one without spaces
 MAX_SPEAKERS = 50
 
 
-def refuse_strangers(examples: SpeechExamples, references, hypotheses, confidences) -> None:
-    """Raise ValueError unless there is a transcript, an answer and a confidence for each clip."""
+def check_aligned(examples: SpeechExamples, references, hypotheses, confidences) -> None:
+    """Raise ValueError unless there are a transcript, an output and a confidence per clip."""
     if not len(examples) == len(references) == len(hypotheses) == len(confidences):
         raise ValueError(
-            f"each of the {len(examples)} test clips needs a transcript, an answer and a confidence; received "
-            f"{len(references)} transcripts, {len(hypotheses)} answers and {len(confidences)} confidences"
+            f"each of the {len(examples)} test clips needs a transcript, an output and a confidence; received "
+            f"{len(references)} transcripts, {len(hypotheses)} outputs and {len(confidences)} confidences"
         )
 
 
@@ -49,29 +48,29 @@ def write_report(
     references: Sequence[str], hypotheses: Sequence[str], confidences: np.ndarray,
     skipped: Sequence[tuple[str, str]], sentences: Sequence[str], titles: Mapping[str, str],
 ) -> Path:  # fmt: skip
-    """Write OUT/report.html, one file that needs nothing else to be read and heard.
+    """Write OUT/report.html, a single file with all sounds in it.
 
     Args:
-        out: the run folder; made if it is missing.
+        out: the run folder; created if missing.
         title: the heading.
-        metrics: what metrics.json holds; any part may be absent.
+        metrics: content of metrics.json; any value may be missing.
         config: setting name to value.
-        history: one row an epoch: "stage", "epoch", "loss", "val_loss", "val_wer"; each may be absent.
-        examples: the n clips of the test part.
-        references: their transcripts, n.
-        hypotheses: what was answered, n.
-        confidences: of the answers, float32 [n].
-        skipped: (path, reason) of every file that could not be used.
-        sentences: findings in plain words, shown near the top.
+        history: one row per epoch: "stage", "epoch", "loss", "val_loss", "val_wer"; each may be missing.
+        examples: the n clips of the test split.
+        references: n transcripts.
+        hypotheses: n outputs.
+        confidences: of the outputs, float32 [n].
+        skipped: (path, reason) of every skipped file.
+        sentences: findings, shown near the top.
         titles: of the baselines, by name.
 
     Returns:
         The path of the report.
 
     Raises:
-        ValueError: clips, transcripts, answers and confidences do not belong together, or a transcript is empty.
+        ValueError: the numbers of clips, transcripts, outputs and confidences differ, or a transcript is empty.
     """
-    refuse_strangers(examples, references, hypotheses, confidences)
+    check_aligned(examples, references, hypotheses, confidences)
     confidences = np.asarray(confidences, np.float64)
     by_confidence = confidence_table(references, hypotheses, confidences)
     errors, _ = count_errors(references, hypotheses)
@@ -100,7 +99,7 @@ def write_model_card(
     out: Path, *, title: str, metrics: dict, config: dict, sentences: Sequence[str], source_card: dict,
     titles: Mapping[str, str],
 ) -> Path:  # fmt: skip
-    """Write OUT/model_card.md: what the model is for, where it comes from, how good it is, how to serve it.
+    """Write OUT/model_card.md: intended use, origin, results and serving.
 
     Args:
         out, title, metrics, config, sentences, titles: as for `write_report`.
@@ -113,7 +112,7 @@ def write_model_card(
 
 
 def _context(title, metrics, config, sentences, titles) -> dict:
-    """Return what both files show: the exported model, other decoders of it, then the baselines."""
+    """Return the content of both files: the exported model, other decoders of it, then the baselines."""
     context = reporting.shared_context(title, metrics, config, (), sentences, titles)
     exported, *baselines = context["headline"]
     decoders = [
@@ -121,7 +120,7 @@ def _context(title, metrics, config, sentences, titles) -> dict:
         for key, row in (metrics.get("decoders") or {}).items()
     ]
     proof = reporting.judge_proof(
-        metrics.get("proof") or {}, examples="Test clips", same="Texts that are the same as in the evaluation",
+        metrics.get("proof") or {}, examples="Test clips", same="Texts identical to the evaluation",
         number="confidence",
     )  # fmt: skip
     headline = [exported, *decoders, *baselines]
@@ -141,7 +140,7 @@ def _decimal(value: object) -> str:
 def _clips(
     examples: SpeechExamples, references: Sequence[str], hypotheses: Sequence[str], confidences: np.ndarray
 ) -> dict[str, list[dict]]:
-    """Return the clips with the largest share of wrong words, then some of those without an error, by chance."""
+    """Return the clips with the highest error rates, then some without errors, at random."""
     errors, words = count_errors(references, hypotheses)
     wrong = sorted(
         np.flatnonzero(errors), key=lambda i: (errors[i] / words[i], errors[i], confidences[i]), reverse=True
@@ -149,7 +148,7 @@ def _clips(
     right = np.random.default_rng(0).permutation(np.flatnonzero(errors == 0))
     worst, ordinary = wrong[:MAX_WORST], list(right[:MAX_RIGHT])
     places = worst + ordinary
-    # A language that is written without spaces has one "word" a sentence: there the characters are marked.
+    # In languages without spaces a sentence is one "word": there the characters are marked.
     unit = "word" if any(" " in text for text in references) else "character"
     aligned = align([references[i] for i in places], [hypotheses[i] for i in places], unit)
     sounds = embed_sounds([str(examples.paths[i]) for i in places])
@@ -170,28 +169,24 @@ def _clips(
 
 
 def _marked(edits: Sequence[Edit], unit: str) -> dict:
-    """Return transcript and answer as pieces (kind, text) that stand one after the other, and whether both are whole.
-
-    Returns:
-        {"said", "written": lists of pieces, "gap": what stands between two of them, "cut"}.
-    """
+    """Return {"reference", "hypothesis": lists of (kind, text), "gap": their separator, "cut": whether shortened}."""
     shown = edits[:MAX_PIECES]
     return {
-        "said": [(edit.kind, edit.reference) for edit in shown if edit.kind != INSERTION],
-        "written": [(edit.kind, edit.hypothesis) for edit in shown if edit.kind != DELETION],
+        "reference": [(edit.kind, edit.reference) for edit in shown if edit.kind != INSERTION],
+        "hypothesis": [(edit.kind, edit.hypothesis) for edit in shown if edit.kind != DELETION],
         "gap": " " if unit == "word" else "",
         "cut": len(edits) > MAX_PIECES,
     }
 
 
 def _confidence_plot(rows: Sequence[dict]) -> str | None:
-    """Draw the error rate of the surest answers over how many of them are used; one point is no curve."""
+    """Plot the error rate of the most confident outputs over the share kept; a single point is no curve."""
     if len(rows) < 2:
         return None
     figure = Figure(figsize=(5.6, 3.6), layout="constrained")
     axes = figure.subplots()
     axes.plot([100 * row["share"] for row in rows], [100 * row["wer"] for row in rows], marker="o", color="#2563a8")
-    axes.set(xlabel="% of the clips that are kept, the surest first", ylabel="WER of these, %", xlim=(0, 103))
+    axes.set(xlabel="% of the clips kept, the most confident first", ylabel="WER of these, %", xlim=(0, 103))
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)

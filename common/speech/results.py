@@ -1,4 +1,4 @@
-"""The end of a run that transcribes speech: measures on the test split, and hands everything to `common.results`."""
+"""The end of a run that transcribes speech: measure on the test split, and pass everything to `common.results`."""
 
 from __future__ import annotations
 
@@ -21,60 +21,60 @@ def conclude(
     confidences: np.ndarray, decoders: dict[str, Sequence[str]], baselines: dict[str, tuple[Sequence[str], float]],
     titles: Mapping[str, str],
 ) -> dict:  # fmt: skip
-    """Measure on the test split and write what a run promises to write.
+    """Measure on the test split and write the files of a run.
 
     Args:
         recipe: its name.
         config: its settings, a dataclass with `out`, `data` and `seed`.
         data: the clips.
         outcome: what the run did.
-        references: transcripts of the n test clips in their order, as `Characters.normalise` writes them.
-        hypotheses: what the exported model writes for them, n; "" where it writes nothing.
-        confidences: of these answers, float32 [n].
-        decoders: for each other way to decode the logits, for example `beam`, its n texts.
-        baselines: for each name its n texts and the seconds it took.
+        references: transcripts of the n test clips in order, normalised by `Characters.normalise`.
+        hypotheses: n outputs of the exported model, possibly "".
+        confidences: of these outputs, float32 [n].
+        decoders: n texts per other decoder, for example `beam`.
+        baselines: n texts and seconds per baseline.
         titles: of the baselines, by name.
 
     Returns:
-        What metrics.json holds.
+        The content of metrics.json.
 
     Raises:
-        ValueError: texts, confidences and clips do not belong together, or a transcript is empty.
+        ValueError: the numbers of texts, confidences and clips differ, or a transcript is empty.
     """
-    report.refuse_strangers(data.test, references, hypotheses, confidences)
+    report.check_aligned(data.test, references, hypotheses, confidences)
     test = transcription_metrics(references, hypotheses, list(data.test.speakers))
     scores = {
         "test": test,
-        "decoders": {name: _scores_of_other(references, said) for name, said in decoders.items()},
+        "decoders": {name: _scores_of_other(references, texts) for name, texts in decoders.items()},
         "baselines": {
-            name: _scores_of_other(references, said) | {"seconds": round(spent, 2)}
-            for name, (said, spent) in baselines.items()
+            name: _scores_of_other(references, texts) | {"seconds": round(seconds, 2)}
+            for name, (texts, seconds) in baselines.items()
         },
         "by_confidence": confidence_table(references, hypotheses, confidences),
     }
-    answers = {name: said for name, (said, _) in baselines.items()}
-    sentences = [*findings(references, hypotheses, answers, decoders, test), *data.advice()]
+    outputs = {name: texts for name, (texts, _) in baselines.items()}
+    sentences = [*findings(references, hypotheses, outputs, decoders, test), *data.advice()]
 
-    def write_files(out, **told) -> None:
+    def write_files(out, **shared) -> None:
         report.write_report(
             out, history=outcome.history, examples=data.test, references=references, hypotheses=hypotheses,
-            confidences=confidences, skipped=data.skipped, titles=titles, **told,
+            confidences=confidences, skipped=data.skipped, titles=titles, **shared,
         )  # fmt: skip
-        report.write_model_card(out, source_card=outcome.source_card, titles=titles, **told)
+        report.write_model_card(out, source_card=outcome.source_card, titles=titles, **shared)
 
     return results.conclude(
         recipe, config, outcome, scores, counts=data.counts(), skipped=data.skipped, sentences=sentences,
         write_files=write_files, table=lambda found: table(found, titles),
-        proved="writes the same texts for all {examples} test clips as evaluated (largest difference of a confidence "
+        proved="returns the same texts for all {examples} test clips as evaluated (largest difference of a confidence "
         "{max_abs_diff:.1e})",
     )  # fmt: skip
 
 
 def table(metrics: Mapping, titles: Mapping[str, str]) -> list[str]:
-    """Return the table that a run prints at its end: the baselines, the result, other ways to decode.
+    """Return the table that a run prints at its end: baselines, result, other decoders.
 
     Args:
-        metrics: what metrics.json holds.
+        metrics: content of metrics.json.
         titles: of the baselines, by name.
     """
     rows = [

@@ -1,4 +1,4 @@
-"""A page of training clips to listen to, before training."""
+"""A page with players of training clips, written before training."""
 
 from __future__ import annotations
 
@@ -16,25 +16,23 @@ TEMPLATES = Path(__file__).with_name("templates")
 MAX_SAMPLES = 16
 
 
-def write_samples(
-    path: Path, clips: Clips, texts: Sequence[str], augmentation: Augmentation | None, seed: int
-) -> Path:  # fmt: skip
-    """Write a page to listen to before training: the first clips, as they are trained on.
+def write_samples(path: Path, clips: Clips, texts: Sequence[str], augmentation: Augmentation | None, seed: int) -> Path:
+    """Write a page with players of the first clips, as they are trained on.
 
     Args:
         path: of the page.
         clips: n clips.
-        texts: what is said in each, n.
+        texts: transcript or class of each, n.
         augmentation: random changes, or None.
-        seed: decides them.
+        seed: of the augmentation.
 
     Returns:
         The path.
     """
-    heard = []
+    players = []
     for place in range(min(MAX_SAMPLES, len(clips))):
         clip = clips[place]
         if augmentation:
             clip = augmentation(clip, np.random.default_rng((seed, place)))
-        heard.append((encode_sound(clip[: MAX_SECONDS * SAMPLE_RATE]), texts[place]))
-    return render(path, {"title": "Clips as trained on", "clips": heard}, TEMPLATES, "samples.html")
+        players.append((encode_sound(clip[: MAX_SECONDS * SAMPLE_RATE]), texts[place]))
+    return render(path, {"title": "Augmented training clips", "clips": players}, TEMPLATES, "samples.html")

@@ -1,4 +1,4 @@
-"""Where a pretrained model of speech comes from: a folder of wav2vec 2.0, bundled, local or on the Hugging Face hub."""
+"""Pretrained speech models: folders of wav2vec 2.0, bundled, local or on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ _ALLOWED = (
 
 @dataclass(frozen=True)
 class SpeechSource:
-    """A loaded pretrained model of speech.
+    """A loaded pretrained speech model.
 
     Attributes:
         spec: what the user typed.
         backbone: {"samples": float32 [batch, time] at 16 kHz, "lengths": int32 [batch]} -> hidden states.
         head: the CTC head it was trained with, or None.
-        characters: what each output of that head writes, or None.
+        characters: of each output of that head, or None.
         normalises: whether clips go through `masking.normalise` first.
-        card: where it came from and under which terms: origin, licence, data.
+        card: origin, licence and training data.
     """
 
     spec: str
@@ -45,7 +45,7 @@ class SpeechSource:
     card: dict[str, str]
 
     def fingerprint(self) -> str:
-        """Return a hash of all weights and of the characters: equal sound, equal answers."""
+        """Return a hash of all weights and of the characters: equal for equal outputs."""
         digest = hashlib.sha256(repr((self.normalises, self.characters)).encode("utf-8", "surrogatepass"))
         for weight in (*self.backbone.weights, *(self.head.weights if self.head else ())):
             digest.update(np.ascontiguousarray(weight.numpy()).tobytes())
@@ -53,7 +53,7 @@ class SpeechSource:
 
 
 def load_speech_source(text: str, *, random_weights: bool = False) -> SpeechSource:
-    """Load a model of speech by its spec string.
+    """Load a speech model by its spec string.
 
     Args:
         text: `bundled:wav2vec2_mini`, `preset:FOLDER` (of transformers' `save_pretrained`, of `hf download`, or
@@ -70,12 +70,12 @@ def load_speech_source(text: str, *, random_weights: bool = False) -> SpeechSour
     folder = _folder_of(spec, text)
     loaded = load_wav2vec2(folder)
     if loaded.sampling_rate != 16_000:
-        raise UserError(f"--source {text} hears {loaded.sampling_rate:,} samples a second. Allowed: 16,000.")
+        raise UserError(f"--source {text} takes {loaded.sampling_rate:,} samples per second. Allowed: 16,000.")
     backbone, head, characters = loaded.backbone, loaded.head, None
     if loaded.vocabulary is not None:
         try:
             characters = characters_of(loaded.vocabulary)
-        except UserError as error:  # phonemes, say: what it hears is of use all the same
+        except UserError as error:  # phonemes, for example: the backbone is of use nevertheless
             print(f"--source {text}: its head is not used. {error}")
     head = head if characters else None
     if random_weights or spec.random:
@@ -85,9 +85,9 @@ def load_speech_source(text: str, *, random_weights: bool = False) -> SpeechSour
 
 
 def _folder_of(spec: SourceSpec, text: str) -> Path:
-    """Return the folder that holds the model; what is on the hub is fetched."""
+    """Return the folder of the model, downloaded from the hub if necessary."""
     if spec.kind not in ("bundled", "preset"):
-        raise UserError(f"--source is not a model of speech. {_ALLOWED} Received: {text!r}.")
+        raise UserError(f"--source is not a speech model. {_ALLOWED} Received: {text!r}.")
     if spec.kind == "bundled":
         folder = BUNDLED_FOLDER / spec.name
     elif spec.name.startswith("hf://"):
@@ -95,18 +95,18 @@ def _folder_of(spec: SourceSpec, text: str) -> Path:
     else:
         folder = Path(spec.name).expanduser()
     if not folder.is_dir():
-        raise UserError(f"--source names no folder and nothing on the hub. {_ALLOWED} Received: {text!r}.")
+        raise UserError(f"--source is neither a folder nor a model on the hub. {_ALLOWED} Received: {text!r}.")
     try:
         kind = json.loads((folder / "config.json").read_text("utf-8")).get("model_type")
     except (OSError, ValueError, AttributeError):
-        return folder  # whoever loads it says what is wrong
+        return folder  # loading it reports what is wrong
     if kind != "wav2vec2":
-        raise UserError(f"--source is not a model of speech: it is a {kind or 'preset of KerasHub'}. {_ALLOWED}")
+        raise UserError(f"--source is not a speech model: it is a {kind or 'preset of KerasHub'}. {_ALLOWED}")
     return folder
 
 
 def _card(spec: SourceSpec, folder: Path, initial: bool = False) -> dict[str, str]:
-    file = folder / "card.json"  # of a model that this project made
+    file = folder / "card.json"  # of a model made by this project
     own = json.loads(file.read_text("utf-8")) if file.is_file() else {}
     unknown = "see the model's own page"
     licence = own.get("licence", spec.entry.licence if spec.entry else unknown)

@@ -1,4 +1,4 @@
-"""Splits in which no speaker is in two parts."""
+"""Splits that share no speaker."""
 
 from __future__ import annotations
 
@@ -9,99 +9,99 @@ from collections.abc import Sequence
 import numpy as np
 
 from common.data import splits
-from common.data.splits import assign_parts, some
+from common.data.splits import assign_splits, some
 from common.errors import UserError
 from common.speech.checks import CheckedClip
 
 
 def split_by_speaker(speakers: Sequence[str], shares: dict[str, float]) -> np.ndarray:
-    """Assign each speaker with all clips to one part, by the hash of the name.
+    """Assign each speaker with all clips to one split, by the hash of the name.
 
-    A speaker with more than twice the clips that a part should have is not taken for it while there are others: one
-    who speaks half of all clips stays in training.
+    A speaker with more than twice the clips that a split should have is used for it only if there are no others: a
+    speaker of half of all clips stays in training.
 
     Args:
-        speakers: of each clip, n names; at least as many different ones as there are parts.
-        shares: the share of all clips of each held-out part, for example {"test": 0.15, "val": 0.15}.
+        speakers: of each clip, n names; at least as many different ones as there are splits.
+        shares: share of all clips per held-out split, for example {"test": 0.15, "val": 0.15}.
 
     Returns:
-        An array of part names, object [n]; `train` for those that are in none of `shares`.
+        The split of each clip, object [n]; `train` for those in none of `shares`.
     """
-    clips, part_of = Counter(speakers), {}
-    for number, (part, share) in enumerate(shares.items()):
-        wanted, held = share * len(speakers), 0
-        free = sorted((name for name in clips if name not in part_of), key=text_hash)
-        most = len(free) - (len(shares) - number)  # the parts to come and training need one each
-        fitting = [name for name in free if clips[name] <= 2 * wanted] or [min(free, key=lambda name: clips[name])]
+    clips, split_of = Counter(speakers), {}
+    for number, (split, share) in enumerate(shares.items()):
+        target, held = share * len(speakers), 0
+        free = sorted((name for name in clips if name not in split_of), key=text_hash)
+        most = len(free) - (len(shares) - number)  # the remaining splits and training need one each
+        fitting = [name for name in free if clips[name] <= 2 * target] or [min(free, key=lambda name: clips[name])]
         for taken, name in enumerate(fitting[:most]):
-            if taken and abs(held + clips[name] - wanted) >= abs(held - wanted):
+            if taken and abs(held + clips[name] - target) >= abs(held - target):
                 break
-            part_of[name] = part
+            split_of[name] = split
             held += clips[name]
-    return np.array([part_of.get(name, "train") for name in speakers], dtype=object)
+    return np.array([split_of.get(name, "train") for name in speakers], dtype=object)
 
 
 def assign_by_speaker(
     data: str, task: str, clips: Sequence[CheckedClip], share_speakers: bool, val_share: float
 ) -> tuple[np.ndarray, list[str]]:
-    """Keep the parts that were given; carve the others out of training, by speaker if that can be, else by content.
+    """Keep given splits; take the others from training, by speaker if possible, else by content.
 
     Returns:
-        (part of each clip, object [n]; notes).
+        (split of each clip, object [n]; notes).
     """
-    given = [clip.row.part for clip in clips]
+    given = [clip.row.split for clip in clips]
     hashes = [clip.content for clip in clips]
     classes = np.unique([clip.row.text for clip in clips], return_inverse=True)[1]
-    if task != "commands":  # they hardly repeat: nothing to take from each in turn
+    if task != "commands":  # transcripts hardly repeat: there are no classes to balance
         classes = np.zeros(len(clips), np.int64)
-    parts = assign_parts(data, given, hashes, classes, val_share)
-    pool = np.array([i for i, part in enumerate(given) if part in (None, "train")])
+    split_of = assign_splits(data, given, hashes, classes, val_share)
+    pool = np.array([i for i, split in enumerate(given) if split in (None, "train")])
     shares = {"test": splits.TEST_SHARE, "val": val_share}
-    shares = {part: share for part, share in shares.items() if part in parts[pool]}
+    shares = {split: share for split, share in shares.items() if split in split_of[pool]}
     if not shares:
-        return parts, []
-    # A clip of nobody known counts as a speaker of its own.
+        return split_of, []
+    # A clip of an unknown speaker counts as a speaker of its own.
     speakers = [clips[i].row.speaker or f"?{clips[i].content}" for i in pool]
     if note := _why_by_content([clips[i] for i in pool], clips, set(speakers), len(shares), share_speakers):
-        return parts, [note]
-    parts[pool] = split_by_speaker(speakers, shares)
+        return split_of, [note]
+    split_of[pool] = split_by_speaker(speakers, shares)
     if task == "commands":
-        _refuse_classes_held_out(data, [clips[i] for i in pool], parts[pool])
+        _refuse_classes_held_out(data, [clips[i] for i in pool], split_of[pool])
     unknown = sum(not clips[i].row.speaker for i in pool)
-    return parts, [f"{unknown:,} clips have no speaker: who speaks there may be in two parts."] if unknown else []
+    return split_of, [f"{unknown:,} clips have no speaker: their speakers may be in two splits."] if unknown else []
 
 
-def _refuse_classes_held_out(data: str, pool: Sequence[CheckedClip], parts: np.ndarray) -> None:
-    """Refuse a split by speaker that leaves a class untaught, because only held-out speakers say it."""
-    taught = {clip.row.text for clip, part in zip(pool, parts, strict=True) if part == "train"}
-    if untaught := sorted({clip.row.text for clip in pool} - taught):
-        who = sorted({clip.row.speaker for clip in pool if clip.row.text in untaught} - {""})
+def _refuse_classes_held_out(data: str, pool: Sequence[CheckedClip], split_of: np.ndarray) -> None:
+    """Refuse a split by speaker that leaves a class without training clips, as only held-out speakers recorded it."""
+    trained = {clip.row.text for clip, split in zip(pool, split_of, strict=True) if split == "train"}
+    if missing := sorted({clip.row.text for clip in pool} - trained):
+        speakers = sorted({clip.row.speaker for clip in pool if clip.row.text in missing} - {""})
         raise UserError(
-            f"--data {data!r}: nobody in training says {some(untaught)}: only {some(who)}, whom the split by speaker "
-            "holds out for validation and test. Record them from more speakers, leave these classes out, say who is in "
-            "which part (a column split), or let voices of the test be in training: --share-speakers"
+            f"--data {data!r} has no training clips of {some(missing)}: the only speakers are {some(speakers)}, whom "
+            "the split by speaker holds out for validation and test. Record more speakers, remove these classes, set "
+            "the splits yourself (a column split), or allow test speakers in training: --share-speakers"
         )
 
 
 def _why_by_content(
     pool: Sequence[CheckedClip], clips: Sequence[CheckedClip], speakers: set[str], carved: int, share_speakers: bool
 ) -> str:
-    """Return a note on why parts are carved clip by clip and not speaker by speaker, or ""."""
+    """Return a note on why the data is split clip by clip and not speaker by speaker, or ""."""
     known = {clip.row.speaker for clip in pool} - {""}
     if not known:
         return (
-            "Nobody says who speaks: parts were split by content, and voices of the test may be in training. A table "
-            "with the speakers settles it: --speaker-column NAME"
+            "The speakers are unknown: the data was split by content, and test speakers may be in training. A table "
+            "with the speakers prevents this: --speaker-column NAME"
         )
     if share_speakers:
-        return "--share-speakers: parts were split by content; voices of the test are in training."
-    held_out = {clip.row.speaker for clip in clips if clip.row.part in ("val", "test")} - {""}
-    if known & held_out:  # validation should ask what the test asks
-        return "The given parts share speakers, so validation was carved out of training by content, voices shared too."
+        return "--share-speakers: the data was split by content; test speakers are in training."
+    held_out = {clip.row.speaker for clip in clips if clip.row.split in ("val", "test")} - {""}
+    if known & held_out:  # validation should resemble the test
+        return "The given splits share speakers, so validation was taken from training by content and shares them too."
     if len(speakers) <= carved:
         return (
-            f"There are only {len(known)} speaker(s) ({some(sorted(known))}) to split: parts were split by content, "
-            "and the result says nothing about other voices."
+            f"There are only {len(known)} speaker(s) ({some(sorted(known))}): the data was split by content, and the "
+            "result does not hold for other speakers."
         )
     return ""
 

@@ -16,7 +16,7 @@ from common.speech.batches import Clips
 from common.speech.models import Learner
 from common.speech.sources import SpeechSource
 
-VALIDATIONS = 30  # while a stage trains, about; where clips are few there are hundreds of epochs
+VALIDATIONS = 30  # per stage, about; small data sets train for hundreds of epochs
 
 
 def train_stage(
@@ -24,24 +24,24 @@ def train_stage(
     stage: str, epochs: int, steps: int, head_rate: float, encoder_rate: float, weight_decay: float,
     rank: Callable[[dict], tuple], choose: bool, score: str, checkpoint: Path, save_every: float,
 ) -> list[dict]:  # fmt: skip
-    """Train what is unfrozen, and leave the model with its best weights on validation.
+    """Train the unfrozen weights, and leave the model with those that were best on validation.
 
     Args:
-        source: whose backbone is in the model.
+        source: its backbone is part of the model.
         model: {"samples", "lengths"} to logits.
         batches_from: (epoch, step) -> batches of (inputs, targets) from there on.
-        validate: scores of the model as it is on validation.
-        stage: its name; `scratch` trains everything at the encoder's rate, since no weights are pretrained.
-        epochs, steps: how many, and steps in an epoch.
+        validate: returns the current scores of the model on validation.
+        stage: its name; `scratch` trains all weights at the encoder's rate, since none are pretrained.
+        epochs, steps: number of epochs, and of steps per epoch.
         head_rate, encoder_rate: peak learning rates.
         weight_decay: of all weights.
-        rank: of an epoch by its logs; more is better.
-        choose: whether validation chooses the epoch; without it the last one stays.
-        score: that is printed.
-        checkpoint, save_every: as `Run.saves` gives them.
+        rank: of an epoch by its logs; higher is better.
+        choose: whether the epoch is chosen on validation; otherwise the last one is kept.
+        score: name of the score to print.
+        checkpoint, save_every: as returned by `Run.saves`.
 
     Returns:
-        A history row for each epoch.
+        A history row per epoch.
     """
     between, keep = max(1, epochs // VALIDATIONS), None
 
@@ -70,13 +70,13 @@ def train_stage(
 
 
 def seconds_of_training(source: SpeechSource, model: keras.Model, stream, seconds) -> float:
-    """Return about how long one epoch takes; the weights of the model are spoiled.
+    """Estimate the seconds of one epoch; this changes the weights of the model.
 
     Args:
-        source: whose backbone is in the model.
+        source: its backbone is part of the model.
         model: {"samples", "lengths"} to logits.
         stream: batches of (inputs, targets).
-        seconds: of the training clips, float64 [n]; batches hold clips of about one length.
+        seconds: of the training clips, float64 [n]; the clips of a batch have similar lengths.
     """
     learner = Learner(model, source.backbone.config)
     learner.compile(optimizer=training.DiscriminativeAdamW(learning_rate=1e-9), jit_compile=False)
@@ -86,7 +86,7 @@ def seconds_of_training(source: SpeechSource, model: keras.Model, stream, second
 
 
 def seconds_of_validation(predict: Callable, paths, seconds) -> float:
-    """Return about how long it takes to ask a model about clips, from 20 of them.
+    """Estimate the seconds of predictions for clips, from 20 of them.
 
     Args:
         predict: (clips, their seconds) -> anything.
@@ -98,11 +98,11 @@ def seconds_of_validation(predict: Callable, paths, seconds) -> float:
 
 
 def stage_epochs(steps: int, head_epochs: int | None, epochs: int | None) -> dict[str, int]:
-    """Return the epochs of each stage: 10 to 20, as long as 20 are few steps, and more where clips are few.
+    """Return the epochs per stage: 10 to 20 for fine-tuning, depending on the steps per epoch; more for few clips.
 
     Args:
-        steps: in an epoch.
-        head_epochs, epochs: what the user wants; None for these defaults.
+        steps: per epoch.
+        head_epochs, epochs: chosen by the user; None for these defaults.
     """
     head = max(2, ceil(60 / steps)) if head_epochs is None else head_epochs
     finetune = max(10, min(20, ceil(1500 / steps)), ceil(300 / steps)) if epochs is None else epochs

@@ -1,1 +1,1 @@
-"""The wing of texts: readers, data sets, batches, sources, export."""
+"""The wing for texts: readers, data sets, batches, sources, export."""

@@ -1,4 +1,4 @@
-"""Texts to batches of token ids: short ones together, so that no text is padded to the longest of all."""
+"""Batches of token ids, with texts of similar length together, so that padding is short."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import tensorflow as tf
 from common.checkpoints import save_array
 from common.progress import ProgressLine
 
-_CHARACTERS_AT_ONCE = 500_000  # of texts that are cut into tokens at once, if all were as long as the longest
-_OVERLAP = 4  # windows share a fourth: what one cuts in two, the next has whole
-_MULTIPLE = 8  # batches are padded to a multiple of this: few different shapes, and registers are full
-_SORTED_TOGETHER = 50  # batches; texts are sorted by length within that many, and shuffled beyond
+_CHARACTERS_AT_ONCE = 500_000  # per call of the tokenizer, counting each text as long as the longest
+_OVERLAP = 4  # windows overlap by a fourth, so that a cut sentence is whole in the next one
+_MULTIPLE = 8  # batches are padded to a multiple of this, for few different shapes and full registers
+_SORTED_TOGETHER = 50  # batches; texts are sorted by length within so many, and shuffled beyond
 INPUTS = {name: tf.TensorSpec((None, None), tf.int32) for name in ("token_ids", "padding_mask")}
 
 
@@ -26,10 +26,10 @@ class Tokens:
 
     Attributes:
         ids: of each row, int32 [tokens], special tokens included.
-        owners: which text each row belongs to, int64 [rows], rising.
-        lengths: tokens of each whole text, special ones included, int64 [texts].
-        max_length: tokens of the longest row that is allowed.
-        padding: the token that fills a row up.
+        owners: the text that each row belongs to, int64 [rows], ascending.
+        lengths: tokens of each whole text, special tokens included, int64 [texts].
+        max_length: maximum number of tokens of a row.
+        padding: the padding token.
     """
 
     ids: tuple[np.ndarray, ...]
@@ -53,13 +53,13 @@ class Tokens:
 
     @property
     def cut(self) -> int:
-        """Return how many texts lost their end."""
+        """Return the number of truncated texts."""
         return int(((self.lengths > self.max_length) & (self.rows_of_text == 1)).sum())
 
     def batch(self, rows: Sequence[int]) -> dict[str, np.ndarray]:
         """Return token ids and padding mask of some rows, int32 [n, tokens of the longest, rounded up]."""
         length = -(-max(len(self.ids[i]) for i in rows) // _MULTIPLE) * _MULTIPLE
-        length = min(length, self.max_length)  # further than that, a model may have no positions
+        length = min(length, self.max_length)  # the model may have no positions beyond
         token_ids = np.full((len(rows), length), self.padding, np.int32)
         mask = np.zeros((len(rows), length), np.int32)
         for at, row in enumerate(rows):
@@ -79,10 +79,10 @@ class TextReader(tf.Module):
     """Raw texts to rows of tokens: the same function in training and in the served graph.
 
     Args:
-        tokenize: as TextSource has it, with the numbers of the tokens `start`, `end` (None where there is none) and
-            `padding`. A tf.Module, whose tables go into an export.
-        max_length: tokens of a row, special ones included.
-        long_text: what becomes of a text with more: `truncate` drops its end, `windows` makes rows that overlap by a
+        tokenize: as in TextSource, with the ids of the tokens `start`, `end` (None where there is none) and
+            `padding`. A tf.Module, whose tables are saved in an export.
+        max_length: maximum number of tokens of a row, special tokens included.
+        long_text: how longer texts are handled: `truncate` drops the end, `windows` makes rows that overlap by a
             fourth, whose embeddings are averaged.
     """
 
@@ -107,7 +107,7 @@ class TextReader(tf.Module):
         return tf.concat([*start, tokens, *end], axis=1), owners, whole
 
     def batch(self, texts: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
-        """Turn raw texts into what the models take, in any TensorFlow graph.
+        """Turn raw texts into model inputs, in any TensorFlow graph.
 
         Args:
             texts: string [batch].
@@ -121,7 +121,7 @@ class TextReader(tf.Module):
         return {"token_ids": token_ids, "padding_mask": mask}, owners
 
     def read(self, texts: Sequence[str]) -> Tokens:
-        """Return the tokens of n texts, read some at a time."""
+        """Return the tokens of n texts, tokenized in chunks."""
         ids, owners, lengths = [], [], []
         for first, end in _chunks(texts):
             encoded = [text.encode("utf-8", "replace") for text in texts[first:end]]
@@ -135,7 +135,7 @@ class TextReader(tf.Module):
 
 
 def _chunks(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
-    """Yield begin and end of pieces that are read at once: the more texts, the shorter they are."""
+    """Yield begin and end of each chunk: the longer its texts, the fewer of them."""
     first, longest = 0, 0
     for place, text in enumerate(texts):
         longest = max(longest, len(text))
@@ -172,10 +172,10 @@ def shuffled_by_length(tokens: Tokens, batch_size: int, seed: tuple[int, int], p
     """Return the batches of one epoch: rows of about the same length together, in a random order.
 
     Args:
-        tokens: what to draw from.
-        batch_size: rows in a batch; the last of the epoch may have fewer.
+        tokens: the rows to draw from.
+        batch_size: rows per batch; the last of the epoch may have fewer.
         seed: (seed, epoch); the same one gives the same batches.
-        pool: batches whose rows are sorted together; 0 does not sort at all.
+        pool: number of batches whose rows are sorted together; 0 disables sorting.
 
     Returns:
         A list of index arrays.
@@ -205,10 +205,10 @@ def training_batches(
     Args:
         tokens: n texts.
         targets: float32 [n, classes].
-        weights: how much each text counts, float32 [n]; its rows share that.
-        batch_size: rows in a batch.
-        seed: decides the order.
-        first: the first batch; a run that was killed goes on with the same ones.
+        weights: of each text, float32 [n], divided among its rows.
+        batch_size: rows per batch.
+        seed: of the order.
+        first: the first batch, with which a resumed run continues.
         pool: as for `shuffled_by_length`.
 
     Returns:
@@ -229,44 +229,44 @@ def training_batches(
 
 
 def run_on_tokens(model: keras.Model, tokens: Tokens, batch_size: int = 64, title: str = "") -> np.ndarray:
-    """Return what a model says of each text, the mean over its rows, float32 [texts, width]; show how far it is."""
-    answers, done = None, 0
+    """Return the output of a model for each text, the mean over its rows, float32 [texts, width]; show progress."""
+    outputs, done = None, 0
     progress = ProgressLine(title, len(tokens)) if title else None
     for rows in batches_by_length(tokens, batch_size):
-        said = model.predict_on_batch(tokens.batch(rows))
-        if answers is None:
-            answers = np.zeros((len(tokens), said.shape[-1]), np.float32)
-        answers[rows] = said
+        output = model.predict_on_batch(tokens.batch(rows))
+        if outputs is None:
+            outputs = np.zeros((len(tokens), output.shape[-1]), np.float32)
+        outputs[rows] = output
         done += len(rows)
         if progress:
             progress.update(done)
     if progress:
         progress.close()
     first_rows = np.concatenate([[0], np.cumsum(tokens.rows_of_text)[:-1]])
-    return np.add.reduceat(answers, first_rows) / tokens.rows_of_text[:, None].astype(np.float32)
+    return np.add.reduceat(outputs, first_rows) / tokens.rows_of_text[:, None].astype(np.float32)
 
 
 def run_once_on_tokens(model: keras.Model, tokens: Tokens, folder: Path, title: str, chunk: int = 1024) -> np.ndarray:
-    """As `run_on_tokens`, kept in files by and by: a run that was killed asks only about the rest.
+    """As `run_on_tokens`, saved in chunks: a resumed run computes only the missing ones.
 
     Args:
         model, tokens, title: as there.
-        folder: for the files, of one run, model and set of texts.
-        chunk: texts in a file.
+        folder: for the files; of one run, model and set of texts.
+        chunk: texts per file.
     """
-    said, progress = [], ProgressLine(title, len(tokens.lengths))
+    outputs, progress = [], ProgressLine(title, len(tokens.lengths))
     for first in range(0, len(tokens.lengths), chunk):
         file = folder / f"{title.replace(' ', '_')}_{first:07}.npy"
         some = np.arange(first, min(first + chunk, len(tokens.lengths)))
         if not file.exists():
             save_array(file, run_on_tokens(model, tokens.of_texts(some)))
-        said.append(np.load(file, allow_pickle=False))
+        outputs.append(np.load(file, allow_pickle=False))
         progress.update(int(some[-1]) + 1)
     progress.close()
-    return np.concatenate(said)
+    return np.concatenate(outputs)
 
 
 def median_batch(tokens: Tokens, batch_size: int, seed: int) -> np.ndarray:
-    """Return the rows of the training batch of median length, which stands for all where time is estimated."""
+    """Return the rows of the training batch of median length, which represents all in time estimates."""
     order = shuffled_by_length(tokens, batch_size, (seed, 0))
     return sorted(order, key=lambda rows: tokens.row_lengths[rows].max())[len(order) // 2]

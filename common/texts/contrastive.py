@@ -1,6 +1,6 @@
-"""Tune a text encoder on a handful of labelled texts by telling pairs apart.
+"""Fine-tune a text encoder on a handful of labelled texts by contrasting pairs.
 
-The idea is SetFit's (arXiv:2209.11055), the loss that of supervised contrastive learning (arXiv:2004.11362).
+The idea is from SetFit (arXiv:2209.11055), the loss from supervised contrastive learning (arXiv:2004.11362).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from common import training
 from common.checkpoints import fit_with_checkpoints
 from common.texts.batches import INPUTS, Tokens, run_on_tokens
 
-_TEMPERATURE = 0.3  # of the cosines; on draws 10 to 15 of SST-2 a little better than the paper's 0.1
+_TEMPERATURE = 0.3  # of the cosines; slightly better than the paper's 0.1 on draws 10 to 15 of SST-2
 
 
 def tune_on_pairs(
@@ -34,24 +34,24 @@ def tune_on_pairs(
     checkpoint: Path | None = None,
     save_every: float = 30.0,
 ) -> list[dict]:
-    """Pull texts of one class together and push those of others apart, in the direction of their embeddings.
+    """Pull the embeddings of texts of one class together and push those of different classes apart, by cosine.
 
-    SetFit draws pairs and reads both texts of each. Here all pairs within a batch count, so that each text that is
-    read teaches as many pairs as the batch has other texts.
+    SetFit draws pairs and encodes both texts of each. Here all pairs within a batch count, so each encoded text
+    contributes as many pairs as the batch has other texts.
 
     Args:
-        encoder: {"token_ids", "padding_mask"} to embeddings; what is trainable in it learns. Compiled here.
+        encoder: {"token_ids", "padding_mask"} to embeddings; its trainable weights are trained. Compiled here.
         tokens: n texts.
         labels: class of each, int [n].
-        steps: batches.
-        learning_rate: at its peak; it warms up and falls to 0.
-        batch_size: texts in a step, about as many of each class; at least 4.
-        weight_decay: pulls weights towards zero.
-        gradient_norm: longer gradients are shortened to this.
-        seed: decides which.
-        stage: its name in the history.
-        checkpoint: file that a killed run continues from; None for none.
-        save_every: seconds between saves.
+        steps: number of batches.
+        learning_rate: peak, after warm-up; decays to 0.
+        batch_size: texts per step, about equally many per class; at least 4.
+        weight_decay: of AdamW.
+        gradient_norm: gradients are clipped to this global norm.
+        seed: of the draws.
+        stage: name in the history.
+        checkpoint: file from which a killed run continues; None for none.
+        save_every: seconds between checkpoints.
 
     Returns:
         One history row: stage, epoch, loss.
@@ -68,7 +68,7 @@ def tune_on_pairs(
     def batches_from(_epoch: int, step: int) -> tf.data.Dataset:
         def generate():
             for texts, rng in _balanced(labels, batch_size, steps, seed, first=step):
-                # One row of each text: those of one text would be alike for free.
+                # One row per text: several rows of one text would be trivially similar.
                 rows = first_rows[texts] + rng.integers(tokens.rows_of_text[texts])
                 yield tokens.batch(rows), classes[labels[texts]]
 
@@ -85,11 +85,11 @@ def tune_if_better(
     encoder: keras.Model, head: keras.layers.Dense, fit_head: Callable[[dict], list[dict]], history: Sequence[dict],
     tokens: dict[str, Tokens], labels: np.ndarray, **options,
 ) -> list[dict]:  # fmt: skip
-    """Tune an encoder on pairs, fit its head anew, and take both back where validation is no better for it.
+    """Tune an encoder on pairs and refit its head; undo both if validation does not improve.
 
     Args:
         encoder: as for `tune_on_pairs`.
-        head: on its embeddings.
+        head: classifier of its embeddings.
         fit_head: fits the head on embeddings of train and val, and returns history rows.
         history: of the head on the untouched encoder.
         tokens: of train and val.
@@ -103,22 +103,22 @@ def tune_if_better(
     embeddings = {split: run_on_tokens(encoder, tokens[split]) for split in ("train", "val")}
     tuned = [row | {"stage": "tuned_head"} for row in fit_head(embeddings)]
     if _best(tuned) < _best(history):
-        print("pairs: no better on validation; the untouched encoder stays")
+        print("pairs: no improvement on validation; keeping the original encoder")
         encoder.set_weights(untouched[0])
         head.set_weights(untouched[1])
     return rows + tuned
 
 
 def _best(rows: Sequence[dict]) -> tuple[float, float]:
-    """Return the rank of the head that a history ended with: the one with the lowest cross-entropy."""
+    """Return the rank of the head that was kept: the one with the lowest cross-entropy."""
     return training.by_accuracy(min(rows, key=lambda row: row["val_cross_entropy"]))
 
 
 def contrastive_loss(classes: tf.Tensor, embeddings: tf.Tensor) -> tf.Tensor:
-    """Return how little each text looks like those of its class, among all others of the batch.
+    """Return the supervised contrastive loss: low where each text is closest to the texts of its class in the batch.
 
-    For each text the cosines to the others become shares by softmax; the loss is the mean of minus the logarithm of
-    the shares of its own class.
+    For each text, softmax turns the cosines to the others into probabilities; the loss is the mean negative logarithm
+    of those of its own class.
 
     Args:
         classes: one-hot, float32 [n, classes].
@@ -137,7 +137,7 @@ def _balanced(
 ) -> Iterator[tuple[np.ndarray, np.random.Generator]]:
     """Yield the texts of each step from `first` on, and the generator that drew them.
 
-    They are about equally many of each class, or all texts where there are no more than `size`.
+    They are about equally many per class, or all texts if there are at most `size`.
     """
     for step in range(first, steps):
         rng = np.random.default_rng((seed, step))

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from common.data import splits
-from common.data.splits import PARTS, split_labelled, untested_classes
+from common.data.splits import SPLITS, split_labelled, untested_classes
 from common.errors import UserError
 from common.flags import parse_data
 from common.texts.readers import Columns, TextRow, demo_rows, folder_rows, table_rows, tfds_rows
@@ -20,7 +20,7 @@ DATA_KINDS = ("demo", "csv", "tsv", "jsonl", "folder", "tfds")
 
 @dataclass(frozen=True)
 class TextExamples:
-    """The texts of one part.
+    """The texts of one split.
 
     Attributes:
         texts: str, object [n].
@@ -34,7 +34,7 @@ class TextExamples:
         return len(self.texts)
 
     def take(self, places: np.ndarray) -> TextExamples:
-        """Return some of the texts."""
+        """Return the texts at these places."""
         return TextExamples(self.texts[places], self.labels[places])
 
 
@@ -43,13 +43,13 @@ class TextSet:
     """A labelled set of texts, split and checked.
 
     Attributes:
-        name: what the user asked for.
+        name: the value of --data.
         class_names: name of each class number, sorted.
-        train: what is trained on.
-        val: what every choice is made on.
-        test: what is read once, at the end.
-        skipped: (place, reason) of everything left out.
-        merged: spellings of labels that were taken for one, such as ("Positive", "positive").
+        train: the training split.
+        val: the validation split, on which every choice is made.
+        test: the test split, evaluated once, at the end.
+        skipped: (place, reason) of every skipped text.
+        merged: spellings of a label that count as the first, such as ("Positive", "positive").
     """
 
     name: str
@@ -61,25 +61,25 @@ class TextSet:
     merged: tuple[tuple[str, ...], ...] = ()
 
     def counts(self) -> dict[str, int]:
-        """Return the number of examples in each part and of what was left out."""
-        return {part: len(getattr(self, part)) for part in PARTS} | {"skipped": len(self.skipped)}
+        """Return the number of examples per split and of skipped ones."""
+        return {split: len(getattr(self, split)) for split in SPLITS} | {"skipped": len(self.skipped)}
 
     def advice(self) -> tuple[str, ...]:
-        """Return what somebody who reads the result should know of these texts, in sentences."""
+        """Return sentences about these texts that matter for the result."""
         sentences = list(untested_classes(self.class_names, self.test.labels, "text"))
         for spellings in self.merged:
             sentences.append(
-                f"The labels {', '.join(map(repr, spellings))} differ in case only and count as {spellings[0]!r}."
+                f"The labels {', '.join(map(repr, spellings))} differ only in case and count as {spellings[0]!r}."
             )
         return tuple(sentences)
 
     def fingerprint(self) -> str:
-        """Return a hash of all texts, labels and parts."""
+        """Return a hash of all texts, labels and splits."""
         digest = hashlib.sha256()
-        for part in PARTS:
-            examples = getattr(self, part)
+        for split in SPLITS:
+            examples = getattr(self, split)
             for text, label in zip(examples.texts, examples.labels, strict=True):
-                digest.update(f"{part}\0{label}\0{len(text)}\0{text}".encode("utf-8", "surrogatepass"))
+                digest.update(f"{split}\0{label}\0{len(text)}\0{text}".encode("utf-8", "surrogatepass"))
         return digest.hexdigest()[:16]
 
 
@@ -93,22 +93,22 @@ def load_text_set(
 ) -> TextSet:
     """Read a data set, check every text, and split it.
 
-    Labels lose the spaces around them, and those that differ in case only are one class. Texts are compared without
-    the spaces around them: copies across parts leave the lower part, and a text with two labels leaves every part.
+    Labels are stripped, and labels that differ only in case are one class. Texts are compared without surrounding
+    whitespace: copies across splits leave the lower split, and a text with two labels leaves every split.
 
     Args:
-        data: `demo`, `csv:PATH`, `tsv:PATH`, `jsonl:PATH` (a file, or a folder with a file for each part),
+        data: `demo`, `csv:PATH`, `tsv:PATH`, `jsonl:PATH` (a file, or a folder with a file per split),
             `folder:PATH` (class folders of .txt files, or train/test with class folders inside) or `tfds:NAME`.
-        columns: which columns hold what.
-        limit: keep at most this many texts of each part, for a quick look.
-        strict: make a text that cannot be used an error and not a counted skip.
-        val_share: the share of the training part that becomes validation where none is given.
+        columns: names of the columns, and the encoding.
+        limit: keep at most this many texts per split, for a quick look.
+        strict: raise an error for an unusable text instead of skipping and counting it.
+        val_share: the share of the training split that becomes validation where none is given.
 
     Returns:
         The TextSet.
 
     Raises:
-        UserError: nothing readable, one class only, a class or a part without texts, or a broken table.
+        UserError: no readable text, one class only, a class or a split without texts, or a malformed table.
     """
     kind, value = parse_data(data, DATA_KINDS)
     path = Path(value).expanduser()
@@ -125,23 +125,23 @@ def load_text_set(
     rows, merged = _with_one_spelling(rows)
     reasons = [_why_unusable(row) for row in rows]
     skipped = [(row.place, reason) for row, reason in zip(rows, reasons, strict=True) if reason]
-    first = f", the first is {skipped[0][0]}: {skipped[0][1]}" if skipped else ""
+    first = f"; the first is {skipped[0][0]}: {skipped[0][1]}" if skipped else ""
     if strict and skipped:
         raise UserError(f"--strict: {len(skipped)} text(s) cannot be used{first}")
     kept = [row for row, reason in zip(rows, reasons, strict=True) if not reason]
     hashes = [_content_hash(row.text) for row in kept]
     split = split_labelled(
-        data, "text", [row.label for row in kept], [row.part for row in kept], hashes,
-        limit=limit, val_share=val_share, left_out=f"{len(skipped)} text(s) left out{first}",
+        data, "text", [row.label for row in kept], [row.split for row in kept], hashes,
+        limit=limit, val_share=val_share, left_out=f"{len(skipped)} text(s) skipped{first}",
     )  # fmt: skip
     skipped += [(row.place, reason) for row, reason in zip(kept, split.reasons, strict=True) if reason]
     texts = np.array([row.text for row in kept], dtype=object)
-    parts = {part: TextExamples(texts[indices], split.labels[indices]) for part, indices in split.indices.items()}
-    return TextSet(data, split.class_names, **parts, skipped=tuple(skipped), merged=merged)
+    sets = {name: TextExamples(texts[indices], split.labels[indices]) for name, indices in split.indices.items()}
+    return TextSet(data, split.class_names, **sets, skipped=tuple(skipped), merged=merged)
 
 
 def draw_shots(data: TextSet, shots: int, seed: int) -> TextSet:
-    """Return the set with this many training texts of each class, drawn by the seed; the other parts stay.
+    """Return the set with this many training texts per class, drawn by the seed; val and test stay the same.
 
     Raises:
         UserError: a class has fewer.
@@ -151,8 +151,8 @@ def draw_shots(data: TextSet, shots: int, seed: int) -> TextSet:
         places = np.nonzero(data.train.labels == number)[0]
         if len(places) < shots:
             raise UserError(
-                f"--shots {shots}: the class {name!r} has {len(places)} training texts. Allowed: as many as the "
-                f"smallest class has, or no --shots at all."
+                f"--shots {shots}: the class {name!r} has {len(places)} training texts. Allowed: at most the "
+                f"size of the smallest class, or no --shots."
             )
         chosen.append(rng.permutation(places)[:shots])
     places = np.sort(np.concatenate(chosen))
@@ -160,14 +160,14 @@ def draw_shots(data: TextSet, shots: int, seed: int) -> TextSet:
 
 
 def folds_of(data: TextSet, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Divide the training texts for cross-validation, class by class, by the hash of each text.
+    """Divide the training texts into folds for cross-validation, class by class, by the hash of each text.
 
     Args:
-        data: whose training part is divided.
-        count: of the folds.
+        data: the set whose training split is divided.
+        count: number of folds.
 
     Returns:
-        For each fold the places of the rest and of the fold itself.
+        For each fold the indices of the other texts and of its own.
 
     Raises:
         UserError: a class has fewer texts than there are folds.
@@ -179,10 +179,10 @@ def folds_of(data: TextSet, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
         contents, which = np.unique(hashes[of_class], return_inverse=True)  # copies stay together
         if len(contents) < count:
             raise UserError(
-                f"--folds {count}: the class {name!r} has {len(contents)} different training texts; at least one a "
-                f"fold is needed. Allowed: --folds 2 to the number of texts of the smallest class."
+                f"--folds {count}: the class {name!r} has {len(contents)} different training texts; at least one per "
+                f"fold is required. Allowed: 2 to the number of different texts of the smallest class."
             )
-        folds[of_class] = which % count  # dealt out in turn, in the order of their hashes
+        folds[of_class] = which % count  # assigned in turn, in the order of their hashes
     return [(np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)) for fold in range(count)]
 
 
@@ -194,12 +194,12 @@ def _why_unusable(row: TextRow) -> str:
     if not row.label:
         return "has no label"
     if not any(character.isprintable() and not character.isspace() for character in row.text):
-        return "is empty, or holds nothing that can be seen"
+        return "is empty, or has no visible character"
     return ""
 
 
 def _with_one_spelling(rows: list[TextRow]) -> tuple[list[TextRow], tuple[tuple[str, ...], ...]]:
-    """Strip the labels, and give those that differ in case only the spelling that is most common among them."""
+    """Strip the labels; where labels differ only in case, use the most common spelling."""
     stripped = [row.label.strip() for row in rows]
     spellings: dict[str, Counter] = defaultdict(Counter)
     for label in stripped:
@@ -211,7 +211,7 @@ def _with_one_spelling(rows: list[TextRow]) -> tuple[list[TextRow], tuple[tuple[
         if len(found) > 1
     )
     renamed = [
-        TextRow(row.text, chosen[label.casefold()], row.part, row.place)
+        TextRow(row.text, chosen[label.casefold()], row.split, row.place)
         for row, label in zip(rows, stripped, strict=True)
     ]
     return renamed, merged

@@ -1,11 +1,11 @@
-"""DeBERTa v3 from a Hugging Face folder, which KerasHub has the network for but no conversion."""
+"""DeBERTa v3 from a Hugging Face folder: KerasHub has the network, but no conversion."""
 
 from __future__ import annotations
 
 import keras
 import keras_nlp  # today another name of keras_hub
 
-# What KerasHub's network computes whatever config.json says; what is not stated there is the first one.
+# What KerasHub's network computes regardless of config.json; a missing key means the first value.
 COMPUTED = {
     "relative_attention": (True,),
     "position_biased_input": (False,),
@@ -14,7 +14,7 @@ COMPUTED = {
     "pos_att_type": (["p2c", "c2p"], ["c2p", "p2c"], "p2c|c2p", "c2p|p2c"),
     "max_relative_positions": (-1,),
     "type_vocab_size": (0,),
-    "conv_kernel_size": (0,),  # the largest networks of version 2 have a convolution
+    "conv_kernel_size": (0,),  # the largest networks of version 2 have one
     "hidden_act": ("gelu",),
     "layer_norm_eps": (1e-7,),
 }
@@ -25,7 +25,7 @@ def build_deberta(config: dict, dtype) -> keras.Model:
 
     Args:
         config: content of config.json.
-        dtype: a policy of Keras.
+        dtype: a Keras dtype policy.
     """
     return keras_nlp.models.DebertaV3Backbone(
         vocabulary_size=config["vocab_size"],
@@ -44,8 +44,8 @@ def convert_deberta(backbone: keras.Model, weights, config: dict) -> None:
     """Set the weights.
 
     Args:
-        backbone: as `build_deberta` made it.
-        weights: whose `get_tensor` gives an array by its name in the folder.
+        backbone: as returned by `build_deberta`.
+        weights: with `get_tensor`, which returns an array by its name in the folder.
         config: content of config.json.
     """
 

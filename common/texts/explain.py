@@ -1,4 +1,4 @@
-"""What a report says of a classifier of texts beyond the score: long texts, and the words that moved an answer."""
+"""The explanation chapter for text classifiers: accuracy by length, and the words that moved a prediction."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from common.reporting import png_of_figure, render_chapter
 from common.texts.dataset import TextSet
 from common.texts.preview import shorten
 
-_SHOWN = 6  # wrong answers whose words are looked at, and as many right ones
-_WORDS = 60  # of a longer text only the first ones are left out in turn
+_SHOWN = 6  # wrong predictions whose words are examined, and as many correct ones
+_WORDS = 60  # of a longer text only the first words are left out in turn
 _BINS = 5
 
 
 @dataclass(frozen=True)
 class TextExplanation:
-    """What was found out about a finished classifier of texts.
+    """The explanation of a trained text classifier.
 
     Attributes:
         numbers: for metrics.json: "calibration" and "lengths".
-        reliability: rows of `calibration.reliability` for the test part.
+        reliability: rows of `calibration.reliability` for the test split.
         lengths: number of tokens of each test text, int [n].
         by_length: rows of "from", "to" (tokens), "texts", "accuracy", from short to long.
-        moved: one dict each: text, true, predicted, probability, words: [(word with the space behind it, change)],
-            the probability that the answer loses without the word.
+        moved: one dict each: text, true, predicted, probability, words: [(word with trailing space, change)],
+            the drop of the predicted probability without the word.
         sentences: findings in plain words.
     """
 
@@ -61,17 +61,17 @@ def explain_texts(
     predict: Callable[[Sequence[str]], np.ndarray], data: TextSet, *, lengths: np.ndarray, cut: int, max_length: int,
     probabilities: np.ndarray, val_probabilities: np.ndarray, applied_temperature: float | None,
 ) -> TextExplanation:  # fmt: skip
-    """Look behind the score of a classifier of texts.
+    """Explain a text classifier beyond its scores.
 
     Args:
         predict: texts to probabilities, float32 [n, classes].
         data: the texts.
         lengths: tokens of each test text.
-        cut: how many of the test texts lost their end.
-        max_length: tokens that are read.
-        probabilities: of the test part, as exported.
-        val_probabilities: of the validation part, before any temperature.
-        applied_temperature: the one built into the model; None where there is none.
+        cut: number of truncated test texts.
+        max_length: maximum number of tokens.
+        probabilities: of the test split, as exported.
+        val_probabilities: of the validation split, before temperature scaling.
+        applied_temperature: the temperature built into the model; None without calibration.
 
     Returns:
         The TextExplanation.
@@ -88,8 +88,8 @@ def explain_texts(
     sentences = list(calibration.sentences(numbers["calibration"]))
     if cut:
         sentences.append(
-            f"{cut} of {len(labels)} test texts are longer than {max_length} tokens and lost their end; read them in "
-            f"pieces (--long-text windows), or raise --max-length as far as the source can read."
+            f"{cut} of {len(labels)} test texts are longer than {max_length} tokens and were truncated. Read them "
+            f"in windows (--long-text windows), or increase --max-length up to the limit of the source."
         )
     return TextExplanation(
         numbers=numbers,
@@ -102,7 +102,7 @@ def explain_texts(
 
 
 def _by_length(lengths: np.ndarray, right: np.ndarray) -> list[dict]:
-    """Return the accuracy of about equally many texts each, from short to long."""
+    """Return the accuracy in bins of about equally many texts, from short to long."""
     edges = np.unique(np.quantile(lengths, np.linspace(0, 1, _BINS + 1)[1:], method="higher"))
     rows, below = [], 0
     for edge in edges:
@@ -114,10 +114,10 @@ def _by_length(lengths: np.ndarray, right: np.ndarray) -> list[dict]:
 
 
 def _moved(predict, data: TextSet, probabilities: np.ndarray, right: np.ndarray, whole: np.ndarray) -> list[dict]:
-    """Leave out each word in turn (occlusion, arXiv:1612.08220) of the surest wrong and right answers.
+    """Leave out each word in turn (occlusion, arXiv:1612.08220) of the most confident wrong and correct predictions.
 
-    Of texts that are read as a whole (`whole`, their places), where there are any: others are long, and each word is
-    one more reading.
+    Only texts that are read whole (`whole`, their indices) are chosen, if there are any: the others are long, and
+    every word left out costs another prediction.
     """
     surest = np.argsort(-probabilities.max(axis=1), kind="stable")
     surest = surest[np.isin(surest, whole)] if len(whole) else surest
@@ -127,11 +127,11 @@ def _moved(predict, data: TextSet, probabilities: np.ndarray, right: np.ndarray,
     without = [
         "".join(words[i][:n] + words[i][n + 1 :]) + rests[i] or " " for i in chosen for n in range(len(words[i]))
     ]
-    said = predict(without) if without else np.zeros((0, probabilities.shape[1]))
+    predicted = predict(without) if without else np.zeros((0, probabilities.shape[1]))
     found, at = [], 0
     for i in chosen:
         best, count = int(probabilities[i].argmax()), len(words[i])
-        changes = probabilities[i, best] - said[at : at + count, best]
+        changes = probabilities[i, best] - predicted[at : at + count, best]
         at += count
         found.append(
             {"text": data.test.texts[i], "true": data.class_names[data.test.labels[i]],

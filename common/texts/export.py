@@ -17,19 +17,19 @@ from common.texts.batches import TextReader
 def export_text_classifier(
     model: keras.Model, reader: TextReader, folder: Path, class_names: Sequence[str], *, examples: Sequence[str] = ()
 ) -> Path:
-    """Write a classifier of texts as FOLDER/<next integer>/, with tokenizer, vocabulary and labels inside.
+    """Write a text classifier as FOLDER/<next integer>/, with tokenizer, vocabulary and labels inside.
 
     Args:
         model: float32 model of {"token_ids", "padding_mask"} to probabilities, whose last layer is named `head` and
             reads the embedding.
-        reader: how texts become rows of tokens; where a text has several, the head reads the mean of what they say.
+        reader: turns texts into rows of tokens; the head receives the mean embedding of all rows of a text.
         folder: the servable's folder; its name is the name of the model on the server.
-        class_names: one for each probability.
-        examples: texts that a server asks each signature about when it loads the model. They stay in the export.
+        class_names: one per probability.
+        examples: texts with which a server warms up each signature when it loads the model; stored in the export.
 
     Returns:
         The folder of the new version. Signatures: `serving_default` (text: UTF-8 strings), `tensors` (token ids and
-        padding mask, a row each), `embed` (text, gives the embedding).
+        padding mask, one row per text), `embed` (text to embedding).
 
     Raises:
         UserError: the disk is full.
@@ -52,14 +52,14 @@ def export_text_classifier(
             rows = embedding_of_rows(**inputs)
         return tf.math.segment_mean(rows, owners)
 
-    def answer(embedding):
+    def classify(embedding):
         return labelled(names, head(embedding))
 
     text = tf.TensorSpec([None], tf.string, name="text")
     signatures = {
-        "serving_default": tf.function(lambda text: answer(embedding(text)), input_signature=[text]),
+        "serving_default": tf.function(lambda text: classify(embedding(text)), input_signature=[text]),
         "tensors": tf.function(
-            lambda token_ids, padding_mask: answer(embedding_of_rows(token_ids, padding_mask)),
+            lambda token_ids, padding_mask: classify(embedding_of_rows(token_ids, padding_mask)),
             input_signature=[
                 tf.TensorSpec((None, None), tf.int32, name="token_ids"),
                 tf.TensorSpec((None, None), tf.int32, name="padding_mask"),
@@ -76,19 +76,19 @@ def export_text_classifier(
 
 
 def _in_blocks(function: Callable, inputs: dict[str, tf.Tensor], width: int, size: int = 64) -> tf.Tensor:
-    """Call a function on some rows at a time: the windows of one long text could fill the memory.
+    """Call a function on blocks of rows: the windows of one long text could fill the memory.
 
     Args:
         function: named tensors [rows, ...] to float32 [rows, width].
         inputs: the tensors.
         width: of the result.
-        size: rows at a time.
+        size: rows per block.
     """
     count = tf.shape(next(iter(inputs.values())))[0]
 
     def one_more(first, done):
-        said = function(**{name: tensor[first : first + size] for name, tensor in inputs.items()})
-        return first + size, tf.concat([done, said], axis=0)
+        block = function(**{name: tensor[first : first + size] for name, tensor in inputs.items()})
+        return first + size, tf.concat([done, block], axis=0)
 
     shapes = [tf.TensorShape([]), tf.TensorShape([None, width])]
     _, done = tf.while_loop(
@@ -100,7 +100,7 @@ def _in_blocks(function: Callable, inputs: dict[str, tf.Tensor], width: int, siz
 def prove_text_classifier(
     version: Path, texts: Sequence[str], probabilities: np.ndarray, class_names: Sequence[str]
 ) -> dict:
-    """Ask the SavedModel about the raw texts in a fresh process that imports only tensorflow, and compare.
+    """Run the SavedModel on the raw texts in a fresh process that imports only tensorflow, and compare.
 
     Args:
         version: folder of the SavedModel.

@@ -1,4 +1,4 @@
-"""A BERT of TF Hub, or another SavedModel that reads token ids, as a text source: with our tokenizer, and trainable."""
+"""A BERT from TF Hub, or another SavedModel that takes token ids, as a trainable text source with our tokenizer."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from common.sources.hub_cache import resolve_handle
 from common.sources.specs import SourceSpec
 from common.texts.tokenizers.wordpiece import WordPiece
 
-# What TF Hub agreed on for text encoders, and what we call it.
+# TF Hub's input names for text encoders, and ours.
 _INPUTS = {"input_word_ids": "token_ids", "input_mask": "padding_mask", "input_type_ids": "segment_ids"}
 
 
 def load_hub_bert(spec: SourceSpec, text: str, random_weights: bool) -> tuple[keras.Model, WordPiece, int, int]:
     """Load an encoder that takes word ids, mask and type ids, and its vocabulary.
 
-    TF Hub has a preprocessing SavedModel for each encoder, which needs the ops of TF Text; its vocabulary with our
-    WordPiece does the same in any server.
+    TF Hub has a preprocessing SavedModel for each encoder, which needs the ops of TF Text; our WordPiece with its
+    vocabulary does the same in any server.
 
     Args:
-        spec: of kind `hub`; `output` says which output holds the hidden states, sequence_output unless said.
+        spec: of kind `hub`; `output` names the output of the hidden states, sequence_output by default.
         text: what the user typed.
         random_weights: whether to give every weight a fresh initial value.
 
     Returns:
-        (backbone as in TextSource, tokenizer, the tokens that it can read, rows of the table of token vectors).
+        (backbone as in TextSource, tokenizer, maximum number of tokens, rows of the token embedding table).
 
     Raises:
-        UserError: it takes something else, or there is no vocabulary.
+        UserError: its inputs differ, or there is no vocabulary.
     """
-    print(f"hub: {spec.name} is a SavedModel, which is code that will run here; load only what you trust", flush=True)
+    print(f"hub: {spec.name} is a SavedModel, that is, code that runs here; load only what you trust", flush=True)
     folder = resolve_handle(spec.name, check_saved_model) if is_handle(spec.name) else Path(spec.name).expanduser()
     layer = SavedModelLayer(
         spec.name, trainable=True, name="bert", signature=spec.options.get("signature"),
@@ -42,10 +42,10 @@ def load_hub_bert(spec: SourceSpec, text: str, random_weights: bool) -> tuple[ke
     )  # fmt: skip
     if set(layer.input_specs) != set(_INPUTS):
         raise UserError(
-            f"The SavedModel does not take what a BERT of TF Hub takes: {', '.join(_INPUTS)}. Received: {text}, which "
-            f"takes {', '.join(map(str, layer.input_specs)) or 'nothing'}. For pictures: image_classification."
+            f"The SavedModel must take the inputs of a BERT from TF Hub: {', '.join(_INPUTS)}. Received: {text}, which "
+            f"takes {', '.join(map(str, layer.input_specs)) or 'nothing'}. For images: image_classification."
         )
-    tokens, positions = (_table(layer, part, text) for part in ("word_embeddings", "position_embedding"))
+    tokens, positions = (_table(layer, name, text) for name in ("word_embeddings", "position_embedding"))
     vocabulary = _read_vocabulary(folder)
     if random_weights:
         reinitialise(layer)
@@ -56,12 +56,12 @@ def load_hub_bert(spec: SourceSpec, text: str, random_weights: bool) -> tuple[ke
     return backbone, tokenize, positions.shape[0], tokens.shape[0]
 
 
-def _table(layer: SavedModelLayer, part: str, text: str) -> keras.Variable:
-    found = [variable for variable in layer.module_variables if part in variable.name and len(variable.shape) == 2]
+def _table(layer: SavedModelLayer, name: str, text: str) -> keras.Variable:
+    found = [variable for variable in layer.module_variables if name in variable.name and len(variable.shape) == 2]
     if len(found) != 1:
         raise UserError(
-            f"The SavedModel has no table, or several, whose name says {part}. Received: {text}. Allowed: BERT as TF "
-            "Hub has it."
+            f"The SavedModel must have exactly one table named {name}, as a BERT from TF Hub has. It has {len(found)}. "
+            f"Received: {text}."
         )
     return found[0]
 
@@ -70,16 +70,16 @@ def _read_vocabulary(folder: Path) -> list[str]:
     file = folder / "assets" / "vocab.txt"
     if not file.is_file():
         raise UserError(
-            f"There is no vocabulary beside the encoder. Needed: {file}. Its page on TF Hub names the model that "
-            "prepares texts for it; copy assets/vocab.txt from that one."
+            f"The encoder has no vocabulary. Required: {file}. Its page on TF Hub names its preprocessing model; copy "
+            "assets/vocab.txt from that one."
         )
     lines = file.read_text("utf-8").split("\n")
     return lines[:-1] if not lines[-1] else lines
 
 
 def _lowercases(layer: SavedModelLayer, vocabulary: list[str]) -> bool:
-    """Whether text is lowercased: as the SavedModel says, or else, as its vocabulary has capital letters or not."""
-    said = getattr(layer.saved_model, "do_lower_case", None)
-    if said is not None:
-        return bool(said.numpy())
+    """Return whether text is lowercased: as the SavedModel states, else if its vocabulary has no capital letters."""
+    stated = getattr(layer.saved_model, "do_lower_case", None)
+    if stated is not None:
+        return bool(stated.numpy())
     return all(token == token.lower() for token in vocabulary if not token.startswith("["))

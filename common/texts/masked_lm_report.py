@@ -24,9 +24,9 @@ def table(metrics: Mapping, titles: Mapping[str, str]) -> list[str]:
     lines = [f"  {'':34}masked tokens (95 % interval)          cosine to the teacher"]
     for title, score in _rows(metrics, titles):
         low, high = score["accuracy_ci95"]
-        guessed = f"{score['accuracy']:.3f} ({low:.3f} to {high:.3f})"
+        accuracy = f"{score['accuracy']:.3f} ({low:.3f} to {high:.3f})"
         cosine = f"{score['cosine_to_teacher']:.3f}" if "cosine_to_teacher" in score else "no teacher"
-        lines.append(f"  {title:34}{guessed:39}{cosine}")
+        lines.append(f"  {title:34}{accuracy:39}{cosine}")
     return lines
 
 
@@ -36,7 +36,7 @@ def _rows(metrics: Mapping, titles: Mapping[str, str]) -> list[tuple[str, dict]]
 
 
 def findings(scores: Mapping) -> list[str]:
-    """Say in plain sentences what the run brought.
+    """Return the findings of a run, in plain sentences.
 
     Args:
         scores: "test", "baselines" and "left_out" of metrics.json.
@@ -45,9 +45,9 @@ def findings(scores: Mapping) -> list[str]:
     sentences = [f"{copies:,} copies of sentences were left out."] if copies else []
     more = "It needs more sentences, or more --epochs."
     if test["accuracy_ci95"][0] <= reference["accuracy"]:
-        sentences.append(f"It predicts masked tokens no better than always answering the commonest token. {more}")
+        sentences.append(f"It predicts masked tokens no better than always predicting the most frequent token. {more}")
     if "cosine_to_teacher" in test and test["cosine_to_teacher_ci95"][0] <= reference["cosine_to_teacher"]:
-        sentences.append(f"Its embeddings are no closer to the teacher's than their mean is. {more}")
+        sentences.append(f"Its embeddings are no closer to the teacher's than the mean embedding is. {more}")
     return sentences
 
 
@@ -62,9 +62,9 @@ def write_report(
         title: of the page.
         metrics: what metrics.json holds.
         config: setting name to value.
-        history: one row an epoch: "epoch", and {"train_", "val_"} with "accuracy" and "cosine_to_teacher".
+        history: one row per epoch: "epoch", and {"train_", "val_"} with "accuracy" and "cosine_to_teacher".
         sentences: findings in plain words.
-        examples: as `masked_lm.show_hidden` gives them.
+        examples: as returned by `masked_lm.masked_examples`.
         titles: of the baselines, by name.
 
     Returns:

@@ -1,4 +1,4 @@
-"""From the hidden states of a pretrained text model to one vector for a text, and to a served classifier."""
+"""Sentence encoders and classifiers on top of the hidden states of a pretrained text model."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import keras_nlp  # today another name of keras_hub
 from common.freezing import TrainableCounts, count_trainable, freeze
 from common.texts.sources import TextSource, load_text_source
 
-_LAST = 10_000  # stands for "behind all layers"
+_LAST = 10_000  # sorts after all layers
 
 
 @keras.saving.register_keras_serializable("recipes")
 class MeanOfTokens(keras.layers.Layer):
-    """The mean of the hidden states of the tokens that are there, as in Sentence-BERT (arXiv:1908.10084).
+    """The mean of the hidden states of all tokens that are not padding, as in Sentence-BERT (arXiv:1908.10084).
 
     Input: (hidden states [batch, length, width], padding mask [batch, length]). Output: [batch, width].
     """
@@ -29,7 +29,7 @@ class MeanOfTokens(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("recipes")
 class LastToken(keras.layers.Layer):
-    """The hidden state of the last token, for models that only look back, such as GPT-2. Input as MeanOfTokens."""
+    """The hidden state of the last token, for causal models such as GPT-2. Input as for MeanOfTokens."""
 
     def call(self, inputs):
         states, mask = inputs
@@ -38,17 +38,17 @@ class LastToken(keras.layers.Layer):
 
 
 def build_encoder(source: TextSource) -> keras.Model:
-    """Return {"token_ids", "padding_mask"} int32 [batch, length] -> a vector for each text, float32 [batch, width]."""
+    """Return {"token_ids", "padding_mask"} int32 [batch, length] -> one embedding per text, float32 [batch, width]."""
     inputs = {name: keras.Input((None,), dtype="int32", name=name) for name in ("token_ids", "padding_mask")}
-    wanted = dict(inputs)
-    if "segment_ids" in source.backbone.input:  # of BERT: all of one text is segment 0
-        wanted["segment_ids"] = keras.ops.zeros_like(inputs["token_ids"])
-    said = source.backbone(wanted)
-    states = said["sequence_output"] if isinstance(said, dict) else said
+    all_inputs = dict(inputs)
+    if "segment_ids" in source.backbone.input:  # of BERT: a single text is segment 0
+        all_inputs["segment_ids"] = keras.ops.zeros_like(inputs["token_ids"])
+    outputs = source.backbone(all_inputs)
+    states = outputs["sequence_output"] if isinstance(outputs, dict) else outputs
     pool = LastToken if isinstance(source.backbone, keras_nlp.models.GPT2Backbone) else MeanOfTokens
     vector = pool(dtype="float32", name="pool")([states, inputs["padding_mask"]])
     encoder = keras.Model(inputs, vector, name="encoder")
-    encoder.jit_compile = False  # texts have many lengths, and XLA would compile for each of them
+    encoder.jit_compile = False  # texts have many lengths, and XLA would compile for each
     return encoder
 
 
@@ -60,22 +60,22 @@ def build_classifier(encoder: keras.Model, classes: int, dropout: float) -> kera
 
 
 def unfreeze(model: keras.Model, backbone: keras.Model, *, tables: bool) -> TrainableCounts:
-    """Let an encoder learn, but for what nothing reads.
+    """Unfreeze an encoder, except for its unused weights.
 
     Args:
         model: the whole model; compile it after this call.
         backbone: of its source.
-        tables: whether the vectors of the tokens learn too. They are half of a small BERT, each text touches a few
-            of them, and without them a step takes less time and memory.
+        tables: whether to train the token embeddings too. They are half of a small BERT, each text uses few of
+            them, and without them a step takes less time and memory.
 
     Returns:
-        What trains, ready to print.
+        The counts of trainable weights, ready to print.
     """
     freeze(model, backbone, "all")
     for layer in backbone._flatten_layers(include_self=False):
         if layer.name == "pooled_dense" or (isinstance(layer, keras.layers.Embedding) and not tables):
             layer.trainable = False
-    for variable in backbone.variables:  # of a SavedModel, which has no layers inside
+    for variable in backbone.variables:  # of a SavedModel, which has no Keras layers
         if "word_embeddings" in variable.path and not tables:
             variable.trainable = False
     model.compiled = False
@@ -97,24 +97,24 @@ def layers_by_depth(backbone: keras.Model) -> list[list[keras.Variable]]:
     return [groups[number] for number in sorted(groups, reverse=True)]
 
 
-# What KerasHub calls the dense layers of an encoder's blocks, in all of its families. The keys have none: queries are
-# only ever multiplied with them, so that what one of the two learns the other need not.
+# KerasHub's names of the dense layers of an encoder block, in all families. Keys get no adapter: they are only ever
+# multiplied with the queries, so adapting one of the two is enough.
 _ADAPTED = ["query", "value", "attention_output", "feedforward_intermediate_dense", "feedforward_output_dense"]
 
 
 def add_adapters(model: keras.Model, backbone: keras.Model, rank: int) -> TrainableCounts:
-    """Freeze an encoder and give its layers small matrices that learn instead (LoRA, arXiv:2106.09685).
+    """Freeze an encoder and add small trainable matrices to its layers (LoRA, arXiv:2106.09685).
 
-    The paper has them beside the attention only; beside the feed-forward layers as well, they come closer to training
-    everything (arXiv:2305.14314).
+    The paper adapts the attention layers only; adapting the feed-forward layers as well comes closer to training all
+    weights (arXiv:2305.14314).
 
     Args:
-        model: the whole model; its head trains. Compile it after this call.
-        backbone: of its source, one of KerasHub.
+        model: the whole model; its head stays trainable. Compile it after this call.
+        backbone: of its source, from KerasHub.
         rank: width of the matrices.
 
     Returns:
-        What trains, ready to print.
+        The counts of trainable weights, ready to print.
     """
     freeze(model, backbone, "frozen")
     backbone.enable_lora(rank, target_layer_names=_ADAPTED)
@@ -123,10 +123,10 @@ def add_adapters(model: keras.Model, backbone: keras.Model, rank: int) -> Traina
 
 
 def merge_adapters(adapted: keras.Model, plain: keras.Model) -> None:
-    """Copy the weights of a model with adapters into one without, the adapters added to what they stand beside.
+    """Copy the weights of a model with adapters into one without, adding the adapters to the adapted weights.
 
     Args:
-        adapted: as `add_adapters` left it, trained.
+        adapted: a trained model with adapters.
         plain: the same architecture.
     """
     pairs = zip(adapted._flatten_layers(), plain._flatten_layers(), strict=True)
@@ -135,7 +135,7 @@ def merge_adapters(adapted: keras.Model, plain: keras.Model) -> None:
             new.kernel.assign(old.kernel)  # Keras adds the adapter when the kernel is read
             if new.bias is not None:
                 new.bias.assign(old.bias)
-        else:  # only what is its own: of a layer made of layers, those inside have their turn
+        else:  # own weights only: nested layers are visited themselves
             for target, source in zip(_own_weights(new), _own_weights(old), strict=True):
                 target.assign(source)
 
@@ -147,12 +147,12 @@ def _own_weights(layer: keras.layers.Layer) -> list[keras.Variable]:
 def load_classifier(
     spec: str, classes: int, dropout: float, *, random_weights: bool = False
 ) -> tuple[TextSource, keras.Model, keras.Model]:
-    """Load a source and put an untrained classifier on it.
+    """Load a source and build an untrained classifier on it.
 
     Args:
         spec: of the source.
         classes, dropout: as for `build_classifier`.
-        random_weights: whether the source forgets what it was pretrained on.
+        random_weights: whether to keep the initial weights of the source.
 
     Returns:
         (source, its encoder, the classifier with both inside).

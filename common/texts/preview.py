@@ -1,4 +1,4 @@
-"""Texts to look at: samples as tokens, their lengths, and texts in a report."""
+"""Previews of texts: samples with their tokens, lengths, and texts in a report."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ MAX_CHARACTERS = 600  # of a text in a report
 
 
 def describe_lengths(tokens: Tokens) -> str:
-    """Say how long the training texts are, and what becomes of the long ones."""
+    """Describe the lengths of the training texts, and how long ones are handled."""
     lengths, long = tokens.lengths, int((tokens.lengths > tokens.max_length).sum())
     text = f"{np.median(lengths):.0f} tokens in the median training text, {lengths.max():,} in the longest"
     if tokens.cut:
-        return f"{text}; {tokens.cut:,} lose their end (--max-length {tokens.max_length}, --long-text windows reads it)"
+        return f"{text}; {tokens.cut:,} are truncated (--max-length {tokens.max_length}; --long-text windows reads all)"
     return f"{text}; {long:,} are read in several windows" if long else text
 
 
 def write_sample_texts(
     path: Path, data: TextSet, tokens: Tokens, vocabulary: Sequence[str] | None, count: int = 24
 ) -> Path:
-    """Write training texts with the tokens that the encoder gets of them.
+    """Write training texts with the tokens that the encoder receives.
 
     Args:
         path: text file to write.
         data: the texts.
-        tokens: of the training part.
+        tokens: of the training split.
         vocabulary: the token of each id; None writes the ids.
-        count: texts at most.
+        count: maximum number of texts.
 
     Returns:
         The path.
@@ -46,29 +46,29 @@ def write_sample_texts(
 
 
 def write_masked_samples(path: Path, sentences: Sequence[Sequence[Mapping]], shown: int = 3) -> Path:
-    """Write sentences with what is masked in brackets, and print the first of them.
+    """Write sentences with masked tokens in brackets, and print the first ones.
 
     Args:
         path: text file to write.
-        sentences: as `masked_lm.show_hidden` gives them.
+        sentences: as returned by `masked_lm.masked_examples`.
         shown: how many to print.
 
     Returns:
         The path.
     """
     lines = [
-        " ".join(f"[{piece['text']}]" if piece["hidden"] else piece["text"] for piece in pieces).replace(" ##", "")
+        " ".join(f"[{piece['text']}]" if piece["masked"] else piece["text"] for piece in pieces).replace(" ##", "")
         for pieces in sentences
     ]
-    print("sentences as the encoder reads them; what is in brackets is masked:", *lines[:shown], sep="\n  ")
+    print("sentences as tokenized for the encoder, masked tokens in brackets:", *lines[:shown], sep="\n  ")
     return write_atomically(path, lambda partial: partial.write_text("\n".join(lines) + "\n", "utf-8"))
 
 
 def short_texts(texts: Sequence[str]) -> Callable[[Sequence[int]], list[dict]]:
-    """Return what shows texts in a report: places in `texts` -> "text" of each."""
+    """Return the preview function of a report: indices into `texts` -> "text" of each."""
     return lambda places: [{"text": shorten(str(texts[place]))} for place in places]
 
 
 def shorten(text: str) -> str:
-    """Return a text, or the beginning of a long one."""
+    """Return a text, shortened if it is long."""
     return text if len(text) <= MAX_CHARACTERS else text[:MAX_CHARACTERS] + " ..."

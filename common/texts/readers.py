@@ -1,4 +1,4 @@
-"""What the user has as rows of (text, label, part): tables, JSON lines, folders, TensorFlow Datasets, the demo."""
+"""Read texts as rows of (text, label, split): tables, JSON lines, folders, TensorFlow Datasets, the demo."""
 
 from __future__ import annotations
 
@@ -11,36 +11,36 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.data.splits import PART_OF_NAME
+from common.data.splits import SPLIT_OF_NAME
 from common.data.tables import check_encoding, read_text_file
 from common.data.tfds import prepared_builder
 from common.errors import UserError, did_you_mean
 
 DEMO = Path(__file__).with_name("demo_reviews.tsv")
 _ENDINGS = {"csv": (".csv",), "tsv": (".tsv", ".tab"), "jsonl": (".jsonl", ".ndjson")}
-_UNLABELLED = "unsup"  # the folder of aclImdb whose reviews have no label
+_UNLABELLED = "unsup"  # the folder of unlabelled reviews in aclImdb
 
 
 @dataclass(frozen=True)
 class TextRow:
-    """One text as the user gave it.
+    """One text of the input.
 
     Attributes:
-        text: as it stands there.
+        text: as it was read.
         label: class name, "" where there is none.
-        part: None where no split was given.
+        split: train, val or test; None where none was given.
         place: file and line, for messages.
     """
 
     text: str
     label: str
-    part: str | None
+    split: str | None
     place: str
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Where a table has its texts: names of columns, or places (1 is the first) in a table without a line of names."""
+    """The columns of a table: their names, or their numbers (from 1) in a table without a header."""
 
     text: str = "text"
     label: str = "label"
@@ -49,56 +49,56 @@ class Columns:
 
     @property
     def by_place(self) -> bool:
-        """Return whether the columns are given by their places."""
+        """Return whether the columns are given by number."""
         return self.text.isdecimal() and self.label.isdecimal()
 
 
 def table_rows(kind: str, path: Path, columns: Columns) -> list[TextRow]:
-    """Read one table, or a folder with a table for each part (`train.tsv`, `dev.tsv`, `test.tsv`).
+    """Read one table, or a folder with a table per split (`train.tsv`, `dev.tsv`, `test.tsv`).
 
     Args:
         kind: csv, tsv or jsonl; each may be compressed (`.gz`).
         path: of the file or folder.
-        columns: which hold what.
+        columns: names of the columns, and the encoding.
 
     Raises:
-        UserError: it is no such table, or lacks a column.
+        UserError: it is not such a table, or a column is missing.
     """
     if not path.is_dir():
         return list(_file_rows(kind, path, columns, None))
-    files = {file: _part_of_file(kind, file) for file in sorted(path.iterdir())}
-    tables = {file: part for file, part in files.items() if part}
+    files = {file: _split_of_file(kind, file) for file in sorted(path.iterdir())}
+    tables = {file: split for file, split in files.items() if split}
     if not tables:
         found = ", ".join(file.name for file in files if file.is_file()) or "no file"
         raise UserError(
-            f"--data {kind}:{path} is a folder without tables of parts. Allowed: train{_ENDINGS[kind][0]}, and val or "
-            f"test. It holds: {found}."
+            f"--data {kind}:{path} is a folder without tables of splits. Allowed: train{_ENDINGS[kind][0]}, and val "
+            f"or test. Received: {found}."
         )
-    return [row for file, part in tables.items() for row in _file_rows(kind, file, columns, part)]
+    return [row for file, split in tables.items() for row in _file_rows(kind, file, columns, split)]
 
 
-def _part_of_file(kind: str, file: Path) -> str | None:
+def _split_of_file(kind: str, file: Path) -> str | None:
     name = file.name.lower().removesuffix(".gz")
     ending = next((ending for ending in _ENDINGS[kind] if name.endswith(ending)), None)
-    return PART_OF_NAME.get(name.removesuffix(ending)) if ending and file.is_file() else None
+    return SPLIT_OF_NAME.get(name.removesuffix(ending)) if ending and file.is_file() else None
 
 
-def _file_rows(kind: str, file: Path, columns: Columns, part: str | None) -> Iterator[TextRow]:
+def _file_rows(kind: str, file: Path, columns: Columns, split: str | None) -> Iterator[TextRow]:
     content = read_text_file(kind, file, columns.encoding)
     lines = _json_lines(file, content) if kind == "jsonl" else _table_lines(kind, file, content, columns)
     for number, cells in lines:
         _check_columns(kind, file, cells, columns)
         given = str(cells.get(columns.split) or "").strip().lower()
-        if given and given not in PART_OF_NAME:
+        if given and given not in SPLIT_OF_NAME:
             raise UserError(f"--data {kind}:{file}, line {number}: unknown split {given!r}. Allowed: train, val, test.")
         text, label = cells[columns.text], cells[columns.label]
         yield TextRow(
-            "" if text is None else str(text), _label(label), part or PART_OF_NAME.get(given), f"{file.name}:{number}"
+            "" if text is None else str(text), _label(label), split or SPLIT_OF_NAME.get(given), f"{file.name}:{number}"
         )
 
 
 def _label(label: Any) -> str:
-    if label is None or label == -1:  # how data sets mark "no label"
+    if label is None or label == -1:  # how data sets mark a missing label
         return ""
     return str(int(label)) if isinstance(label, float) and label.is_integer() else str(label)
 
@@ -106,7 +106,7 @@ def _label(label: Any) -> str:
 def _table_lines(kind: str, file: Path, content: str, columns: Columns) -> Iterator[tuple[int, dict[str, Any]]]:
     csv.field_size_limit(sys.maxsize)  # a text may be long
     stream = io.StringIO(content, newline="")
-    # Tables with tabs are written without quotes: a quotation mark in them is one.
+    # Tab-separated tables are written without quoting: a quotation mark is a character like any other.
     dialect = dict(delimiter="\t", quoting=csv.QUOTE_NONE) if kind == "tsv" else dict(delimiter=",")
     reader = csv.reader(stream, strict=True, **dialect)
     names: Sequence[str] | None = None
@@ -120,13 +120,13 @@ def _table_lines(kind: str, file: Path, content: str, columns: Columns) -> Itera
                     continue
             if len(cells) != len(names):
                 raise UserError(
-                    f"--data {kind}:{file}, line {reader.line_num}: {len(names)} cells are needed, one for each "
-                    f"column; {len(cells)} were received."
-                    + (" Put a text that holds a comma in quotes." if kind == "csv" else "")
+                    f"--data {kind}:{file}, line {reader.line_num}: {len(names)} cells are required, one per "
+                    f"column. Received: {len(cells)}."
+                    + (" Put a text that contains a comma in quotes." if kind == "csv" else "")
                 )
             yield reader.line_num, dict(zip(names, cells, strict=True))
     except csv.Error as error:
-        raise UserError(f"--data {kind}:{file}, line {reader.line_num}, is no line of a table: {error}.") from error
+        raise UserError(f"--data {kind}:{file}, line {reader.line_num}, is not a valid row: {error}.") from error
     if names is not None and reader.line_num <= 1 and not columns.by_place:
         _check_columns(kind, file, dict.fromkeys(names), columns)
 
@@ -136,15 +136,15 @@ def _stripped(cells: Sequence[str]) -> list[str]:
 
 
 def _json_lines(file: Path, content: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in enumerate(content.split("\n"), start=1):  # not splitlines: texts may hold other separators
+    for number, line in enumerate(content.split("\n"), start=1):  # not splitlines: texts may contain other separators
         if not line.strip():
             continue
         try:
             cells = json.loads(line)
         except (json.JSONDecodeError, RecursionError) as error:
-            raise UserError(f"--data jsonl:{file}, line {number}, is no JSON: {error}.") from error
+            raise UserError(f"--data jsonl:{file}, line {number}, is not valid JSON: {error}.") from error
         if not isinstance(cells, dict):
-            raise UserError(f'--data jsonl:{file}, line {number}: needed is an object, {{"text": ..., "label": ...}}.')
+            raise UserError(f'--data jsonl:{file}, line {number}, must be an object: {{"text": ..., "label": ...}}.')
         yield number, cells
 
 
@@ -154,36 +154,36 @@ def _check_columns(kind: str, file: Path, cells: dict[str, Any], columns: Column
             continue
         found = ", ".join(repr(one[:40]) for one in list(cells)[:10]) or "none"
         raise UserError(
-            f"--data {kind}:{file} has no column {name!r}. Found: {found}.{did_you_mean(name, cells)} Say which one it "
-            f"is: {flag} NAME. A table without a line of names: --text-column 1 --label-column 2"
+            f"--data {kind}:{file} has no column {name!r}. Found: {found}.{did_you_mean(name, cells)} Name the "
+            f"column: {flag} NAME. For a table without a header: --text-column 1 --label-column 2"
         )
 
 
 def folder_rows(root: Path, encoding: str = "utf-8") -> list[TextRow]:
     """Read class folders of `.txt` files, or train/test with class folders inside (the layout of aclImdb).
 
-    A folder `unsup` holds texts without labels and is left out.
+    A folder `unsup` holds unlabelled texts and is ignored.
 
     Raises:
-        UserError: there is no such folder, or parts and classes stand side by side.
+        UserError: the folder does not exist, or mixes folders of splits and of classes.
     """
     if not root.is_dir():
-        raise UserError(f"--data folder:{root}: there is no such folder.")
+        raise UserError(f"--data folder:{root} does not exist.")
     check_encoding(encoding)
     folders = [path for path in sorted(root.iterdir()) if path.is_dir() and not path.name.startswith(".")]
-    parts = [folder for folder in folders if folder.name.lower() in PART_OF_NAME]
-    if parts and len(parts) < len(folders):
-        strangers = [folder.name for folder in folders if folder not in parts]
+    splits = [folder for folder in folders if folder.name.lower() in SPLIT_OF_NAME]
+    if splits and len(splits) < len(folders):
+        others = [folder.name for folder in folders if folder not in splits]
         raise UserError(
-            f"--data folder:{root} mixes parts and classes: {', '.join(map(repr, strangers[:5]))} stand beside "
+            f"--data folder:{root} mixes splits and classes: {', '.join(map(repr, others[:5]))} next to "
             f"train/val/test. Allowed: either class folders, or train, val and test with class folders inside."
         )
-    if parts:
-        return [row for part in parts for row in _class_rows(part, PART_OF_NAME[part.name.lower()], encoding)]
+    if splits:
+        return [row for split in splits for row in _class_rows(split, SPLIT_OF_NAME[split.name.lower()], encoding)]
     return _class_rows(root, None, encoding)
 
 
-def _class_rows(root: Path, part: str | None, encoding: str) -> list[TextRow]:
+def _class_rows(root: Path, split: str | None, encoding: str) -> list[TextRow]:
     rows = []
     for folder in sorted(path for path in root.iterdir() if path.is_dir()):
         if folder.name == _UNLABELLED or folder.name.startswith("."):
@@ -192,35 +192,35 @@ def _class_rows(root: Path, part: str | None, encoding: str) -> list[TextRow]:
             place = f"{folder.name}/{file.name}"
             try:
                 text = file.read_bytes().decode(encoding).removeprefix("\ufeff")
-                rows.append(TextRow(text, folder.name, part, place))
+                rows.append(TextRow(text, folder.name, split, place))
             except (OSError, UnicodeDecodeError) as error:
-                rows.append(TextRow("", folder.name, part, f"{place} ({error})"))
+                rows.append(TextRow("", folder.name, split, f"{place} ({error})"))
     return rows
 
 
 def tfds_rows(name: str, columns: Columns) -> list[TextRow]:
-    """Read a TensorFlow data set with a text and a class label.
+    """Read a data set of TensorFlow Datasets with a text and a class label.
 
     Raises:
-        UserError: it cannot be loaded, or has no such features.
+        UserError: it cannot be loaded, or a feature is missing.
     """
     builder = prepared_builder(name)
     features = builder.info.features
     if not {columns.text, columns.label} <= set(features):
         raise UserError(
             f"--data tfds:{name} has no features {columns.text!r} and {columns.label!r}. Found: {', '.join(features)}. "
-            f"Say which they are: --text-column NAME --label-column NAME"
+            f"Name them: --text-column NAME --label-column NAME"
         )
     rows, label = [], features[columns.label]
-    for split in builder.info.splits:
-        part = PART_OF_NAME.get(split.lower())
-        if part is None:
+    for given in builder.info.splits:
+        split = SPLIT_OF_NAME.get(given.lower())
+        if split is None:
             continue
-        for number, example in enumerate(builder.as_dataset(split=split).as_numpy_iterator()):
+        for number, example in enumerate(builder.as_dataset(split=given).as_numpy_iterator()):
             found = int(example[columns.label])
             word = label.int2str(found) if hasattr(label, "int2str") and found >= 0 else _label(found)
             text = example[columns.text].decode("utf-8", "replace")
-            rows.append(TextRow(text, word, part, f"{split}:{number}"))
+            rows.append(TextRow(text, word, split, f"{given}:{number}"))
     return rows
 
 
@@ -230,5 +230,5 @@ def demo_rows() -> list[TextRow]:
 
 
 def encode_text(text: str, *_) -> bytes:
-    """Return a text as the export of a run takes it."""
+    """Return a text as the export of a run expects it."""
     return text.encode("utf-8", "replace")

@@ -1,4 +1,4 @@
-"""Sentences without labels, cut out of plain texts, each of them once, and split by their contents."""
+"""Unlabelled sentences from plain texts, without copies, split by the hash of their contents."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from common.flags import parse_data
 from common.texts.readers import Columns, demo_rows, table_rows
 
 DATA_KINDS = ("demo", "txt", "jsonl", "csv", "tsv")
-FEWEST = 20  # sentences to begin with
-_LARGEST_PART = 2000  # sentences of validation and of test: enough to measure with
+FEWEST = 20  # minimum number of sentences
+_LARGEST_SPLIT = 2000  # sentences in each of val and test: enough for evaluation
 _END = re.compile(r"(?<=[.!?])\s+|<br\s*/?>|\n+")
 
 
 @dataclass(frozen=True)
 class Sentences:
-    """Different sentences in three parts.
+    """Distinct sentences in three splits.
 
     Attributes:
-        train: what is learned from.
-        val: what shows how training goes on.
-        test: what is read once, at the end.
-        left_out: how many pieces of text are in no part, by the reason.
+        train: the training split.
+        val: the validation split, evaluated after every epoch.
+        test: the test split, evaluated once, at the end.
+        left_out: number of sentences in no split, by reason.
     """
 
     train: tuple[str, ...]
@@ -39,24 +39,24 @@ class Sentences:
         """Return the sentences of train, val and test, in this order."""
         return self.train + self.val + self.test
 
-    def parts(self, rows: Sequence) -> tuple[Sequence, Sequence, Sequence]:
-        """Cut what stands in the order of `all` into train, val and test."""
+    def split(self, rows: Sequence) -> tuple[Sequence, Sequence, Sequence]:
+        """Divide rows in the order of `all` into train, val and test."""
         first, second = len(self.train), len(self.train) + len(self.val)
         return rows[:first], rows[first:second], rows[second:]
 
     def counts(self) -> dict[str, int]:
-        """Return the number of sentences in each part and of what was left out."""
+        """Return the number of sentences per split and of those left out."""
         sizes = {"train": len(self.train), "val": len(self.val), "test": len(self.test)}
         return sizes | {"skipped": sum(self.left_out.values())}
 
     def describe(self) -> str:
-        """Return the size of each part, and what was left out and why, in words."""
+        """Return the size of each split, and what was left out and why, in words."""
         found = [f"{count:,} {reason}" for reason, count in self.left_out.items() if count]
-        sizes = f"{len(self.train):,} sentences to learn from, {len(self.val):,} to watch, {len(self.test):,} to test"
+        sizes = f"{len(self.train):,} training sentences, {len(self.val):,} validation, {len(self.test):,} test"
         return f"{sizes}; left out: {', '.join(found) or 'none'}"
 
     def fingerprint(self) -> str:
-        """Return a hash of all sentences and parts."""
+        """Return a hash of all sentences and splits."""
         lines = "\n".join([*self.train, "", *self.val, "", *self.test])
         return hashlib.sha256(lines.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
@@ -64,20 +64,20 @@ class Sentences:
 def load_sentences(data: str, *, column: str = "text", encoding: str = "utf-8", limit: int | None = None) -> Sentences:
     """Cut texts into sentences of 4 to 60 words, leave out copies, and split the rest by the hash of each.
 
-    Sentences that differ in case or spaces only are copies of each other.
+    Sentences that differ only in case or whitespace are copies of each other.
 
     Args:
-        data: `demo`, or `txt:PATH` (a text on each line), `jsonl:PATH`, `csv:PATH`, `tsv:PATH`: a file, .gz or not, or
+        data: `demo`, or `txt:PATH` (one text per line), `jsonl:PATH`, `csv:PATH`, `tsv:PATH`: a file, .gz or not, or
             a folder of such files.
-        column: which holds the texts.
+        column: name of the column of texts.
         encoding: of the files.
-        limit: take at most this many sentences; which ones depends on the sentences alone.
+        limit: use at most this many sentences; which ones depends on the sentences alone.
 
     Returns:
-        The Sentences; a twentieth of them is validation, another one test.
+        The Sentences; a twentieth each is held out for validation and test.
 
     Raises:
-        UserError: a file cannot be read or lacks the column, or too few sentences are left.
+        UserError: a file cannot be read or has no such column, or too few sentences are left.
     """
     different: dict[str, str] = {}
     left_out = {"copies": 0, "shorter than 4 words": 0, "longer than 60 words": 0}
@@ -97,17 +97,17 @@ def load_sentences(data: str, *, column: str = "text", encoding: str = "utf-8", 
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items() if count) or "none"
         raise UserError(
             f"--data {data} holds {len(different)} different sentence(s) of 4 to 60 words. At least {FEWEST} are "
-            f"needed, and some ten thousand are useful. Left out: {reasons}."
+            f"required; tens of thousands are useful. Left out: {reasons}."
         )
-    # In the order of the hashes: which sentences are taken, and for which part, depends on nothing but the sentences.
+    # In the order of the hashes: which sentences are used, and in which split, depends on the sentences alone.
     chosen = [different[content] for content in sorted(different)[:limit]]
     left_out["beyond --limit"] = len(different) - len(chosen)
-    held = min(_LARGEST_PART, max(1, len(chosen) // 20))
+    held = min(_LARGEST_SPLIT, max(1, len(chosen) // 20))
     return Sentences(tuple(chosen[2 * held :]), tuple(chosen[held : 2 * held]), tuple(chosen[:held]), left_out)
 
 
 def read_texts(data: str, column: str, encoding: str) -> list[str]:
-    """Return the texts as they stand in the files; arguments as for `load_sentences`."""
+    """Return the unprocessed texts of the files; arguments as for `load_sentences`."""
     kind, value = parse_data(data, DATA_KINDS)
     if kind == "demo":
         return [row.text for row in demo_rows()]
@@ -121,5 +121,5 @@ def read_texts(data: str, column: str, encoding: str) -> list[str]:
     columns = Columns(column, label=column, split="", encoding=encoding)
     try:
         return [row.text for file in files for row in table_rows(kind, file, columns)]
-    except UserError as error:  # there are no labels here: the flag that the message names for them does not exist
+    except UserError as error:  # no labels here, so the message must not name their flag
         raise UserError(str(error).replace(" --label-column 2", "")) from error

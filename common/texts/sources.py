@@ -1,4 +1,4 @@
-"""Where a pretrained text model comes from: presets, Hugging Face folders with what conversion loses, SavedModels."""
+"""Load pretrained text models: presets, Hugging Face folders (with KerasHub's conversion corrected), SavedModels."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import keras
-import keras_nlp  # today another name of keras_hub, and the one under which text models are known
+import keras_nlp  # now an alias of keras_hub, and the name under which text models are registered
 import numpy as np
 from keras_hub.src.utils.transformers import convert_distilbert, convert_roberta
 from keras_hub.src.utils.transformers.safetensor_utils import SafetensorLoader
@@ -26,8 +26,8 @@ from common.texts.tokenizers.load import Tokenizer, check_vocabulary, load_token
 class BertBackbone(keras_nlp.models.BertBackbone):
     """KerasHub's BERT with the activation that Google's and Hugging Face's checkpoints were trained with.
 
-    KerasHub approximates gelu by tanh in every BERT, and converts checkpoints that say `gelu` (by the error function,
-    https://arxiv.org/abs/1606.08415) all the same: hidden states then differ in the third digit.
+    KerasHub approximates gelu by tanh in every BERT, also when it converts checkpoints with exact `gelu` (by the error
+    function, https://arxiv.org/abs/1606.08415): hidden states then differ in the third digit.
     """
 
     def __init__(self, *arguments, **named):
@@ -36,13 +36,13 @@ class BertBackbone(keras_nlp.models.BertBackbone):
             layer._feedforward_intermediate_dense.activation = keras.activations.gelu
 
 
-# Families that KerasHub does not convert, or only where they were saved with a head.
+# Families that KerasHub does not convert, or only if they were saved with a head.
 _CONVERTED = {
     "distilbert": convert_distilbert.convert_weights,
     "roberta": convert_roberta.convert_weights,
-    "deberta-v2": convert_deberta,  # this is what version 3 is called, too
+    "deberta-v2": convert_deberta,  # also the name of version 3
 }
-# What KerasHub's models compute whatever config.json says; what is not stated there is the first one.
+# What KerasHub's models compute regardless of config.json; a missing key means the first value.
 _COMPUTED = {
     "bert": {
         "hidden_act": ("gelu", "gelu_new", "gelu_pytorch_tanh"),
@@ -54,7 +54,7 @@ _COMPUTED = {
     "roberta": {
         "hidden_act": ("gelu",),
         "layer_norm_eps": (1e-5,),
-        "pad_token_id": (1,),  # positions are counted from the one after it, and KerasHub's from 2
+        "pad_token_id": (1,),  # positions count from the id after it, in KerasHub from 2
         "position_embedding_type": ("absolute",),
         "is_decoder": (False,),
     },
@@ -74,13 +74,13 @@ class TextSource:
     """A loaded pretrained text model.
 
     Attributes:
-        spec: what the user typed.
+        spec: the value of --source.
         backbone: maps {"token_ids", "padding_mask", for BERT also "segment_ids"}, int32 [batch, length], to hidden
             states: float32 [batch, length, width], for BERT {"sequence_output", "pooled_output"}.
         tokenize: maps string [batch] to token ids, ragged int32 [batch, (tokens)], without special tokens, in any
             TensorFlow graph.
-        max_length: tokens that the backbone can read.
-        card: where it came from and under which terms: spec, origin, licence, data.
+        max_length: maximum number of tokens of the backbone.
+        card: provenance and terms: spec, origin, licence, data.
     """
 
     spec: str
@@ -90,7 +90,7 @@ class TextSource:
     card: dict[str, str]
 
     def fingerprint(self) -> str:
-        """Return a hash of all weights and of the vocabulary: equal text, equal embeddings."""
+        """Return a hash of all weights and the vocabulary: if equal, embeddings are equal."""
         digest = hashlib.sha256("\n".join(map(str, self.tokenize.vocabulary())).encode("utf-8", "replace"))
         for weight in self.backbone.weights:
             digest.update(np.ascontiguousarray(weight.numpy()).tobytes())
@@ -102,27 +102,27 @@ def load_text_source(text: str, *, random_weights: bool = False) -> TextSource:
 
     Args:
         text: `bundled:bert_mini`, `preset:NAME_OR_FOLDER`, `preset:hf://OWNER/NAME`, `hub:FOLDER_OR_HANDLE`, or a short
-            name of the catalogue such as `minilm`; `@random` at the end keeps the initial weights.
-        random_weights: same architecture, initial weights: the from-scratch baseline.
+            name from the catalogue such as `minilm`; the suffix `@random` keeps the initial weights.
+        random_weights: keep the initial weights, as for the from-scratch baseline.
 
     Returns:
         The TextSource, built under Keras' current dtype policy.
 
     Raises:
-        UserError: unknown name, no network, or not a model of text.
+        UserError: unknown name, no network access, or not a text model.
     """
     spec = parse_source(text)
     if spec.entry and spec.entry.sha256:
         fetch_entry(spec.entry)
-    of_pictures = spec.kind == "bundled" and not (BUNDLED_FOLDER / spec.name / "vocab.txt").exists()
-    if spec.kind not in ("preset", "bundled", "hub") or of_pictures:
+    of_images = spec.kind == "bundled" and not (BUNDLED_FOLDER / spec.name / "vocab.txt").exists()
+    if spec.kind not in ("preset", "bundled", "hub") or of_images:
         raise UserError(
-            "--source is not a model of text. Allowed: minilm, bundled:bert_mini, preset:NAME_OR_FOLDER, "
+            "--source is not a text model. Allowed: minilm, bundled:bert_mini, preset:NAME_OR_FOLDER, "
             f"hub:FOLDER_OR_HANDLE of a BERT. Received: {text!r}."
         )
     random_weights = random_weights or spec.random
     if spec.kind == "hub":
-        # By its name, when it is asked for: it imports what runs the code of a SavedModel, which no other source needs.
+        # Imported on demand: it imports what runs the code of a SavedModel, which no other source needs.
         hub_bert = importlib.import_module("common.texts.hub_bert")
         backbone, tokenize, max_length, rows = hub_bert.load_hub_bert(spec, text, random_weights)
         check_vocabulary(tokenize, rows, {}, text)
@@ -135,7 +135,7 @@ def load_text_source(text: str, *, random_weights: bool = False) -> TextSource:
         max_length = getattr(backbone, "max_sequence_length", None)
         if max_length is None:
             kind = type(backbone).__name__
-            raise UserError(f"The preset is not a model of text: it is a {kind}. Received: {text!r}.")
+            raise UserError(f"The preset is not a text model but a {kind}. Received: {text!r}.")
         tokenize = load_tokenizer(name, backbone, text)
     except UserError:
         raise
@@ -156,7 +156,7 @@ def _card(spec: SourceSpec, name: str, random_weights: bool) -> dict[str, str]:
 
 
 def _check_architecture(config: dict, text: str) -> None:
-    """Refuse what KerasHub would compute in another way than the checkpoint was trained with, and not say so.
+    """Refuse a checkpoint that KerasHub would silently compute in another way than it was trained.
 
     Args:
         config: of a Hugging Face folder; empty, or without model_type, for a preset of KerasHub.
@@ -166,26 +166,26 @@ def _check_architecture(config: dict, text: str) -> None:
     for key, allowed in _COMPUTED.get(kind, {}).items():
         if config.get(key, allowed[0]) not in allowed:
             raise UserError(
-                f"The {kind} in {text} has {key} {config[key]!r}, and KerasHub's would compute with another one. "
+                f"The {kind} in {text} has {key} {config[key]!r}, which KerasHub does not implement. "
                 f"Allowed: {', '.join(map(str, allowed))}."
             )
     if kind == "gpt2" and config.get("n_inner") not in (None, 4 * config["n_embd"]):
         raise UserError(
-            f"The gpt2 in {text} has n_inner {config['n_inner']}, and KerasHub's always has 4 x n_embd. Allowed: "
+            f"The gpt2 in {text} has n_inner {config['n_inner']}, but KerasHub's always has 4 x n_embd. Allowed: "
             f"{4 * config['n_embd']}."
         )
 
 
 def _load_backbone(name: str, config: dict, random_weights: bool) -> keras.Model:
-    """Load or build the network, with what KerasHub's conversion loses.
+    """Load or build the network, and correct KerasHub's conversion.
 
     Args:
         name: folder or name of the preset.
         config: of a Hugging Face folder.
-        random_weights: whether to leave the weights as they were initialised.
+        random_weights: whether to keep the initial weights.
     """
     convert = _CONVERTED.get(config.get("model_type"))
-    # Under our policy: a preset that was saved in float16, to be small, would compute in it.
+    # Under our policy: a preset saved in float16, for its size, would otherwise compute in float16.
     policy = keras.config.dtype_policy()
     load_weights = convert is None and not random_weights
     if config.get("model_type") == "deberta-v2":
@@ -207,17 +207,17 @@ def _load_backbone(name: str, config: dict, random_weights: bool) -> keras.Model
 class _Weights(SafetensorLoader):
     """The weights of a Hugging Face folder, whether or not a model with a head was saved.
 
-    With a head they are called `roberta.embeddings...`, without one `embeddings...`, and KerasHub knows the first only.
+    With a head they are named `roberta.embeddings...`, without one `embeddings...`; KerasHub knows only the former.
     """
 
     def get_tensor(self, hf_weight_key):
-        return super().get_tensor(hf_weight_key.partition(".")[2])  # it finds what ends in this name
+        return super().get_tensor(hf_weight_key.partition(".")[2])  # matches names that end with this
 
 
 def _add_token_types(backbone: keras.Model, weights: _Weights) -> None:
-    """Add the vector of the first token type to every position, which KerasHub leaves out.
+    """Add the embedding of the first token type, which KerasHub ignores, to every position.
 
-    In the RoBERTa of its authors that vector is zero; in those that were trained with Hugging Face's library it is not.
+    It is zero in the RoBERTa of its authors, but not in those trained with Hugging Face's library.
     """
     positions = backbone.embeddings.position_embedding.position_embeddings
     positions.assign_add(np.asarray(weights.get_tensor("roberta.embeddings.token_type_embeddings.weight")[0]))

@@ -1,4 +1,4 @@
-"""The honest cheap baselines of a classifier of texts: words counted, and word vectors averaged; no network."""
+"""Cheap baselines of a text classifier: TF-IDF word counts and mean word vectors, without a neural network."""
 
 from __future__ import annotations
 
@@ -14,38 +14,38 @@ from sklearn.preprocessing import StandardScaler
 from common.errors import UserError
 from common.texts.dataset import TextSet
 
-_WORD = r"(?u)\w+|[^\w\s]"  # punctuation by itself: "awful." is no other word than "awful"
-_STRENGTHS = (0.1, 1.0, 10.0, 100.0)  # of scikit-learn's C: weak regularisation last
+_WORD = r"(?u)\w+|[^\w\s]"  # punctuation is separate: "awful." counts as "awful"
+_STRENGTHS = (0.1, 1.0, 10.0, 100.0)  # values of scikit-learn's C: weakest regularisation last
 
 
 def tfidf_probabilities(data: TextSet, weights: np.ndarray | None = None) -> np.ndarray:
-    """Return what logistic regression on weighted counts of words and word pairs says of the test texts.
+    """Return the test probabilities of logistic regression on TF-IDF counts of words and word pairs.
 
     Args:
         data: the texts; validation chooses the regularisation.
-        weights: how much each training text counts, float32 [n]; None is all the same.
+        weights: weight of each training text, float32 [n]; None for equal weights.
 
     Returns:
         float32 [n, classes].
     """
     vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=_WORD)
     train = vectorizer.fit_transform(data.train.texts)
-    return _fit(data, weights, train, *(vectorizer.transform(part.texts) for part in (data.val, data.test)))
+    return _fit(data, weights, train, *(vectorizer.transform(split.texts) for split in (data.val, data.test)))
 
 
 def word_vector_probabilities(data: TextSet, file: Path, weights: np.ndarray | None = None) -> np.ndarray:
-    """Return what logistic regression on the mean of word vectors says of the test texts.
+    """Return the test probabilities of logistic regression on the mean word vector of each text.
 
     Args:
         data: the texts; validation chooses the regularisation.
-        file: a word and its numbers on each line, as GloVe is published (https://nlp.stanford.edu/projects/glove/).
+        file: one word and its vector per line, in GloVe's format (https://nlp.stanford.edu/projects/glove/).
         weights: as for `tfidf_probabilities`.
 
     Returns:
         float32 [n, classes].
 
     Raises:
-        UserError: the file is none of word vectors.
+        UserError: the file does not hold word vectors.
     """
     vectors = read_word_vectors(file)
     width = len(next(iter(vectors.values())))
@@ -54,16 +54,16 @@ def word_vector_probabilities(data: TextSet, file: Path, weights: np.ndarray | N
         found = [vectors[word] for word in re.findall(_WORD, text.lower()) if word in vectors]
         return np.mean(found, axis=0) if found else np.zeros(width, np.float32)
 
-    parts = [np.stack([mean(text) for text in part.texts]) for part in (data.train, data.val, data.test)]
-    scaler = StandardScaler().fit(parts[0])
-    return _fit(data, weights, *map(scaler.transform, parts))
+    means = [np.stack([mean(text) for text in split.texts]) for split in (data.train, data.val, data.test)]
+    scaler = StandardScaler().fit(means[0])
+    return _fit(data, weights, *map(scaler.transform, means))
 
 
 def read_word_vectors(file: Path) -> dict[str, np.ndarray]:
-    """Return the vector of each word of a file in the format of GloVe.
+    """Return the vector of each word of a file in GloVe's format.
 
     Raises:
-        UserError: it cannot be read, or is none of word vectors.
+        UserError: it cannot be read, or does not hold word vectors.
     """
     vectors: dict[str, np.ndarray] = {}
     width = None
@@ -74,8 +74,8 @@ def read_word_vectors(file: Path) -> dict[str, np.ndarray]:
                 width = width or len(numbers)
                 if len(numbers) != width or width < 2:
                     raise UserError(
-                        f"--word-vectors {file}, line {number}: a word and {width} numbers are needed, as GloVe is "
-                        f"published; {len(numbers)} came."
+                        f"--word-vectors {file}, line {number}: a word and {width} numbers are required, in "
+                        f"GloVe's format. Received: {len(numbers)} numbers."
                     )
                 vectors[word] = np.array(numbers, np.float32)
     except (OSError, ValueError) as error:

@@ -3,13 +3,13 @@
     python -m recipes run bert_sentiment                             # demo reviews
     python -m recipes run bert_sentiment --data csv:REVIEWS.csv --source minilm --out runs/mine
 
-REVIEWS.csv has the columns text and label; any number of labels. The pretrained encoder embeds every text once and a
-linear head is fitted on the embeddings (frozen); then, by --method, the encoder is trained too: all of it (finetune),
+REVIEWS.csv has the columns text and label, with any number of labels. The pretrained encoder embeds every text once and
+a linear head is fitted on the embeddings (frozen). By --method, the encoder is then trained too: all of it (finetune),
 from a handful of examples by contrasting pairs (fewshot), or through small adapters (lora). The report compares the
-result with the frozen encoder and with counted words. The SavedModel takes UTF-8 strings, returns labels, and has been
-proved in a fresh process to answer as evaluated.
+result with the frozen encoder and with word counts. The SavedModel takes UTF-8 strings, returns labels, and is proved
+in a fresh process to answer as evaluated.
 
-What to expect, measured, with commands and machine: `python -m recipes show bert_sentiment`.
+Measured results, with commands and machine: `python -m recipes show bert_sentiment`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from common.classification.check import describe_counts
 from common.classification.cross_validation import cross_validate
 from common.classification.training import fit_stage
 from common.classification.training import sample_weights as classification_sample_weights
-from common.data.splits import PARTS
+from common.data.splits import SPLITS
 from common.exporting import Predictor
 from common.flags import check_choice, check_observers, check_range, parse_baselines, parse_data
 from common.linear_head import fit_linear_head, predict_head, score
@@ -47,12 +47,12 @@ from common.texts.readers import Columns, encode_text
 from common.texts.sources import TextSource, load_text_source
 from common.texts.word_baselines import tfidf_probabilities, word_vector_probabilities
 
-BASELINES = {"frozen": "Frozen source, linear head", "words": "Counted words (TF-IDF)",
-             "vectors": "Mean of word vectors", "scratch": "From scratch"}  # fmt: skip
+BASELINES = {"frozen": "Frozen source, linear head", "words": "Word counts (TF-IDF)",
+             "vectors": "Mean word vector", "scratch": "From scratch"}  # fmt: skip
 SCORES = ("accuracy", "macro_f1", "ece")
 SOURCES = ("bert_mini", "minilm")
 GALLERY = {"in": "table of labelled texts", "out": "label, probabilities", "row": "sst2"}
-QUICK = "--limit 40 --epochs 1 --baselines frozen,words,scratch --calibrate"  # a run of seconds, for tests
+QUICK = "--limit 40 --epochs 1 --max-length 32 --calibrate"  # a run of seconds, for tests
 INPUT = "text"  # of the served model
 PREDICTOR = Predictor(INPUT, encode_text, LABELS)
 
@@ -89,7 +89,7 @@ class Config:
     baselines: str = "frozen,words"  # To compare with: frozen, words, vectors, scratch (takes as long), or none
     word_vectors: str | None = None  # File of word vectors in GloVe's format, for the baseline vectors
     calibrate: bool = False  # Calibrate the probabilities by temperature scaling, fitted on validation
-    explain: bool = True  # Report accuracy by length, and the words that moved an answer; takes seconds
+    explain: bool = True  # Report accuracy by length, and the words that moved a prediction; takes seconds
     tensorboard: bool = False  # Write TensorBoard logs to OUT/tensorboard
     mlflow: str | None = None  # Log the finished run to this MLflow tracking server or folder
     shots: int | None = None  # Train on this many texts per class, drawn by the seed: how well would so few labels do?
@@ -103,15 +103,15 @@ class Config:
         parse_source(self.source)
         check_choice("--method", self.method, ("frozen", "finetune", "fewshot", "lora"))
         if self.method == "lora" and self.source.startswith(("hub:", "kaggle:")):
-            raise ValueError("--method lora needs the encoder's layers, and a SavedModel has none: --method finetune")
+            raise ValueError("--method lora requires layers, and a SavedModel has none. Try: --method finetune")
         if self.method == "fewshot" and self.batch_size < 4:
-            raise ValueError("--method fewshot compares texts within a batch: --batch-size must be 4 or more.")
+            raise ValueError("--method fewshot contrasts texts within a batch: --batch-size must be at least 4.")
         check_choice("--long-text", self.long_text, ("truncate", "windows"))
         check_choice("--class-weights", self.class_weights, ("none", "balanced"))
-        wanted = parse_baselines(self.baselines, BASELINES)
-        if "vectors" in wanted and not Path(self.word_vectors or "").expanduser().is_file():
+        chosen = parse_baselines(self.baselines, BASELINES)
+        if "vectors" in chosen and not Path(self.word_vectors or "").expanduser().is_file():
             found = f" There is no file {self.word_vectors}." if self.word_vectors else ""
-            raise ValueError(f"--baselines vectors needs a file: --word-vectors glove.6B.50d.txt.{found}")
+            raise ValueError(f"--baselines vectors requires a file: --word-vectors glove.6B.50d.txt.{found}")
         check_observers(self)
         check_range(self, 1, inf, "batch_size", "rank", "pair_steps", "shots", "limit", "patience", "epochs")
         check_range(self, 0, inf, "save_every", "learning_rate", "pair_rate", "weight_decay", "seed")
@@ -131,8 +131,8 @@ def load_data(config: Config) -> TextSet:
 
 @dataclass(frozen=True)
 class Trained:
-    """What training returns: `encoder` maps tokens to embeddings, `model` to class probabilities; `frozen` are those of
-    the untouched encoder with its head on the test split, float32 [n, classes]."""
+    """The result of training: `encoder` maps tokens to embeddings, `model` to class probabilities; `frozen` holds those
+    of the frozen encoder with its head on the test split, float32 [n, classes]."""
 
     encoder: keras.Model
     model: keras.Model
@@ -146,7 +146,7 @@ class Trained:
 
 
 def train(run: Run, source: TextSource, data: TextSet, tokens, embeddings, clock: Stopwatch, fold: str = "") -> Trained:
-    """Train as --method says: the head on embeddings of the untouched encoder first, and then the encoder."""
+    """Train by --method: first the head on embeddings of the frozen encoder, then the encoder."""
     config, encoder = run.config, models.build_encoder(source)
     model = models.build_classifier(encoder, len(data.class_names), config.dropout)
     head, parameters = model.get_layer("head"), {"total": model.count_params()}
@@ -176,7 +176,7 @@ def train(run: Run, source: TextSource, data: TextSet, tokens, embeddings, clock
 
 
 def train_head(head: keras.layers.Dense, embeddings, data: TextSet, config: Config) -> list[dict]:
-    """Feature extraction: fit the linear head on embeddings of train and val; return history rows."""
+    """Feature extraction: fit the linear head on the embeddings of train and val; return history rows."""
     return fit_linear_head(
         head, embeddings["train"][None], data.train.labels, embeddings["val"], data.val.labels,
         sample_weights=sample_weights(data, config),
@@ -184,7 +184,7 @@ def train_head(head: keras.layers.Dense, embeddings, data: TextSet, config: Conf
 
 
 def fine_tune(run: Run, source: TextSource, model, encoder, tokens, data: TextSet, *, stage="finetune", fold=""):
-    """Train the encoder with its head; from random weights (stage `scratch`) everything, token embeddings included."""
+    """Train the encoder with its head; from scratch (stage `scratch`) with its token embeddings too."""
     config, scratch = run.config, stage == "scratch"
     if config.method == "lora" and not scratch:
         counts = models.add_adapters(model, source.backbone, config.rank)
@@ -200,14 +200,14 @@ def fine_tune(run: Run, source: TextSource, model, encoder, tokens, data: TextSe
             tokens["train"], targets, weights, config.batch_size, seed=config.seed, first=first
         )
 
-    def validate():  # as in the evaluation: a text of several windows counts once
+    def validate():  # as in the evaluation, where a text of several windows counts once
         return score(
             predict_head(model.get_layer("head"), batches.run_on_tokens(encoder, tokens["val"])), data.val.labels
         )
 
-    # The head has seen these texts only, the first layers much of the language: each learns faster than the one below.
+    # The learning rate decreases from the head, which is new, to the first layers, which are the most general.
     depths = [] if scratch else models.layers_by_depth(source.backbone)
-    default = 3e-3 if config.method == "lora" else 1e-4  # small matrices that start at zero have a longer way to go
+    default = 3e-3 if config.method == "lora" else 1e-4  # adapters start at zero
     rate = (default if config.learning_rate is None else config.learning_rate) / config.head_rate
     optimizer = training.DiscriminativeAdamW(
         learning_rate=training.warmup_cosine(config.head_rate if not scratch else 5e-4, epochs * steps),
@@ -225,7 +225,7 @@ def fine_tune(run: Run, source: TextSource, model, encoder, tokens, data: TextSe
 
 
 def main(config: Config) -> dict:
-    """Run the whole story: data -> source -> head -> the encoder -> evaluation -> export -> proof -> report."""
+    """Run the whole recipe: data -> source -> head -> encoder -> evaluation -> export -> proof -> report."""
     run = Run(config)
     config, out, clock = run.config, run.out, run.clock
     with clock("data"):
@@ -240,7 +240,7 @@ def main(config: Config) -> dict:
         encoder = models.build_encoder(source)
         embeddings = {
             split: batches.run_once_on_tokens(encoder, tokens[split], out / "features", f"embeddings of {split}")
-            for split in PARTS
+            for split in SPLITS
         }
     more, advice = {}, ()
     if config.folds:
@@ -259,8 +259,8 @@ def main(config: Config) -> dict:
             calibration.divide_logits(model.get_layer("head"), temperature)
         probabilities = trained.predict(tokens["test"])
     baselines = {"frozen": (trained.frozen, clock.report()["features"] + clock.report()["head"])}
-    wanted = parse_baselines(config.baselines, BASELINES)
-    for name in [name for name in wanted if name != "frozen"]:
+    chosen = parse_baselines(config.baselines, BASELINES)
+    for name in [name for name in chosen if name != "frozen"]:
         with clock(f"baseline_{name}"):
             theirs, rows = baseline(name, run, data, tokens)
         baselines[name], history = (theirs, clock.report()[f"baseline_{name}"]), history + rows
@@ -274,7 +274,7 @@ def main(config: Config) -> dict:
             )  # fmt: skip
 
     with clock("export"):
-        exporting.save_keras_model(model, out / "model.keras")  # to continue training; what follows is to serve
+        exporting.save_keras_model(model, out / "model.keras")  # for further training; the rest is for serving
         examples = sorted(data.train.texts, key=len)[:2]
         version = export_text_classifier(
             model, reader, out / "serving" / "bert_sentiment", data.class_names, examples=examples
@@ -286,13 +286,13 @@ def main(config: Config) -> dict:
     return results.conclude(
         "bert_sentiment", config, data, Outcome(history, clock.report(), trained.parameters, card, proof, size),
         probabilities=probabilities,
-        baselines={name: baselines[name] for name in wanted}, titles=BASELINES,
+        baselines={name: baselines[name] for name in chosen}, titles=BASELINES,
         what="texts", preview=short_texts(data.test.texts), explanation=explanation, advice=advice, more=more,
     )  # fmt: skip
 
 
 def check(config: Config) -> None:
-    """Say what a run would read and how long it would take; train nothing and write one page."""
+    """Describe the data and estimate the time of a run; train nothing, write one page of samples."""
     data = load_data(config)
     print(describe_counts(data))
     source, encoder, model = models.load_classifier(config.source, len(data.class_names), config.dropout)
@@ -300,7 +300,7 @@ def check(config: Config) -> None:
     tokens = tokenize(source, data, config)[1]
     page = Path(config.out) / "samples.txt"
     write_sample_texts(page, data, tokens["train"], source.tokenize.vocabulary())
-    print(f"samples as the encoder sees them: {page}")
+    print(f"samples as tokenized for the encoder: {page}")
 
     if config.method == "lora":
         models.add_adapters(model, source.backbone, config.rank)
@@ -310,31 +310,31 @@ def check(config: Config) -> None:
     some = batches.median_batch(tokens["train"], config.batch_size, config.seed)
     targets = np.eye(len(data.class_names), dtype="float32")[data.train.labels[tokens["train"].owners[some]]]
     inputs = tokens["train"].batch(some)
-    step = median_seconds(lambda: model.train_on_batch(inputs, targets))  # the weights are thrown away
+    step = median_seconds(lambda: model.train_on_batch(inputs, targets))  # the weights are discarded
     forward = median_seconds(lambda: encoder.predict_on_batch(inputs)) / len(some)
     epochs = 0 if config.method == "frozen" else fine_tuning_epochs(tokens, config)
-    an_epoch = ceil(len(tokens["train"]) / config.batch_size)
-    steps = pair_steps(len(data.train), config) if config.method == "fewshot" else epochs * an_epoch
+    epoch_steps = ceil(len(tokens["train"]) / config.batch_size)
+    steps = pair_steps(len(data.train), config) if config.method == "fewshot" else epochs * epoch_steps
     if "scratch" in parse_baselines(config.baselines, BASELINES):
-        steps += epochs * an_epoch
-    learning = (1 + (config.folds or 0)) * (steps * step + len(tokens["val"]) * epochs * forward)
-    seconds = sum(len(split) for split in tokens.values()) * 2 * forward + learning
-    print(f"estimate: {format_seconds(seconds)} of computing, and half a minute for the export and its proof")
+        steps += epochs * epoch_steps
+    training_time = (1 + (config.folds or 0)) * (steps * step + len(tokens["val"]) * epochs * forward)
+    seconds = sum(len(split) for split in tokens.values()) * 2 * forward + training_time
+    print(f"estimate: {format_seconds(seconds)} of computation, and half a minute for the export and its proof")
 
 
 # --- helpers of the steps above ------------------------------------------------------------------------------
 
 
 def tokenize(source: TextSource, data: TextSet, config: Config):
-    """Return the reader that serving has too, and the tokens of each split."""
+    """Return the reader, which is also used in serving, and the tokens of each split."""
     reader = batches.TextReader(source.tokenize, min(config.max_length, source.max_length), config.long_text)
-    tokens = {split: reader.read(getattr(data, split).texts) for split in PARTS}
+    tokens = {split: reader.read(getattr(data, split).texts) for split in SPLITS}
     print(describe_lengths(tokens["train"]))
     return reader, tokens
 
 
 def fold_predictor(run: Run, data: TextSet, tokens, embeddings):
-    """Return what trains on some of the training texts, and predicts others."""
+    """Return the function that trains on the other folds and predicts one fold."""
     of, embedded = tokens["train"].of_texts, embeddings["train"]
 
     def predict(number: int, rest: np.ndarray, fold: np.ndarray) -> np.ndarray:
@@ -350,7 +350,7 @@ def fold_predictor(run: Run, data: TextSet, tokens, embeddings):
 
 
 def baseline(name: str, run: Run, data: TextSet, tokens) -> tuple[np.ndarray, list[dict]]:
-    """Train a baseline of its own; return its probabilities on the test split, and history rows."""
+    """Train a baseline; return its probabilities on the test split, and history rows."""
     config = run.config
     if name == "words":
         return tfidf_probabilities(data, sample_weights(data, config)), []
@@ -364,13 +364,13 @@ def baseline(name: str, run: Run, data: TextSet, tokens) -> tuple[np.ndarray, li
 
 
 def fine_tuning_epochs(tokens, config: Config) -> int:
-    """Return the number of fine-tuning epochs: enough steps to learn something, where the texts are few."""
+    """Return the number of fine-tuning epochs: by default at least 3 epochs and 60 steps."""
     steps = ceil(len(tokens["train"]) / config.batch_size)
     return max(3, ceil(60 / steps)) if config.epochs is None else config.epochs
 
 
 def pair_steps(texts: int, config: Config) -> int:
-    """Return the number of few-shot steps for so many training texts."""
+    """Return the number of few-shot steps for this number of training texts."""
     return max(20, texts // 2) if config.pair_steps is None else config.pair_steps
 
 

@@ -1,4 +1,4 @@
-"""Which files of the repository a file needs: its imports, followed to the end, wherever they stand in the code."""
+"""The files of the repository that a file needs: its imports, followed transitively, including those in functions."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-# A module that is imported by its name where it is needed: `common.images.hub_sources`, `common.images.convert:NAME`.
+# A module that is imported on demand, by name: `common.images.hub_sources`, `common.images.convert:NAME`.
 _ON_DEMAND = re.compile(r"(common(?:\.\w+)+)(?::\w+)?")
 
 
 def closure(root: Path, files: Iterable[Path], *, on_demand: bool = False) -> list[Path]:
-    """Return the files of a repository that some of its files reach by their imports, themselves included.
+    """Return the files of a repository that the given files reach by their imports, including themselves.
 
-    Imports within functions count as well, and so do the packages' own `__init__.py`.
+    Imports within functions are included, and so is the `__init__.py` of each package.
 
     Args:
         root: of the repository.
-        files: where to begin.
-        on_demand: whether to follow modules too that the code names in a string, to be imported when they are needed.
+        files: to start from.
+        on_demand: whether to also follow modules named in strings, which are imported on demand.
 
     Returns:
         The files, sorted.
@@ -53,7 +53,7 @@ def _imported(tree: ast.Module, on_demand: bool) -> Iterator[str]:
 
 
 def _files_of(root: Path, module: str) -> Iterator[Path]:
-    """Yield the file of a module and the `__init__.py` of each package above it; nothing for what is from elsewhere."""
+    """Yield the file of a module and the `__init__.py` of each package above it; nothing for modules from elsewhere."""
     path = root.joinpath(*module.split("."))
     for file in (path.with_suffix(".py"), path / "__init__.py"):
         if file.is_file():

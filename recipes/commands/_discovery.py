@@ -1,4 +1,4 @@
-"""Find the recipes and read their Config, without importing what makes a recipe slow to import."""
+"""Find the recipes and read their Config, without slow imports."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from common.errors import UserError, did_you_mean
 
 @dataclass(frozen=True)
 class Recipe:
-    """One folder with a recipe.py; its docstring is read from the text, nothing is executed."""
+    """One folder with a recipe.py; its docstring is read from the source, nothing is executed."""
 
     name: str
     file: Path
 
     def docstring(self) -> str:
-        """The docstring of recipe.py, or a remark in parentheses that says why there is none."""
+        """The docstring of recipe.py, or a note in parentheses on why there is none."""
         try:
             tree = ast.parse(self.file.read_bytes())
         except (SyntaxError, ValueError, OSError) as problem:
-            # One broken recipe must not take the list of the others away.
+            # One broken recipe must not hide the others.
             return f"(recipe.py cannot be read: {problem})"
         return ast.get_docstring(tree) or "(no description)"
 
@@ -35,7 +35,7 @@ class Recipe:
         return any(isinstance(node, ast.FunctionDef) and node.name == function for node in statements)
 
     def literal(self, name: str, default=None):
-        """Return what recipe.py assigns to a name at its top level: a string, a tuple, a dict ... of plain values."""
+        """Return the literal that recipe.py assigns to a name at its top level: a string, a tuple, a dict ..."""
         for node in ast.parse(self.file.read_bytes()).body:
             if isinstance(node, ast.Assign) and name in _names_bound_by(node):
                 return ast.literal_eval(node.value)
@@ -52,7 +52,7 @@ def find_recipe(root: Path, name: str) -> Recipe:
     """The recipe of that name.
 
     Raises:
-        UserError: there is none; the message names the nearest one and all the others.
+        UserError: there is none; the message names the closest one and all others.
     """
     recipes = {recipe.name: recipe for recipe in find_recipes(root)}
     if name in recipes:
@@ -68,7 +68,7 @@ def named_recipe(command: str, arguments: list[str], root: Path) -> tuple[Recipe
     """Return the recipe that the first argument names, and the arguments after it.
 
     Raises:
-        UserError: no recipe is named, or one that there is not.
+        UserError: no recipe is named, or one that does not exist.
     """
     if not arguments or arguments[0].startswith("-"):
         names = ", ".join(recipe.name for recipe in find_recipes(root))
@@ -77,7 +77,7 @@ def named_recipe(command: str, arguments: list[str], root: Path) -> tuple[Recipe
 
 
 def asks_for_help(arguments: list[str], about: str, typed: str) -> bool:
-    """Print what a command is for where its first argument asks for it, and return whether it does."""
+    """Print the help of a command where its first argument is -h or --help, and return whether it is."""
     if arguments[:1] not in (["-h"], ["--help"]):
         return False
     print(f"usage: python -m recipes {typed}\n\n{about}")
@@ -85,12 +85,12 @@ def asks_for_help(arguments: list[str], about: str, typed: str) -> bool:
 
 
 def recipe_of_run(root: Path, run: Path, export: Path | None = None) -> Recipe:
-    """The recipe that made a run, by its metrics.json; where there is none yet, by the name of its export.
+    """The recipe that made a run, by its metrics.json; without one, by the name of its export.
 
-    A recipe that took over a part of another one says so: REPLACES = {"recipe": NAME, SETTING: VALUE}.
+    A recipe that replaces another one declares it: REPLACES = {"recipe": NAME, SETTING: VALUE}.
 
     Raises:
-        UserError: there is no such recipe here.
+        UserError: the recipe does not exist here.
     """
     known = {}
     for file in ("config.json", "metrics.json"):
@@ -104,7 +104,7 @@ def recipe_of_run(root: Path, run: Path, export: Path | None = None) -> Recipe:
         if replaced and replaced.items() <= known.items():
             return recipe
     if not name:
-        raise UserError(f"{run} does not say which recipe made it: it has no metrics.json. Let the run finish first.")
+        raise UserError(f"The recipe of {run} is unknown: it has no metrics.json. Let the run finish first.")
     return find_recipe(root, name)
 
 
@@ -112,7 +112,7 @@ def config_class(recipe_file: Path) -> type:
     """The Config class of a recipe, obtained without importing the recipe; see `load_only`.
 
     Returns:
-        A class equal to the recipe's own Config, but not the same object: give the recipe its own.
+        A class equal to the recipe's own Config, but not the same object: pass the recipe its own.
 
     Raises:
         UserError: recipe.py cannot be parsed or has no class Config.
@@ -121,19 +121,19 @@ def config_class(recipe_file: Path) -> type:
 
 
 def load_only(recipe_file: Path, name: str, needed: str = "") -> ModuleType:
-    """Execute a recipe.py as far as one of its top-level names needs it.
+    """Execute only the part of a recipe.py that one of its top-level names needs.
 
-    Why: importing recipe.py imports TensorFlow, which takes seconds, and a wrong flag must be answered in
-    milliseconds. So recipe.py is parsed, and only the name is executed, with the top-level imports, constants and
-    helper functions that it really uses. A recipe promises that those of Config are TensorFlow-free.
+    Importing recipe.py imports TensorFlow, which takes seconds, and a wrong flag must be reported in milliseconds.
+    So recipe.py is parsed, and only the name is executed, with the top-level imports, constants and helper functions
+    that it uses. Those of Config must not import TensorFlow.
 
-    The lines keep their numbers, and the module they run in stands in `sys.modules` with recipe.py as its
-    `__file__`: tyro reads a flag's help by `inspect.getsource`, which finds the text that way.
+    Line numbers are kept, and the module is in `sys.modules` with recipe.py as its `__file__`: tyro reads the help
+    of flags with `inspect.getsource`, which finds the source that way.
 
     Args:
         recipe_file: path of a recipe.py.
         name: of a class, a function or a constant.
-        needed: what the name should be, for the error.
+        needed: description of the name, for the error.
 
     Returns:
         A module with the name in it.
@@ -148,7 +148,7 @@ def load_only(recipe_file: Path, name: str, needed: str = "") -> ModuleType:
     defining = [node for node in tree.body if not _is_import(node) and name in _names_bound_by(node)]
     if not defining:
         kind = "class " if name == "Config" else ""
-        raise UserError(f"{recipe_file} has no {kind}{name}. A recipe needs {needed or 'something'} of that name.")
+        raise UserError(f"{recipe_file} has no {kind}{name}. A recipe needs {needed or 'a definition'} of that name.")
 
     used, waiting = {name, "annotations"}, defining
     while waiting:
@@ -159,7 +159,7 @@ def load_only(recipe_file: Path, name: str, needed: str = "") -> ModuleType:
     kept = []
     for node in tree.body:
         if _is_import(node):
-            # `from common import specs, training` must not bring `training` when only `specs` is used.
+            # `from common import specs, training` must not import `training` when only `specs` is used.
             node.names = [alias for alias in node.names if _name_bound_by(alias) in used]
             if node.names:
                 kept.append(node)
@@ -170,7 +170,7 @@ def load_only(recipe_file: Path, name: str, needed: str = "") -> ModuleType:
     module.__file__ = str(recipe_file)
     sys.modules[module.__name__] = module
     code = compile(ast.Module(body=kept, type_ignores=[]), str(recipe_file), "exec", dont_inherit=True)
-    exec(code, module.__dict__)  # our own recipe's lines, the same that `import` would execute
+    exec(code, module.__dict__)  # the same lines of the recipe that `import` would execute
     return module
 
 

@@ -1,4 +1,4 @@
-"""The side of the command line that imports TensorFlow: load a recipe, find what a run exported."""
+"""The part of the command line that imports TensorFlow: load a recipe, find the export of a run."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from common.errors import UserError
 from common.files import room_for
 from recipes.commands._discovery import Recipe, config_class
 
-ROOT = Path(__file__).resolve().parents[2]  # an error about a file of ours is a bug
+ROOT = Path(__file__).resolve().parents[2]  # an error about a file in it is a bug
 
 
 def load_recipe(recipe: Recipe) -> ModuleType:
-    """Import recipe.py for real, TensorFlow and all; this takes seconds.
+    """Import recipe.py completely, including TensorFlow; this takes seconds.
 
-    It is loaded from its file and not by its name, so that it may lie under any folder.
+    It is loaded from its file and not by its name, so that it may be in any folder.
     """
     module_name = f"{recipe.file.parent.parent.name}.{recipe.name}.recipe"
     specification = importlib.util.spec_from_file_location(module_name, recipe.file)
@@ -34,16 +34,16 @@ def load_recipe(recipe: Recipe) -> ModuleType:
 
 
 def parse_flags(command: str, recipe: Recipe, arguments: list[str]):
-    """Return the settings that flags stand for, of a class equal to the recipe's Config; nothing heavy is imported.
+    """Parse flags into a class equal to the recipe's Config; nothing heavy is imported.
 
     Raises:
-        UserError: a value that the recipe refuses; the recipe's own message. Wrong flags leave the program, with
-            exit code 2.
+        UserError: a value that the recipe rejects, with the recipe's own message. Wrong flags exit the program
+            with exit code 2.
     """
     import tyro  # here: `list` does without
 
     light_class = config_class(recipe.file)
-    # tyro would break the recipe's own message into the lines of a box: tyro only parses, the check follows.
+    # tyro would wrap the recipe's own message in a box: tyro only parses, the check follows.
     validate = getattr(light_class, "__post_init__", lambda config: None)
     light_class.__post_init__ = lambda config: None
     config = tyro.cli(
@@ -60,28 +60,28 @@ def parse_flags(command: str, recipe: Recipe, arguments: list[str]):
 
 
 @contextlib.contextmanager
-def trouble_told_plainly(recipe: Recipe, settings) -> Iterator[None]:
-    """While a recipe runs: a full disk or a file that goes away becomes a UserError. A bug keeps its traceback."""
+def failures_as_user_errors(recipe: Recipe, settings) -> Iterator[None]:
+    """Turn a full disk or a file that disappears during a run into a UserError. A bug keeps its traceback."""
     try:
-        with room_for("what this run writes", Path(settings.out)):
+        with room_for("the files of this run", Path(settings.out)):
             yield
     except UserError:
         raise
     except Exception as error:
-        if "UserError: " in str(error):  # of ours, raised within tf.data
+        if "UserError: " in str(error):  # raised within tf.data
             raise UserError(str(error).partition("UserError: ")[2].splitlines()[0]) from error
         lost = _lost_file(error)
         if not lost:
             raise
         raise UserError(
-            f"A file was moved, changed or deleted after it had been checked: {lost}. See what can be read now: "
-            f"python -m recipes check {recipe.name} --data {shlex.quote(settings.data)}. Put it back as it was, or "
-            f"start over in another --out."
+            f"A file was moved, changed or deleted after it had been checked: {lost}. Check the data again: "
+            f"python -m recipes check {recipe.name} --data {shlex.quote(settings.data)}. Restore the file, or start "
+            f"over in another --out."
         ) from error
 
 
 def _lost_file(error: Exception) -> str:
-    """Say which file of the data an error is about, or why it cannot be decoded; "" where it is about none."""
+    """Return the file of the data that an error is about, or why it cannot be decoded; "" where it is about none."""
     if isinstance(error, FileNotFoundError | PermissionError) and error.filename:
         file = Path(os.fsdecode(error.filename))
         return "" if file.absolute().is_relative_to(ROOT) else f"{error.filename} ({error.strerror})"
@@ -99,10 +99,10 @@ def newest_export(run: Path, name: str | None) -> Path:
         UserError: there is none, or several models and no name.
     """
     if not run.is_dir():
-        raise UserError(f"there is no folder {run}. Give the --out of `python -m recipes run`.")
+        raise UserError(f"there is no folder {run}. Name the --out of `python -m recipes run`.")
     pattern = f"serving/{name or '*'}/*/saved_model.pb"
     versions = [file.parent for file in run.glob(pattern) if file.parent.name.isdecimal()]
-    # By number, not by text: version 10 is newer than version 9. Of each name the last one stays.
+    # By number, not as text: version 10 is newer than version 9. The last one of each name is kept.
     versions.sort(key=lambda version: int(version.name))
     newest = {version.parent.name: version for version in versions}
     if not newest:
@@ -114,7 +114,7 @@ def newest_export(run: Path, name: str | None) -> Path:
 
 
 def reason_of(message: str) -> str:
-    """The one line of a TensorFlow graph error that tells what went wrong."""
+    """The line of a TensorFlow graph error that states the cause."""
     boilerplate = ("Graph execution error", "Detected at node", "<stack traces", "]]")
     lines = [line.rpartition("}}")[2].strip() or line.strip() for line in message.splitlines()]
     telling = [line for line in lines if line and not line.startswith(boilerplate)]
@@ -123,10 +123,10 @@ def reason_of(message: str) -> str:
 
 @contextlib.contextmanager
 def quiet_tensorflow() -> Iterator[None]:
-    """Keep what TensorFlow's native code says at its import away from the user, unless the import fails.
+    """Hide the messages of TensorFlow's native code at import, unless the import fails.
 
-    TF_CPP_MIN_LOG_LEVEL does not reach these lines (oneDNN, CUDA): they are written before it is read. With
-    TF_CPP_MIN_LOG_LEVEL=0 or 1 nothing is kept away.
+    TF_CPP_MIN_LOG_LEVEL does not affect these lines (oneDNN, CUDA): they are written before it is read. With
+    TF_CPP_MIN_LOG_LEVEL=0 or 1 nothing is hidden.
     """
     if os.environ.get("TF_CPP_MIN_LOG_LEVEL") in ("0", "1"):
         yield
@@ -137,7 +137,7 @@ def quiet_tensorflow() -> Iterator[None]:
         os.dup2(kept.fileno(), 2)
         try:
             yield
-            if "tensorflow" in sys.modules:  # the last noisy step is the first look for a GPU
+            if "tensorflow" in sys.modules:  # the last step with messages is the first query for GPUs
                 sys.modules["tensorflow"].config.list_physical_devices("GPU")
         except BaseException:
             kept.seek(0)
@@ -150,6 +150,6 @@ def quiet_tensorflow() -> Iterator[None]:
 
 
 def complain(problem: object) -> None:
-    """Print one error on stderr, in red where somebody watches."""
+    """Print one error on stderr, in red on a terminal."""
     red, plain = ("\033[31m", "\033[0m") if sys.stderr.isatty() and "NO_COLOR" not in os.environ else ("", "")
     print(f"{red}error: {problem}{plain}", file=sys.stderr)

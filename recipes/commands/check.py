@@ -1,4 +1,4 @@
-"""Look at the data before training: what would be read, samples, how long a run takes."""
+"""Check the data before training: what would be read, some examples, how long a run takes."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from pathlib import Path
 
 from common.errors import UserError
 from recipes.commands._discovery import asks_for_help, named_recipe
-from recipes.commands._execution import load_recipe, parse_flags, trouble_told_plainly
+from recipes.commands._execution import failures_as_user_errors, load_recipe, parse_flags
 
 TAKES = "NAME [flags]"
 
 
 def main(arguments: list[str], root: Path) -> int:
-    """Parse the flags, and only when they are right import the recipe and let it look at its data."""
+    """Parse the flags, and only if they are valid import the recipe and check its data."""
     if asks_for_help(arguments, __doc__, f"check {TAKES}"):
         return 0
     recipe, flags = named_recipe("check", arguments, root)
@@ -20,6 +20,6 @@ def main(arguments: list[str], root: Path) -> int:
         raise UserError(f"{recipe.name} has no check. Type: python -m recipes run {recipe.name} --limit 100")
     config = parse_flags("check", recipe, flags)
     module = load_recipe(recipe)
-    with trouble_told_plainly(recipe, config):
+    with failures_as_user_errors(recipe, config):
         module.check(module.Config(**vars(config)))
     return 0

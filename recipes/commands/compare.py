@@ -18,7 +18,7 @@ def main(arguments: list[str], root: Path) -> int:
     """Print a table of finished runs."""
     parser = argparse.ArgumentParser(prog="python -m recipes compare", description=main.__doc__)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="the folder that a run wrote (its --out)")
-    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per run")
     options = parser.parse_args(arguments)
     found = [_read(run) for run in options.runs]
     if options.json:
@@ -36,7 +36,7 @@ def main(arguments: list[str], root: Path) -> int:
         print("\n".join(_table(None, different)))
     tests = {(metrics.get("data"), json.dumps(metrics.get("counts", {}).get("test"))) for metrics, _ in found}
     if len(tests) > 1:
-        print("\nThe runs were tested on different data: their scores cannot be compared.")
+        print("\nThe runs were tested on different data: their scores are not comparable.")
     return 0
 
 
@@ -45,24 +45,24 @@ def _read(run: Path) -> tuple[dict, dict]:
         return tuple(json.loads((run / name).read_text("utf-8")) for name in ("metrics.json", "config.json"))
     except OSError as problem:
         raise UserError(
-            f"{run} holds no finished run ({Path(problem.filename).name}: {problem.strerror}). Give the --out of one."
+            f"{run} holds no finished run ({Path(problem.filename).name}: {problem.strerror}). Name the --out of one."
         ) from problem
     except ValueError as problem:
-        raise UserError(f"{run} cannot be read: {problem}. Give the --out of a finished run.") from problem
+        raise UserError(f"{run} cannot be read: {problem}. Name the --out of a finished run.") from problem
 
 
 def _scores_of(root: Path, run: Path, metrics: dict) -> list[str]:
-    """Return the names of the scores of a run, those that its recipe puts first in front."""
+    """Return the names of the scores of a run: the main ones of its recipe, or all."""
     try:
         first = recipe_of_run(root, run).literal("SCORES", ())
-    except UserError:  # of a recipe that is not here
+    except UserError:  # the recipe does not exist here
         first = ()
     numbers = [name for name, value in metrics.get("test", {}).items() if isinstance(value, int | float)]
     return [name for name in first if name in numbers] or numbers
 
 
 def _column(metrics: dict, scores: list[str]) -> dict[str, str]:
-    """Return what the table says of one run, by the name of the line."""
+    """Return the column of one run, by the name of the line."""
     test, seconds = metrics.get("test", {}), metrics.get("seconds", {})
     lines = {"recipe": str(metrics.get("recipe", "")), "data": str(metrics.get("data", ""))}
     lines["source"] = str(metrics.get("source", ""))

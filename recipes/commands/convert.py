@@ -1,4 +1,4 @@
-"""The export of a run as LiteRT (float or --int8) or ONNX, for phones and small servers, proved again."""
+"""Convert the export of a run to LiteRT (float or --int8) or ONNX, for phones and small servers, and prove it."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from recipes.commands._discovery import recipe_of_run
 from recipes.commands._execution import complain, newest_export, quiet_tensorflow
 
 TAKES = "RUN --to FORM"
-# What each form needs beside TensorFlow, as it is imported.
+# The packages that each form needs besides TensorFlow, by import name.
 PACKAGES = {"litert": ("ai_edge_litert",), "onnx": ("onnx", "tf2onnx", "onnxruntime")}
 
 
 def main(arguments: list[str], root: Path) -> int:
-    """Convert the export of a run on images to LiteRT or ONNX, and prove it on the test images."""
+    """Convert the export of an image recipe to LiteRT or ONNX, and prove it on the test images."""
     parser = argparse.ArgumentParser(prog="python -m recipes convert", description=main.__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="the folder that a run wrote (its --out)")
     parser.add_argument("--to", required=True, metavar="FORM", help="litert (TensorFlow Lite, for phones) or onnx")
     parser.add_argument("--int8", action="store_true", help="litert in 8 bits, classifiers only: a quarter of the size")
-    parser.add_argument("--name", help="which export, when the run holds several")
+    parser.add_argument("--name", help="which export, if the run holds several")
     options = parser.parse_args(arguments)
     check_choice("--to", options.to, tuple(PACKAGES))
     if options.int8 and options.to != "litert":
         raise UserError(
-            f"--int8 is offered for litert alone. Received: --to {options.to}. Type: --to litert --int8, or --to onnx."
+            f"--int8 is available for litert only. Received: --to {options.to}. Type: --to litert --int8, or --to onnx."
         )
     version = newest_export(options.run, options.name)
     recipe = recipe_of_run(root, options.run, version)
     config, metrics = _read_run(options.run)
     place = recipe.literal("CONVERTER")
     if place is None:
-        raise UserError(f"The exports of {recipe.name} cannot be converted. Name the run of a recipe for images.")
+        raise UserError(f"The exports of {recipe.name} cannot be converted. Name the run of an image recipe.")
     for package in PACKAGES[options.to]:
         check_installed(f"--to {options.to}", package, "requirements-convert.txt")
 
@@ -51,18 +51,18 @@ def main(arguments: list[str], root: Path) -> int:
     loaded = converting.load_to_convert(version, converter.gives)
     size, class_names = converting.size_and_class_names(loaded)
     if options.int8 and converter.calibrate is None:
-        raise UserError(f"--int8 is not offered for {recipe.name}. Type: --to litert.")
+        raise UserError(f"--int8 is not available for {recipe.name}. Type: --to litert.")
     resize = converter.resize(config)
     folder = options.run / "converted" / ("litert_int8" if options.int8 else options.to)
     file = folder / ("model.onnx" if options.to == "onnx" else "model.tflite")
 
-    # demo and tfds: write their images anew, and the run's own stay as they are.
+    # demo and tfds: write their images again, without changing those of the run.
     with tempfile.TemporaryDirectory() as scratch:
         data = _data_of(options.run, converter, config, metrics["counts"], class_names, Path(scratch))
         began = time.monotonic()
         with files.room_for("the converted model", folder, 2 * converting.saved_model_bytes(version)):
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / "conversion.json").unlink(missing_ok=True)  # it tells of the model that is replaced now
+            (folder / "conversion.json").unlink(missing_ok=True)  # it describes the model that is replaced
             if options.int8:
                 count, calibration = converter.calibrate(data, size, resize, config.get("seed", 0))
                 print(f"calibrating with {count:,} training images ...", flush=True)
@@ -72,17 +72,17 @@ def main(arguments: list[str], root: Path) -> int:
                     model = converting.to_onnx(function)
                 elif options.int8:
                     model = converting.to_litert_int8(function, calibration)
-                    beside = {"float_bytes": len(converting.to_litert(function)), "calibration_pictures": count}
+                    beside = {"float_bytes": len(converting.to_litert(function)), "calibration_images": count}
                 else:
                     model = converting.to_litert(function)
             files.write_atomically(file, lambda partial: partial.write_bytes(model))
         seconds = time.monotonic() - began
 
-        print(f"asking it and the SavedModel about {len(data.test):,} test images ...", flush=True)
+        print(f"comparing it with the SavedModel on {len(data.test):,} test images ...", flush=True)
         threads = os.cpu_count() or 1
         with quiet_tensorflow():
             ask = (converting.open_onnx if options.to == "onnx" else converting.open_litert)(model, threads)
-        proof = converter.prove(converting.ask_saved_model(loaded, converter.gives), ask, data, size, resize)
+        proof = converter.prove(converting.open_saved_model(loaded, converter.gives), ask, data, size, resize)
     failure = converter.failure(proof, options.int8)
 
     takes = "uint8" if options.int8 else "float32"
@@ -100,7 +100,7 @@ def main(arguments: list[str], root: Path) -> int:
         "data": config["data"],
         "versions": runs.versions() | _versions_of(options.to),
     }
-    with files.room_for("what belongs to the converted model", folder):
+    with files.room_for("the files of the converted model", folder):
         one_a_line = "".join(" ".join(name.split()) + "\n" for name in class_names)
         (folder / "labels.txt").write_text(one_a_line, encoding="utf-8")
         usage = converter.how_to_use(file.name, takes, size, resize, len(class_names))
@@ -127,27 +127,27 @@ def _read_run(run: Path) -> tuple[dict, dict]:
             f"python -m recipes run NAME --resume {run}"
         ) from problem
     except ValueError as problem:
-        raise UserError(f"{run} cannot be read: {problem}. Give the --out of a finished run.") from problem
+        raise UserError(f"{run} cannot be read: {problem}. Name the --out of a finished run.") from problem
     if "data" not in config or "counts" not in metrics:
-        raise UserError(f"{run} is no run on labelled pictures: its config.json names no data. Give one that is.")
+        raise UserError(f"{run} is not a run on labelled images: its config.json names no data. Name one that is.")
     return config, metrics
 
 
 def _data_of(run: Path, converter, config: dict, counts: dict, class_names: list[str], scratch: Path):
-    """Split the data of a run again, and refuse what is not the same any more."""
+    """Split the data of a run again, and raise UserError where it has changed."""
     try:
         data = converter.load_data(config, scratch)
     except UserError as problem:
         raise UserError(
-            f"The images of {run} are needed, to calibrate and to prove, and are not where they were "
-            f"(--data {config['data']}, as seen from {Path.cwd()}): {problem} Put them back, or type this where the "
-            f"run was started."
+            f"The images of {run} are needed for calibration and proof, but were not found "
+            f"(--data {config['data']}, from {Path.cwd()}): {problem} Restore them, or type this in the directory "
+            f"where the run was started."
         ) from problem
     if data.counts() != counts or list(data.class_names) != class_names:
         raise UserError(
-            f"The images in --data {config['data']} are not those of {run} any more. Then: {counts}, classes "
-            f"{', '.join(class_names[:5])}; now: {data.counts()}, classes {', '.join(data.class_names[:5])}. Put them "
-            f"back, or run the recipe again."
+            f"The images in --data {config['data']} are no longer those of {run}. Then: {counts}, classes "
+            f"{', '.join(class_names[:5])}; now: {data.counts()}, classes {', '.join(data.class_names[:5])}. Restore "
+            f"them, or run the recipe again."
         )
     return data
 

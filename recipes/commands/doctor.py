@@ -1,4 +1,4 @@
-"""What is wrong with this installation (versions, disk, GPUs, caches, network), and how to fix it."""
+"""Check this installation (versions, disk, GPUs, caches, network), and print how to fix problems."""
 
 from __future__ import annotations
 
@@ -34,57 +34,57 @@ _SERVERS = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
-        level: `ok`; `note`, which only some need to know; or `wrong`, which breaks something.
+        level: `ok`; `note`, relevant only for some users; or `wrong`, a problem.
         text: what was found.
-        mend: the command, or the act, that mends it.
+        fix: the command, or the action, that fixes it.
     """
 
     level: str
     text: str
-    mend: str = ""
+    fix: str = ""
 
 
 def main(arguments: list[str], root: Path) -> int:
-    """Print every finding; 1 where something is wrong."""
+    """Check versions, disk, memory, GPUs, caches and network; print how to fix problems, and exit with 1 for any."""
     argparse.ArgumentParser(prog="python -m recipes doctor", description=main.__doc__).parse_args(arguments)
     wrong = 0
-    for title, look in _CHAPTERS.items():
+    for title, check in _CHAPTERS.items():
         print(f"{title}", flush=True)
-        for finding in look():
+        for finding in check():
             mark = {"ok": "ok   ", "note": "note ", "wrong": "WRONG"}[finding.level]
-            print(f"  {mark} {finding.text}" + (f"\n        mend: {finding.mend}" if finding.mend else ""), flush=True)
+            print(f"  {mark} {finding.text}" + (f"\n        fix: {finding.fix}" if finding.fix else ""), flush=True)
             wrong += finding.level == "wrong"
-    print("nothing is wrong" if not wrong else f"{wrong} to mend")
+    print("no problems found" if not wrong else f"{wrong} to fix")
     return 1 if wrong else 0
 
 
-def look_at_versions(requirements: Path = ROOT / "requirements.txt") -> Iterator[Finding]:
-    """Compare what is installed with what is tested, and with what the packages want of each other."""
-    suits = (3, 11) <= sys.version_info < (3, 14)  # of a newer one there is no TensorFlow that was tested
+def check_versions(requirements: Path = ROOT / "requirements.txt") -> Iterator[Finding]:
+    """Compare the installed versions with the tested ones, and with what the packages require of each other."""
+    suits = (3, 11) <= sys.version_info < (3, 14)  # no tested TensorFlow supports a newer one
     yield Finding("ok" if suits else "wrong", f"Python {sys.version.split()[0]}; tested with 3.11 to 3.13",
                   "" if suits else "PYTHON=python3.11 make demo")  # fmt: skip
-    mend = "pip install -r requirements.txt"
+    fix = "pip install -r requirements.txt"
     for line in requirements.read_text("utf-8").splitlines():
         text = line.split("#")[0].strip()
         if not text:
             continue
         wanted, found = Requirement(text), _version(Requirement(text).name)
         if found is None:
-            yield Finding("wrong", f"{wanted.name} is not installed; tested with {wanted.specifier}", mend)
+            yield Finding("wrong", f"{wanted.name} is not installed; tested with {wanted.specifier}", fix)
         elif wanted.name == "setuptools" and not wanted.specifier.contains(found):
-            yield Finding("note", f"setuptools {found} has no pkg_resources; for tensorflow-hub a stand-in is used")
+            yield Finding("note", f"setuptools {found} has no pkg_resources; a stand-in is used for tensorflow-hub")
         elif not wanted.specifier.contains(found, prereleases=True):
-            yield Finding("wrong", f"{wanted.name} {found}; tested with {wanted.specifier}", mend)
+            yield Finding("wrong", f"{wanted.name} {found}; tested with {wanted.specifier}", fix)
         elif wanted.name in _OURS:
             yield Finding("ok", f"{wanted.name} {found}")
-    yield from _look_at_pairs()
+    yield from _check_pairs()
 
 
-def _look_at_pairs() -> Iterator[Finding]:
-    """Known to break each other: what must be of TensorFlow's own minor version, and what each declares it needs."""
+def _check_pairs() -> Iterator[Finding]:
+    """Find known conflicts: packages that must match TensorFlow's minor version, and declared requirements."""
     tensorflow = _version("tensorflow")
     for name in ("tf-keras", "tensorflow-text"):
         found = _version(name)
@@ -97,32 +97,32 @@ def _look_at_pairs() -> Iterator[Finding]:
             found = _version(wanted.name)
             applies = wanted.marker is None or wanted.marker.evaluate({"extra": ""})
             if applies and found and not wanted.specifier.contains(found, prereleases=True):
-                text = f"{name} {_version(name)} wants {wanted.name}{wanted.specifier}, and {found} is installed"
+                text = f"{name} {_version(name)} requires {wanted.name}{wanted.specifier}, but {found} is installed"
                 yield Finding("wrong", text, f"pip install '{wanted.name}{wanted.specifier}'")
 
 
-def look_at_room() -> Iterator[Finding]:
-    """Free disk where runs and caches are written, and free memory."""
+def check_disk_and_memory() -> Iterator[Finding]:
+    """Check the free disk space for runs and caches, and the free memory."""
     for what, folder in (("here", "."), ("in your home folder", "~")):
         try:
             free = shutil.disk_usage(os.path.expanduser(folder)).free
         except OSError as error:
-            yield Finding("wrong", f"the disk {what} cannot be looked at: {error}", "change to a folder that exists")
+            yield Finding("wrong", f"disk space {what} cannot be checked: {error}", "change to a folder that exists")
             continue
-        yield _enough(free, DISK_NEEDED, f"of disk free {what}", "make room, or choose another --out")
+        yield _enough(free, DISK_NEEDED, f"free disk space {what}", "free some space, or choose another --out")
     table = Path("/proc/meminfo")  # not on macOS
     lines = table.read_text("utf-8").splitlines() if table.exists() else []
     for free in (int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")):
-        yield _enough(free, MEMORY_NEEDED, "of memory free", "close what else runs, or --batch-size 8")
+        yield _enough(free, MEMORY_NEEDED, "free memory", "close other programs, or use --batch-size 8")
 
 
-def _enough(found: float, needed: float, what: str, mend: str) -> Finding:
+def _enough(found: float, needed: float, what: str, fix: str) -> Finding:
     text = f"{found / 1e9:,.1f} GB {what}"
-    return Finding("ok", text) if found >= needed else Finding("note", f"{text}; {needed / 1e9:g} GB is safer", mend)
+    return Finding("ok", text) if found >= needed else Finding("note", f"{text}; {needed / 1e9:g} GB is safer", fix)
 
 
-def look_at_gpus() -> Iterator[Finding]:
-    """What the driver sees, and what TensorFlow sees of it."""
+def check_gpus() -> Iterator[Finding]:
+    """Compare the GPUs of the driver with those that TensorFlow finds."""
     listed = ""
     if shutil.which("nvidia-smi"):
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -138,16 +138,16 @@ def look_at_gpus() -> Iterator[Finding]:
         return
     seen = int(said.stdout.strip().splitlines()[-1])
     if driver and not seen:
-        text = f"the driver has {', '.join(driver)}, but TensorFlow sees none"
+        text = f"the driver has {', '.join(driver)}, but TensorFlow finds none"
         yield Finding("wrong", text, f"pip install 'tensorflow[and-cuda]=={_version('tensorflow')}'")
     elif seen:
-        yield Finding("ok", f"TensorFlow sees {seen} GPU(s)")
+        yield Finding("ok", f"TensorFlow finds {seen} GPU(s)")
     else:
         yield Finding("ok", "no GPU: training runs on the CPU")
 
 
-def look_at_caches() -> Iterator[Finding]:
-    """Whether what was fetched before is whole."""
+def check_caches() -> Iterator[Finding]:
+    """Check that fetched models are complete."""
     from common.sources.entries import missing_files
     from common.sources.handles import Handle, hub_cache
     from common.sources.hub_cache import what_is_wrong
@@ -166,22 +166,22 @@ def look_at_caches() -> Iterator[Finding]:
             problem = "saved_model.pb is missing."
         if problem:
             bad += 1
-            mend = f"python -m recipes fetch 'hub:{url}'" if url else f"rm -r {folder}, and fetch its handle again"
-            yield Finding("wrong", f"{url or 'a model'} in {folder}: {problem}", mend)
-    yield Finding("ok", f"TF Hub models in {cache}: {len(folders) - bad} whole")
+            fix = f"python -m recipes fetch 'hub:{url}'" if url else f"rm -r {folder}, and fetch its handle again"
+            yield Finding("wrong", f"{url or 'a model'} in {folder}: {problem}", fix)
+    yield Finding("ok", f"TF Hub models in {cache}: {len(folders) - bad} complete")
     for entry in CATALOGUE.values():
         if entry.sha256 and entry.folder.is_dir():
             missing = missing_files(entry)
-            text = f"{entry.name} in {entry.folder}" + (f": not whole: {', '.join(missing)}" if missing else "")
+            text = f"{entry.name} in {entry.folder}" + (f": incomplete: {', '.join(missing)}" if missing else "")
             yield Finding(
                 "wrong" if missing else "ok", text, f"python -m recipes fetch {entry.name}" if missing else ""
             )
     for partial in sorted(cache.glob("*.partial")):
-        yield Finding("note", f"{partial} is a fetch that broke off", "fetch it again: it goes on from there")
+        yield Finding("note", f"{partial} is an interrupted download", "fetch it again: the download resumes")
 
 
-def look_at_network(seconds: float = 4.0) -> Iterator[Finding]:
-    """Which of the servers that hold pretrained models can be reached from here."""
+def check_network(seconds: float = 4.0) -> Iterator[Finding]:
+    """Check which servers of pretrained models can be reached from here."""
     import requests
 
     def reach(url: str) -> str:
@@ -194,10 +194,10 @@ def look_at_network(seconds: float = 4.0) -> Iterator[Finding]:
     with ThreadPoolExecutor() as pool:
         for (url, needs), problem in zip(_SERVERS.items(), pool.map(reach, _SERVERS), strict=True):
             if problem:
-                mend = "on a machine that reaches it: python -m recipes fetch SOURCE, and copy the folder"
-                yield Finding("note", f"{url} cannot be reached ({problem}); needed for {needs}", mend)
+                fix = "on a machine that reaches it: python -m recipes fetch SOURCE, and copy the folder"
+                yield Finding("note", f"{url} cannot be reached ({problem}); needed for {needs}", fix)
             else:
-                yield Finding("ok", f"{url} answers")
+                yield Finding("ok", f"{url} can be reached")
 
 
 def _version(package: str) -> str | None:
@@ -208,9 +208,9 @@ def _version(package: str) -> str | None:
 
 
 _CHAPTERS = {
-    "versions": look_at_versions,
-    "room": look_at_room,
-    "GPUs": look_at_gpus,
-    "caches": look_at_caches,
-    "network": look_at_network,
+    "versions": check_versions,
+    "disk and memory": check_disk_and_memory,
+    "GPUs": check_gpus,
+    "caches": check_caches,
+    "network": check_network,
 }

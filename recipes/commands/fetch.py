@@ -1,4 +1,4 @@
-"""Fetch a pretrained model ahead of time."""
+"""Fetch a pretrained model ahead of time. Resumes an interrupted download."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ TAKES = "SOURCE"
 
 
 def main(arguments: list[str], root: Path) -> int:
-    """Fetch a source ahead of time, go on with a fetch that broke off, verify it, and print how to use it offline."""
+    """Fetch a source ahead of time, verify it, and print how to use it offline. Resumes an interrupted download."""
     parser = argparse.ArgumentParser(prog="python -m recipes fetch", description=main.__doc__)
-    parser.add_argument("source", metavar="SOURCE", help="what would stand after --source")
+    parser.add_argument("source", metavar="SOURCE", help="as for --source")
     source = parser.parse_args(arguments).source
-    parse_source(source)  # a mistake is told before the seconds of importing TensorFlow
+    parse_source(source)  # errors are reported before importing TensorFlow, which takes seconds
     with quiet_tensorflow():
         from common.images.fetch import fetch_source
 
-    print(f"It is here. Without network: --source '{fetch_source(source)}'")
+    print(f"Fetched. Without network: --source '{fetch_source(source)}'")
     return 0

@@ -1,4 +1,4 @@
-"""Ask the export of a run about files or texts."""
+"""Predict files or texts with the export of a run."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ TAKES = "RUN FILE..."
 
 
 def main(arguments: list[str], root: Path) -> int:
-    """Ask the newest export of a run about files or texts; the recipe of the run says how answers are shown."""
+    """Predict files or texts with the newest export of a run."""
     parser = argparse.ArgumentParser(prog="python -m recipes predict", description=main.__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="the folder that a run wrote (its --out)")
     parser.add_argument("inputs", nargs="+", metavar="FILE_OR_TEXT", help="files of images or sounds, or texts")
-    parser.add_argument("--json", action="store_true", help="one JSON object a line, with all probabilities")
-    parser.add_argument("--name", help="which export, when the run holds several")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per input, with all probabilities")
+    parser.add_argument("--name", help="which export, if the run holds several")
     options = parser.parse_args(arguments)
     export = newest_export(options.run, options.name)
     recipe = recipe_of_run(root, options.run, export)
     takes = recipe.literal("INPUT")
     if takes is None:
-        raise UserError(f"{recipe.name} exports nothing that predict can ask: its recipe.py has no INPUT.")
+        raise UserError(f"predict does not support {recipe.name}: its recipe.py has no INPUT.")
     absent = [name for name in options.inputs if takes != "text" and not _is_file(name)]
-    if absent:  # told before the seconds of importing TensorFlow
+    if absent:  # reported before importing TensorFlow, which takes seconds
         shown = ", ".join(name[:200] for name in absent[:5]) + (" …" if len(absent) > 5 else "")
-        raise UserError(f"{len(absent)} of {len(options.inputs)} are not files: {shown}. Name files that are there.")
+        raise UserError(f"{len(absent)} of {len(options.inputs)} are not files: {shown}. Name existing files.")
     with quiet_tensorflow():
         import tensorflow as tf
 
         predictor = load_only(recipe.file, "PREDICTOR", "a Predictor").PREDICTOR
     try:
-        # The loaded object must stay in a variable: its signatures hold its weights only weakly.
+        # The loaded object must stay in a variable: its signatures reference its weights only weakly.
         loaded = tf.saved_model.load(str(export))
     except (OSError, ValueError, tf.errors.OpError) as problem:
         raise UserError(f"{export} cannot be loaded: {problem}. Run the recipe again.") from problem
@@ -45,23 +45,23 @@ def main(arguments: list[str], root: Path) -> int:
     gives = signature.structured_outputs if signature else {}
     if set(found) != {takes} or not set(predictor.answers.gives) <= set(gives):
         raise UserError(
-            f"{export} is no export of {recipe.name}: it takes {', '.join(found) or 'nothing'} and gives "
-            f"{', '.join(gives) or 'nothing'}; {takes} and {', '.join(predictor.answers.gives)} are needed."
+            f"{export} is not an export of {recipe.name}: it takes {', '.join(found) or 'nothing'} and returns "
+            f"{', '.join(gives) or 'nothing'}. Required: {takes} and {', '.join(predictor.answers.gives)}."
         )
     return _predict(signature, predictor, options)
 
 
 def _predict(signature, predictor, options) -> int:
-    """Print an answer for each input; return 1 where one of them has none."""
+    """Print a prediction per input; return 1 where one of them failed."""
     import tensorflow as tf
 
     def ask(contents: list[bytes]) -> list[dict[str, Any] | str]:
-        """One answer an input; a text instead says why there is none."""
+        """Return one prediction per input, or the reason why it failed, as text."""
         try:
             outputs = signature(**{predictor.takes: tf.constant(contents)})
             outputs = {name: value.numpy() for name, value in outputs.items()}
         except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError) as problem:
-            # One bad file fails its whole batch, and the error does not say which: ask one by one.
+            # One bad file fails its whole batch, and the error does not name it: send one by one.
             if len(contents) == 1:
                 return [reason_of(problem.message)]
             return [answer for content in contents for answer in ask([content])]
@@ -95,7 +95,7 @@ def _predict(signature, predictor, options) -> int:
 
 
 def _places(names: list[str], folder: Path) -> dict[str, Path]:
-    """Return the beginning of the path of what is written about each file; equal names get a number."""
+    """Return the path without suffix for files written about each input; equal names get a number."""
     names = list(dict.fromkeys(names))
     ends = [Path(name).name for name in names]
     return {
@@ -107,5 +107,5 @@ def _places(names: list[str], folder: Path) -> dict[str, Path]:
 def _is_file(name: str) -> bool:
     try:
         return Path(name).is_file()
-    except (OSError, ValueError):  # a text is too long for a name, or holds what no name may
+    except (OSError, ValueError):  # a text may be too long for a file name, or hold invalid characters
         return False

@@ -8,34 +8,34 @@ from pathlib import Path
 from common.errors import UserError
 from common.runs import has_progress, settle
 from recipes.commands._discovery import asks_for_help, named_recipe
-from recipes.commands._execution import complain, load_recipe, parse_flags, trouble_told_plainly
+from recipes.commands._execution import complain, failures_as_user_errors, load_recipe, parse_flags
 
 TAKES = "NAME [flags]"
 
 
 def main(arguments: list[str], root: Path) -> int:
-    """Parse the flags, and only when they are right import the recipe and run it."""
+    """Parse the flags, and only if they are valid import the recipe and run it."""
     if asks_for_help(arguments, __doc__, f"run {TAKES}"):
         return 0
     recipe, flags = named_recipe("run", arguments, root)
     config = parse_flags("run", recipe, flags)
     resumable = hasattr(config, "resume")
-    # What cannot start is refused before the seconds of importing TensorFlow.
+    # Errors are reported before importing TensorFlow, which takes seconds.
     settings = settle(config) if resumable else config
     module = load_recipe(recipe)
     how = f" Continue it: python -m recipes run {recipe.name} --resume {settings.out}" if resumable else ""
     try:
-        with trouble_told_plainly(recipe, settings):
+        with failures_as_user_errors(recipe, settings):
             metrics = module.main(module.Config(**vars(config)))
     except KeyboardInterrupt:
         print(f"\ninterrupted.{how}", file=sys.stderr)
         return 130
-    except UserError as problem:  # a folder with progress was refused before: this run has learned what is there
+    except UserError as problem:  # a folder with progress was rejected before: the progress is of this run
         if resumable and config.resume is None and has_progress(Path(settings.out)):
-            raise UserError(f"{problem} What the run has saved is kept.{how}") from problem
+            raise UserError(f"{problem} The progress of the run is kept.{how}") from problem
         raise
     proof = metrics.get("proof") or {}
     if not proof.get("passed", True):
-        complain(f"the proof failed: the export in {config.out} does not answer as evaluated. Do not serve it.")
+        complain(f"the proof failed: the export in {config.out} does not reproduce the evaluation. Do not serve it.")
         return 1
     return 0

@@ -23,33 +23,33 @@ class Config:
     """Serve exports on this machine, as TensorFlow Serving would: a stand-in for development."""
 
     exports: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN_OR_EXPORT")] = ()
-    """Folders that runs wrote (their --out), or folders NAME/NUMBER with a SavedModel inside."""
+    """Run folders (their --out), or folders NAME/NUMBER with a SavedModel"""
     port: int = 8501
-    """Port of the REST API; 0 takes any free one."""
+    """Port of the REST API; 0 selects any free port"""
     grpc_port: int = 8500
-    """Port of the gRPC API; 0 takes any free one."""
+    """Port of the gRPC API; 0 selects any free port"""
     host: str = "127.0.0.1"
-    """Address to listen on: 127.0.0.1 is reached from this machine alone, 0.0.0.0 from everywhere."""
+    """Address to listen on: 127.0.0.1 accepts connections from this machine only, 0.0.0.0 from everywhere"""
     models_config: str | None = None
-    """Serve the models of this file (models.config of TensorFlow Serving): versions, labels."""
+    """A models.config file of TensorFlow Serving, with models, versions and labels"""
     batching: bool = True
-    """Answer requests that arrive together in one go."""
+    """Run concurrent requests as one batch"""
     max_batch_size: int = 32
-    """The most examples in one go, and in one request."""
+    """Maximum number of examples per batch, and per request"""
     batch_timeout_ms: float = 2.0
-    """The longest that a request waits for others, and only while others are on their way."""
+    """Maximum time that a request waits for its batch to fill; it waits only while other requests are in flight"""
     max_request_mb: float = 32.0
-    """Larger requests are refused."""
+    """Maximum size of a request"""
     request_seconds: float = 30.0
-    """A request that takes longer to arrive is refused."""
+    """Maximum time for a request to arrive"""
     poll_seconds: float = 1.0
-    """Time between two looks for new versions."""
+    """Interval between checks for new versions"""
 
 
 def main(arguments: list[str], root: Path) -> int:
-    """Serve until Ctrl-C or SIGTERM, then answer what still runs and stop."""
+    """Serve until Ctrl-C or SIGTERM, then finish the running requests and stop."""
     config = tyro.cli(Config, args=arguments, prog="python -m recipes serve")
-    _check(config)  # not in __post_init__, whose message tyro would break into the lines of a box
+    _check(config)  # not in __post_init__, whose message tyro would wrap in a box
     with quiet_tensorflow():
         from common.serving.batching import BatchingParameters
         from common.serving.configs import configs_of_file, configs_of_folder
@@ -64,9 +64,9 @@ def main(arguments: list[str], root: Path) -> int:
         batching = BatchingParameters(config.max_batch_size, int(1000 * config.batch_timeout_ms))
     if config.host not in ("127.0.0.1", "localhost", "::1"):
         print(
-            f"--host {config.host}: whoever can reach this machine over the network can now ask these models and read "
-            f"/metrics. There is no password, no encryption and no limit per client. Put a proxy that has them in "
-            f"front, or leave --host out."
+            f"--host {config.host}: every client that can reach this machine can now query these models and read "
+            f"/metrics. There is no password, no encryption and no limit per client. Put a proxy with these in front "
+            f"of it, or omit --host."
         )
     log_to_stderr()
     server = Server(
@@ -119,6 +119,6 @@ def _introduce(server) -> None:
 
 
 def _shortest(path: Path) -> str:
-    """Return a path as somebody in this folder would type it."""
+    """Return a path relative to the current directory where possible."""
     here = Path.cwd()
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)

@@ -21,7 +21,7 @@ def main(arguments: list[str], root: Path) -> int:
     import tyro  # here: `list` does without
 
     print(recipe.docstring(), end="\n\n", flush=True)
-    with contextlib.suppress(SystemExit):  # tyro leaves the program after its help; we have more to say
+    with contextlib.suppress(SystemExit):  # tyro exits after its help; the results follow
         program = f"python -m recipes run {recipe.name}"
         tyro.cli(config_class(recipe.file), args=["--help"], prog=program, description="")
     results = recipe.file.with_name("results.json")
@@ -47,7 +47,7 @@ def _describe_results(file: Path) -> Iterator[str]:
 
 
 def _flatten(name: str, value: Any) -> Iterator[str]:
-    """Print any JSON value; a {"mean", "std", "seeds"} is one line, however deep it lies."""
+    """Print any JSON value; a {"mean", "std", "seeds"} at any depth is one line."""
     if isinstance(value, dict) and isinstance(value.get("mean"), int | float):
         spread = f" ± {value['std']:.4g}" if isinstance(value.get("std"), int | float) else ""
         seeds = f" ({len(value['seeds'])} seeds)" if isinstance(value.get("seeds"), list) else ""

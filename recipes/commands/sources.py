@@ -1,4 +1,4 @@
-"""Pretrained models that are recommended, under short names; --for NAME: for one recipe."""
+"""Recommended pretrained models, with short names; --for NAME: for one recipe."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ TAKES = "[--for NAME]"
 
 
 def main(arguments: list[str], root: Path) -> int:
-    """Print the catalogue: what can stand after --source as a short name."""
+    """Print the catalogue: the short names for --source."""
     parser = argparse.ArgumentParser(prog="python -m recipes sources", description=main.__doc__)
-    parser.add_argument("--for", dest="recipe", metavar="RECIPE", help="only those that suit this recipe")
+    parser.add_argument("--for", dest="recipe", metavar="RECIPE", help="only sources that suit this recipe")
     wanted = parser.parse_args(arguments).recipe
     suits = {recipe.name: recipe.literal("SOURCES", ()) for recipe in find_recipes(root)}
     if wanted and not suits[find_recipe(root, wanted).name]:

@@ -3,7 +3,7 @@
     python -m recipes run image_classification                       # demo digits, offline
     python -m recipes run image_classification --data folder:PHOTOS --source keras:ResNet50 --out runs/mine
 
-PHOTOS holds a folder for each class, or train/val/test with class folders inside. The pretrained source extracts the
+PHOTOS has one folder per class, or train/val/test with class folders inside. The pretrained source extracts the
 features of every image once, and a linear head is fitted on them (feature extraction); then the source itself is
 unfrozen and trained at a lower learning rate than the head (fine-tuning). The report compares the result with the
 frozen source and, with `--baselines frozen,scratch`, with the same network trained from scratch. The SavedModel takes
@@ -53,7 +53,8 @@ BASELINES = {"frozen": "Frozen source, linear head", "scratch": "From scratch"}
 SCORES = ("accuracy", "macro_f1", "ece")
 SOURCES = ("resnet_mini", "mobilenet_v2", "efficientnet_v2_b0", "resnet50", "mobilenet_v2_hub")
 GALLERY = {"in": "photos in class folders", "out": "label, probabilities", "row": "demo"}
-QUICK = "--limit 40 --epochs 1 --baselines frozen,scratch --calibrate"  # a run of seconds, for tests
+# A run of seconds, for tests.
+QUICK = "--limit 40 --epochs 1 --calibrate --source keras:MobileNet(alpha=0.25,size=32)@random"
 INPUT = "image"  # of the served model
 PREDICTOR = Predictor(INPUT, read_image, LABELS)
 CONVERTER = "common.images.convert:CLASSIFIER"  # imported by `convert` alone
@@ -143,11 +144,11 @@ def fine_tune(run: Run, source: Source, model: keras.Model, data: ImageSet, head
     """Unfreeze and train from `head` on; from random weights (stage `scratch`) everything, at the full learning rate.
 
     Returns:
-        (history rows, number of parameters that were trained).
+        (history rows, number of trained parameters).
     """
     config, scratch = run.config, stage == "scratch"
     trained_source, trained = source, model
-    if config.mixed_precision or config.mirrored:  # a twin is trained; the plain float32 model gets its weights back
+    if config.mixed_precision or config.mirrored:  # a copy is trained; the float32 model gets its weights
         precision = "mixed_bfloat16" if config.mixed_precision else "float32"
         with training.devices(config.mirrored), training.dtype_policy(precision):
             trained_source = load_source(config.source, config.image_size, random_weights=scratch)
@@ -183,7 +184,7 @@ def fine_tune(run: Run, source: Source, model: keras.Model, data: ImageSet, head
 
 
 def main(config: Config) -> dict:
-    """Run the whole story: data -> source -> head -> fine-tuning -> evaluation -> export -> proof -> report."""
+    """Run all steps: data -> source -> head -> fine-tuning -> evaluation -> export -> proof -> report."""
     run = Run(config)
     config, out, clock = run.config, run.out, run.clock
     with clock("data"):
@@ -206,7 +207,7 @@ def main(config: Config) -> dict:
         )
         views = [(view, data.train.labels, weights) for view in of["train"]]
         val_probabilities = linear_head.predict_head(head, of["val"][0])
-        if not fine_tuning_epochs(data, config):  # nothing is left for validation to choose
+        if not fine_tuning_epochs(data, config):  # validation is not needed for any further choice
             val = (of["val"][0], data.val.labels, sample_weights(data, config, data.val.labels))
             linear_head.refit_linear_head(head, views, val, linear_head.chosen_penalty(history))
     baselines = {"frozen": linear_head.predict_head(head, of["test"][0])}
@@ -223,7 +224,7 @@ def main(config: Config) -> dict:
         probabilities = predict(source, model, data.test.paths, config)
     if "scratch" in config.baselines:
         with clock("baselines"):
-            keras.utils.set_random_seed(config.seed)  # whether or not the run was resumed
+            keras.utils.set_random_seed(config.seed)  # also after a resume
             random_source = load_source(config.source, config.image_size, random_weights=True)
             random_model = build_model(random_source, len(data.class_names), config)
             history += fine_tune(run, random_source, random_model, data, stage="scratch")[0]
@@ -238,7 +239,7 @@ def main(config: Config) -> dict:
             )  # fmt: skip
 
     with clock("export"):
-        exporting.save_keras_model(model, out / "model.keras")  # to continue training; what follows is to serve
+        exporting.save_keras_model(model, out / "model.keras")  # to continue training; the rest is for serving
         version = export.export_image_classifier(
             model, out / "serving" / "image_classification", data.class_names,
             resize=config.resize, example=Path(data.train.paths[0]),
@@ -258,7 +259,7 @@ def main(config: Config) -> dict:
 
 
 def check(config: Config) -> None:
-    """Say what a run would read and how long it would take; train nothing and write one sheet of samples."""
+    """Print what a run would read and how long it would take, and write a sheet of samples; nothing is trained."""
     data = load_data(config)
     print(describe_counts(data))
     source = load_source(config.source, config.image_size)
@@ -276,13 +277,13 @@ def check(config: Config) -> None:
     freezing.freeze(model, source.backbone, config.unfreeze, config.batch_norm)
     model.compile("adam", "categorical_crossentropy", jit_compile=training.use_xla())
     targets = np.eye(len(data.class_names), dtype="float32")[data.train.labels[indices]]
-    step = median_seconds(lambda: model.train_on_batch(images, targets))  # the weights are thrown away
+    step = median_seconds(lambda: model.train_on_batch(images, targets))  # the weights are discarded
     forward = median_seconds(lambda: source.extractor.predict_on_batch(images)) / len(images)
-    passes = len(data.train) * config.views + len(data.val) + 3 * len(data.test)
+    forwards = len(data.train) * config.views + len(data.val) + 3 * len(data.test)
     fits = fine_tuning_epochs(data, config) * (2 if "scratch" in config.baselines else 1)
     steps = steps_per_epoch(len(data.train), config.batch_size)
-    seconds = passes * forward + fits * (steps * step + len(data.val) * forward)
-    print(f"estimate: {format_seconds(seconds)} of computing, and half a minute for the export and its proof")
+    seconds = forwards * forward + fits * (steps * step + len(data.val) * forward)
+    print(f"estimate: {format_seconds(seconds)} of computation, and half a minute for the export and its proof")
 
 
 # --- helpers of the steps above ------------------------------------------------------------------------------

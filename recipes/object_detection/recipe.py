@@ -1,15 +1,15 @@
-"""Detect objects: from images with boxes to a proved SavedModel that finds boxes on any photo.
+"""Detect objects: from images with bounding boxes to a proved SavedModel that finds boxes in any photo.
 
     python -m recipes run object_detection                              # handwritten digits in textured scenes
     python -m recipes run object_detection --data voc:FOLDER --source mobilenet_v2 --out runs/mine
 
-FOLDER holds images and Pascal VOC xml; coco:, csv:, yolo: and tfds: work as well. A pretrained backbone gives feature
-maps, and a head learns from them where the objects are: first the head alone, then the backbone with it, at a lower
-learning rate. --detector chooses the head: a compact one on a single grid, RetinaNet, or YOLOv8. The report shows AP as
-COCO defines it, beside the baselines, with missed objects and false alarms. The SavedModel takes the bytes of images of
-any size, returns boxes in their own pixels, and has been proved in a fresh process to find what the evaluation saw.
+FOLDER holds images and Pascal VOC XML; coco:, csv:, yolo: and tfds: work as well. A detection head is trained on the
+feature maps of a pretrained backbone: first the head alone, then both, with a lower learning rate for the backbone.
+--detector selects the head: a compact one on a single grid, RetinaNet, or YOLOv8. The report shows AP as COCO defines
+it, next to the baselines, with missed objects and false positives. The SavedModel takes the bytes of images of any
+size, returns boxes in pixels of each image, and is proved in a fresh process to reproduce the evaluation.
 
-What to expect, measured, with commands and machine: `python -m recipes show object_detection`.
+Measured results, with commands and machine: `python -m recipes show object_detection`.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ from common import exporting, freezing, training
 from common.checkpoints import fit_with_checkpoints
 from common.detection import results
 from common.detection.answers import BOXES
-from common.detection.batches import picture_size, training_batches
+from common.detection.batches import input_size, training_batches
 from common.detection.build import build_detector
 from common.detection.dataset import BoxSet, load_box_set
 from common.detection.detector import Detector
 from common.detection.drawing import write_sheet
 from common.detection.inference import build_finder, detect, export_detector, prove_detector
-from common.detection.metrics import Detections, evaluate, recommend_threshold, threshold_table
+from common.detection.matching import recommend_threshold, threshold_table
+from common.detection.metrics import Detections, evaluate
 from common.exporting import Predictor
 from common.flags import check_choice, check_range, parse_baselines, parse_list
 from common.images.files import read_image
@@ -47,7 +48,7 @@ BASELINES = {"frozen": "Frozen backbone, trained head", "scratch": "From scratch
 SCORES = ("ap50", "ap", "ap75")
 SOURCES = ("resnet_mini", "mobilenet_v2", "resnet50")
 GALLERY = {"in": "images with boxes", "out": "boxes, labels, scores", "row": "bccd"}
-QUICK = "--limit 12 --epochs 1 --baselines frozen --image-size 64 --stride 8"  # a run of seconds, for tests
+QUICK = "--limit 12 --epochs 1 --image-size 64 --stride 8 --width 16"  # a run of seconds, for tests
 INPUT = "image"  # of the served model
 PREDICTOR = Predictor(INPUT, read_image, BOXES)
 CONVERTER = "common.detection.convert:DETECTOR"  # imported by `convert` alone
@@ -60,14 +61,14 @@ class Config:
     """Settings of object_detection."""
 
     data: str = "demo"  # demo, voc:FOLDER, coco:FILE_OR_FOLDER, csv:TABLE, yolo:FOLDER or tfds:NAME
-    class_names: tuple[str, ...] = ()  # Learn only these classes; everything else is background
+    class_names: tuple[str, ...] = ()  # Train on these classes only; everything else is background
     source: str = "bundled:resnet_mini"  # Backbone: bundled:resnet_mini, mobilenet_v2 (better), keras:NAME, preset:...
     out: str = "runs/object_detection"  # Folder for everything this run writes
     resume: str | None = None  # Continue the run that was stopped in this folder; no other flag is needed
     save_every: float = 30.0  # Seconds between checkpoints: a killed run loses no more than that
     detector: str = "one_grid"  # one_grid (small, no anchors), retinanet (KerasHub) or yolov8 (keras-cv)
     image_size: int | None = None  # Longer side of the input in pixels; 128 by default for demo, else 320
-    stride: int | None = None  # Of one_grid: pixels of a cell; 4 finds smaller objects. 4 by default for demo, else 8
+    stride: int | None = None  # Of one_grid: pixels per cell; 4 finds smaller objects. 4 by default for demo, else 8
     width: int = 96  # Of one_grid: channels of neck and head; more is slower and stronger
     head_epochs: int = 1  # Epochs in which only neck and head are trained
     epochs: int | None = None  # Epochs in which the backbone is trained too; 4 for demo, else 12 or more
@@ -76,9 +77,9 @@ class Config:
     backbone_rate: float = 0.3  # Learning rate of the backbone, as a factor of the head's
     weight_decay: float = 1e-4  # Weight decay
     augment: str | None = None  # Some of flip,scale,crop,color, or none; all by default, for demo all but scale
-    mosaic: float = 0.0  # Share of the training images that are combined from four
+    mosaic: float = 0.0  # Fraction of training images combined from four
     batch_norm: str = "frozen"  # BatchNorm of the backbone: frozen keeps its statistics, train adapts them
-    baselines: str = "none"  # To compare with: frozen, scratch (each takes as long), or none
+    baselines: str = "none"  # To compare with: frozen, scratch (each as long as the run), or none
     limit: int | None = None  # Use at most this many images of each split: a quick look
     strict: bool = False  # Stop at the first image or box that cannot be used instead of counting it
     seed: int = 0  # Seed of initial weights, shuffling and augmentation; the split depends on the images alone
@@ -107,10 +108,10 @@ def load_data(config: Config) -> BoxSet:
 
 
 def build_model(data: BoxSet, config: Config, *, random_weights: bool = False) -> tuple[Source, Detector]:
-    """Load the pretrained backbone and put a detector on it; the input has the aspect ratio of the median image."""
+    """Load the pretrained backbone and build a detector on it; the input has the aspect ratio of the median image."""
     side = config.image_size or (128 if config.data == "demo" else 320)
     size, stride = (
-        picture_size(data.train.as_stored().sizes, side),
+        input_size(data.train.as_stored().sizes, side),
         config.stride or (4 if config.data == "demo" else 8),
     )
     return build_detector(
@@ -122,7 +123,7 @@ def train(run: Run, source: Source, detector: Detector, data: BoxSet, stage: str
     """Train one stage: `head`, `finetune`, or for a baseline `frozen` or `scratch`.
 
     Returns:
-        (history rows, number of parameters that were trained).
+        (history rows, number of trained parameters).
     """
     config, model = run.config, detector.model
     policy = "frozen" if stage in ("head", "frozen") else "all"
@@ -137,15 +138,15 @@ def train(run: Run, source: Source, detector: Detector, data: BoxSet, stage: str
 
     find = build_finder(detector)
 
-    def validate(epoch, logs):  # the best epoch is chosen by what users will see: the boxes
+    def validate(epoch, logs):  # the best epoch is chosen by its boxes
         found = evaluate(data.val, detect(find, data.val), data.class_names)
         logs["val_ap50"], logs["val_ap"] = found["ap50"] or 0.0, found["ap"] or 0.0
 
     compile_detector(detector, source, config, steps=epochs * steps, scratch=stage == "scratch")
     history = fit_with_checkpoints(
         model, batches_from, epochs=epochs, lines=training.EpochLines(stage, epochs, steps, ("ap50",)),
-        # By AP and not AP50: where validation is small, many epochs have the same AP50, and early ones by chance. By
-        # the loss while nothing is found yet.
+        # By AP, not AP50: with a small val split, many epochs have the same AP50, early ones by chance. By the loss
+        # while nothing is found yet.
         keep=training.KeepBest(None, rank=lambda logs: (round(logs["val_ap"], 4), logs["val_ap50"], -logs["loss"])),
         callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=validate)], **run.saves(stage),
     )  # fmt: skip
@@ -153,7 +154,7 @@ def train(run: Run, source: Source, detector: Detector, data: BoxSet, stage: str
 
 
 def main(config: Config) -> dict:
-    """Run the whole story: data -> source -> head -> the backbone -> evaluation -> export -> proof -> report."""
+    """Run every step: data -> source -> head -> fine-tuning -> evaluation -> export -> proof -> report."""
     run = Run(config)
     config, out, clock = run.config, run.out, run.clock
     with clock("data"):
@@ -177,7 +178,7 @@ def main(config: Config) -> dict:
         baselines[name], history = (found, clock.report()[f"baseline_{name}"]), history + rows
 
     with clock("export"):
-        exporting.save_keras_model(detector.model, out / "model.keras")  # to continue training; the rest is to serve
+        exporting.save_keras_model(detector.model, out / "model.keras")  # to continue training; the rest is for serving
         version = export_detector(
             detector, out / "serving" / "object_detection", data.class_names,
             threshold=recommend_threshold(threshold_table(data.val, val_detections)),
@@ -195,7 +196,7 @@ def main(config: Config) -> dict:
 
 
 def check(config: Config) -> None:
-    """Say what a run would read and how long it would take; train nothing and draw one sheet of images."""
+    """Print what a run would read and estimate its time, without training; draw one sheet of training images."""
     data = load_data(config)
     print(f"{config.data}: {data.counts()}")
     for split, counts in data.box_counts().items():
@@ -203,7 +204,7 @@ def check(config: Config) -> None:
     print(*(f"  {sentence}" for sentence in data.advice()), sep="\n")
     source, detector = build_model(data, config)
     model = detector.model
-    print(f"source: {source.card}\ninput {source.image_size} pixels, {model.count_params():,} parameters")
+    print(f"source: {source.card}\ninput: {source.image_size} pixels, {model.count_params():,} parameters")
 
     stream = training_stream(data, source.image_size, config)
     images, boxes, labels = next(stream.as_numpy_iterator())
@@ -211,23 +212,23 @@ def check(config: Config) -> None:
     print(f"samples as trained on: {sheet}")
     compile_detector(detector, source, config, steps=1, scratch=False)
     batch = next(stream.map(detector.targets).as_numpy_iterator())
-    step = median_seconds(lambda: model.train_on_batch(*batch))  # the weights are thrown away
+    step = median_seconds(lambda: model.train_on_batch(*batch))  # the weights are discarded
     find, count = build_finder(detector), len(images)
-    asked = images, np.ones((count, 2), "float32"), np.tile(np.int32(source.image_size), (count, 1))
-    forward = median_seconds(lambda: find(*asked)) / count
+    letterboxed = images, np.ones((count, 2), "float32"), np.tile(np.int32(source.image_size), (count, 1))
+    forward = median_seconds(lambda: find(*letterboxed)) / count
     epochs = config.head_epochs + fine_tuning_epochs(data, config)
-    an_epoch = ceil(len(data.train) / config.batch_size) * step + len(data.val) * forward
-    seconds = (1 + len(parse_baselines(config.baselines, BASELINES))) * epochs * an_epoch
-    print(f"estimate: {format_seconds(seconds)} of computing, and half a minute for the export and its proof")
+    seconds_per_epoch = ceil(len(data.train) / config.batch_size) * step + len(data.val) * forward
+    seconds = (1 + len(parse_baselines(config.baselines, BASELINES))) * epochs * seconds_per_epoch
+    print(f"estimate: {format_seconds(seconds)} of computation, and half a minute for export and proof")
 
 
-# --- helpers of the steps above ------------------------------------------------------------------------------
+# --- helpers of these steps ----------------------------------------------------------------------------------
 
 
 def training_stream(data: BoxSet, size: tuple[int, int], config: Config, first=(0, 0)) -> tf.data.Dataset:
     """Stream augmented images with their boxes and labels, from (epoch, step) on."""
     names = augmentations(config)
-    if not data.mirrors:  # a mirrored digit is another thing
+    if not data.mirrors:  # a mirrored digit is not the same digit
         names = tuple(name for name in names if name != "flip")
     return training_batches(
         data.train, size, config.batch_size, seed=config.seed, augment=names, mosaic=config.mosaic, first=first
@@ -252,7 +253,7 @@ def compile_detector(detector: Detector, source: Source, config: Config, *, step
 
 
 def train_baseline(name: str, run: Run, data: BoxSet) -> tuple[Detections, list[dict]]:
-    """Train a baseline for as many epochs, from the same start or from random weights."""
+    """Train a baseline for as many epochs, from the pretrained or from random weights."""
     keras.utils.set_random_seed(run.config.seed)
     source, detector = build_model(data, run.config, random_weights=name == "scratch")
     rows, _ = train(run, source, detector, data, name)
@@ -260,7 +261,7 @@ def train_baseline(name: str, run: Run, data: BoxSet) -> tuple[Detections, list[
 
 
 def fine_tuning_epochs(data: BoxSet, config: Config) -> int:
-    """Return the number of fine-tuning epochs: enough steps to learn something, where the images are few."""
+    """Return the number of fine-tuning epochs: more for small data sets, to have enough steps."""
     if config.epochs is not None:
         return config.epochs
     return 4 if config.data == "demo" else max(12, ceil(360 * config.batch_size / len(data.train)))

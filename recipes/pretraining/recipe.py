@@ -4,10 +4,10 @@
     python -m recipes run image_classification --source preset:runs/pretraining/preset
 
 A small ResNet is trained to classify a large labelled set. With `--teacher` it is also trained to match the features of
-a stronger model (distillation, arXiv:1503.02531): a feature vector says more about an image than its one label. The
+a stronger model (distillation, arXiv:1503.02531): a feature vector holds more information than a label. The
 result is a KerasHub preset with its preprocessing and its card, and a report: the accuracy on the held-out test split.
 
-With no arguments it trains on the demo digits: a small source, for seeing how it works. `bundled:resnet_mini`, which
+Without arguments it trains on the demo digits: a small source, for a first try. `bundled:resnet_mini`, which
 other recipes use offline, was made by this file; its card.json holds the command, the seconds and the accuracy.
 """
 
@@ -55,14 +55,14 @@ CONVERTER = "common.images.convert:CLASSIFIER"  # imported by `convert` alone
 class Config:
     """Settings of pretraining."""
 
-    data: str = "demo"  # Images to learn from: demo, folder:PATH, csv:PATH or tfds:NAME
+    data: str = "demo"  # Images to train on: demo, folder:PATH, csv:PATH or tfds:NAME
     out: str = "runs/pretraining"  # Folder for everything this run writes; the preset is in OUT/preset
     resume: str | None = None  # Continue the run that was stopped in this folder; no other flag is needed
     save_every: float = 30.0  # Seconds between checkpoints: a killed run loses no more than that
     image_size: int = 64  # Side of the square input in pixels; smaller is faster
     filters: tuple[int, ...] = (64, 128, 256)  # Width of each stage of the ResNet; the first must be 64
     blocks: int = 2  # Residual blocks in each stage; more is slower and stronger
-    teacher: str | None = None  # A stronger source to learn from as well, such as keras:MobileNetV2(size=128)
+    teacher: str | None = None  # Stronger source for distillation, such as keras:MobileNetV2(size=128)
     teacher_weight: float = 2.0  # Weight of the teacher's loss; that of the labels is 1
     epochs: int = 30  # Epochs
     batch_size: int = 128  # Images per step
@@ -70,7 +70,7 @@ class Config:
     weight_decay: float = 0.05  # Weight decay; increase it for small data sets
     label_smoothing: float = 0.1  # Label smoothing; reduces overconfidence
     mixed_precision: bool = False  # Train in bfloat16: faster where supported. The preset is float16
-    val_share: float = 0.05  # Share of the training images that becomes validation; the test split is separate
+    val_share: float = 0.05  # Share of the training images used as validation; the test split is separate
     limit: int | None = None  # Use at most this many images of each split: a quick look
     strict: bool = False  # Stop at the first unreadable image instead of skipping and counting it
     licence: str = "as the training data"  # Licence written into the card of the preset
@@ -94,7 +94,7 @@ def load_data(config: Config) -> ImageSet:
 
 
 def build_model(config: Config, classes: int, teacher_width: int) -> tuple[keras.Model, keras.Model]:
-    """Return (model, backbone): pixels -> class probabilities, and where there is a teacher its features too."""
+    """Return (model, backbone): pixels -> class probabilities and, with a teacher, its features."""
     import keras_hub
 
     backbone = keras_hub.models.ResNetBackbone(
@@ -116,7 +116,7 @@ def build_model(config: Config, classes: int, teacher_width: int) -> tuple[keras
 
 @dataclass(frozen=True)
 class Teacher:
-    """The teacher's `features` of each training image, float32 [n, width], on disk; standardised when they are read."""
+    """The teacher's `features` of each training image, float32 [n, width], on disk; standardised on access."""
 
     features: np.ndarray
     mean: np.ndarray
@@ -139,15 +139,15 @@ def load_teacher(config: Config, data: ImageSet) -> Teacher | None:
 
 
 def train(run: Run, data: ImageSet, model: keras.Model, teacher: Teacher | None) -> list[dict]:
-    """Train all weights from scratch on labels and, where there is one, the teacher's features."""
+    """Train all weights from scratch on labels and, with a teacher, on its features."""
     config, labels = run.config, tf.constant(data.train.labels)
 
     def targets(indices):
-        wanted = {"classes": tf.one_hot(tf.gather(labels, indices), len(data.class_names))}
+        outputs = {"classes": tf.one_hot(tf.gather(labels, indices), len(data.class_names))}
         if teacher:
-            wanted["teacher"] = tf.numpy_function(teacher.of, [indices], tf.float32)
-            wanted["teacher"].set_shape((None, teacher.features.shape[1]))
-        return wanted
+            outputs["teacher"] = tf.numpy_function(teacher.of, [indices], tf.float32)
+            outputs["teacher"].set_shape((None, teacher.features.shape[1]))
+        return outputs
 
     steps = steps_per_epoch(len(data.train), config.batch_size)
     losses = {"classes": keras.losses.CategoricalCrossentropy(label_smoothing=config.label_smoothing)}
@@ -179,7 +179,7 @@ def train(run: Run, data: ImageSet, model: keras.Model, teacher: Teacher | None)
 
 
 def main(config: Config) -> dict:
-    """Run the whole story: data -> teacher -> training -> preset -> evaluation -> export -> proof."""
+    """Run all steps: data -> teacher -> training -> preset -> evaluation -> export -> proof."""
     run = Run(config)
     config, clock = run.config, run.clock
     with clock("data"):
@@ -197,7 +197,7 @@ def main(config: Config) -> dict:
 
 
 def finish(run: Run, data: ImageSet, model: keras.Model, backbone: keras.Model, history: list[dict]) -> dict:
-    """Save the preset, measure it on the test split, export it as a classifier of its own classes, and prove that."""
+    """Save the preset, measure it on the test split, export it as a classifier of its classes, and prove the export."""
     config, out, clock = run.config, run.out, run.clock
     preset = save_preset(config, backbone)
     served = build_served(preset, model)
@@ -217,13 +217,13 @@ def finish(run: Run, data: ImageSet, model: keras.Model, backbone: keras.Model, 
         "pretraining", config, data, outcome, probabilities=probabilities, baselines={}, titles={}, what="images",
         preview=thumbnails(data.test.paths), advice=(f"Use it: {use}",),
     )  # fmt: skip
-    learned_from = f"{config.data}: {len(data.train):,} images of {len(data.class_names)} classes"
-    write_preset_card(preset, "pretraining", config, learned_from, metrics, teacher=config.teacher)
+    trained_on = f"{config.data}: {len(data.train):,} images of {len(data.class_names)} classes"
+    write_preset_card(preset, "pretraining", config, trained_on, metrics, teacher=config.teacher)
     return metrics
 
 
 def check(config: Config) -> None:
-    """Say what a run would read and how long it would take; train nothing and write one sheet of samples."""
+    """Print what a run would read and how long it would take, and write a sheet of samples; nothing is trained."""
     data = load_data(config)
     print(describe_counts(data))
     images, indices = next(shuffled_batches(config, data, lambda i: i).as_numpy_iterator())
@@ -234,9 +234,9 @@ def check(config: Config) -> None:
     print(f"backbone: {backbone.count_params():,} parameters, {2 * backbone.count_params() / 2**20:.1f} MB as a preset")
     model.compile("adam", {"classes": "sparse_categorical_crossentropy"}, jit_compile=training.use_xla())
     labels = {"classes": data.train.labels[indices]}
-    step = median_seconds(lambda: model.train_on_batch(images, labels))  # the weights are thrown away
+    step = median_seconds(lambda: model.train_on_batch(images, labels))  # the weights are discarded
     seconds = config.epochs * steps_per_epoch(len(data.train), config.batch_size) * step
-    print(f"estimate: {format_seconds(seconds)} of training{', and the teacher' if config.teacher else ''}")
+    print(f"estimate: {format_seconds(seconds)} of training{', plus the teacher' if config.teacher else ''}")
 
 
 # --- helpers of the steps above ------------------------------------------------------------------------------
@@ -251,7 +251,7 @@ def shuffled_batches(config: Config, data: ImageSet, targets, first: tuple[int, 
 
 
 def classifier_of(model: keras.Model) -> keras.Model:
-    """Return the part of the model that serves: pixels -> class probabilities."""
+    """Return the served part of the model: pixels -> class probabilities."""
     return keras.Model(model.input, model.output["classes"])
 
 
@@ -270,7 +270,7 @@ def save_preset(config: Config, backbone: keras.Model) -> Path:
 
 
 def build_served(preset: Path, model: keras.Model) -> keras.Model:
-    """Return pixels -> class probabilities on the backbone as it was saved: what is measured is what is used."""
+    """Return pixels -> class probabilities on the saved backbone, so that the measured weights are the saved ones."""
     source = load_source(f"preset:{preset}")
     kernel, bias = model.get_layer("classes").get_weights()
     head = keras.layers.Dense(len(bias), activation="softmax", name="head")

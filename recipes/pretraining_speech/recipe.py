@@ -1,16 +1,16 @@
-"""Pretrain your own small wav2vec 2.0 on recordings, and use it as a source in every other recipe of speech.
+"""Pretrain your own small wav2vec 2.0 on recordings, and use it as a source in the other speech recipes.
 
     python -m recipes run pretraining_speech --data tsv:CLIPS.tsv --out runs/encoder
     python -m recipes run speech_wav2vec --source preset:runs/encoder/preset
 
-Two objectives. With transcripts (ctc), the network is trained to write them, and its features serve other words, voices
-and languages. Without (contrastive, arXiv:2006.11477), spans of the sound are masked, and among several candidates it
-has to find what was there. Clips are augmented as if recorded by other microphones in other rooms, so that a few voices
-go further. The result is a folder that transformers reads as well, in half precision, with its card. It makes no
-SavedModel: the recipe that uses it as a source exports, and proves.
+There are two objectives. With transcripts (ctc), the network is trained to transcribe, and its features transfer to
+other words, speakers and languages. Without (contrastive, arXiv:2006.11477), spans of the sound are masked, and the
+network has to identify them among several candidates. Clips are augmented as if recorded with other microphones in
+other rooms, to make more of few speakers. The result is a folder in half precision, with its card, that transformers
+reads as well. It exports no SavedModel: the recipe that uses it as a source does.
 
-With no arguments it trains on the spoken demo words: far too few, but enough to see how it works.
-`bundled:wav2vec2_mini`, which speech_wav2vec uses offline, was made like this; its card.json holds the command, the
+Without arguments it trains on the spoken demo words: far too few, but enough to see how it works.
+`bundled:wav2vec2_mini`, the default source of speech_wav2vec, was made like this; its card.json has the command, the
 seconds and the scores.
 """
 
@@ -26,7 +26,7 @@ import numpy as np
 
 from common import results, training
 from common.checkpoints import fit_with_checkpoints
-from common.data.splits import PARTS
+from common.data.splits import SPLITS
 from common.flags import check_choice, check_range, parse_data
 from common.progress import format_seconds, median_seconds
 from common.results import Outcome
@@ -37,7 +37,7 @@ from common.speech.batches import Augmentation, Clips
 from common.speech.ctc.characters import Characters, build_characters, samples_needed
 from common.speech.ctc_targets import writable_clips
 from common.speech.dataset import DATA_KINDS, SpeechSet, load_speech_set
-from common.speech.inference import Recogniser, build_listener, transcribe
+from common.speech.inference import Recogniser, build_forward, transcribe
 from common.speech.metrics import transcription_metrics
 from common.speech.pretraining_report import table, write_report
 from common.speech.readers import SpeechColumns
@@ -61,7 +61,7 @@ class Config:
     """Settings of pretraining_speech."""
 
     data: str = "demo"  # demo, folder:PATH (LibriSpeech, LJSpeech, Common Voice), csv:PATH, tsv:PATH, manifest:PATH
-    objective: str = "ctc"  # ctc (learn to write the transcripts) or contrastive (learn from sound alone)
+    objective: str = "ctc"  # ctc (train on transcripts) or contrastive (train on sound alone)
     path_column: str | None = None  # Column of the paths in a table; found by its usual names by default
     text_column: str | None = None  # Column of the transcripts; found by its usual names by default
     speaker_column: str | None = None  # Column of the speakers; found by its usual names by default
@@ -110,7 +110,7 @@ def load_data(config: Config) -> SpeechSet:
 
 
 def prepare(data: SpeechSet, backbone: Wav2Vec2Backbone, config: Config):
-    """Return (clips that can be learned from, the characters of their transcripts or None, what each is to say)."""
+    """Return (clips that can be trained on, the characters of their transcripts or None, the training targets)."""
     if config.objective == "contrastive":
         return data, None, data.train.labels
     characters = build_characters(data.train.texts)
@@ -119,7 +119,7 @@ def prepare(data: SpeechSet, backbone: Wav2Vec2Backbone, config: Config):
 
 
 def network(config: Config) -> Wav2Vec2Config:
-    """Return the sizes of a small wav2vec 2.0: pre-norm as in XLS-R, which trains more stably; no block is skipped."""
+    """Return the sizes of a small wav2vec 2.0: pre-norm as in XLS-R, which trains more stably; without layer drop."""
     return Wav2Vec2Config(
         conv_dim=tuple(config.channels * share // 8 for share in (2, 3, 4, 6, 8, 8, 8)), conv_bias=True,
         feat_extract_norm="layer", do_stable_layer_norm=True,
@@ -132,28 +132,28 @@ def network(config: Config) -> Wav2Vec2Config:
 
 
 def build_learner(config: Config, backbone: Wav2Vec2Backbone, characters: Characters | None) -> keras.Model:
-    """Return what learns: the backbone with a CTC head, or with the quantizer and the contrastive loss."""
+    """Return the model to train: the backbone with a CTC head, or with the quantizer and the contrastive loss."""
     if config.objective == "contrastive":
         return contrastive.ContrastiveLearner(Wav2Vec2Pretraining(backbone), seed=config.seed)
     return models.Learner(build_recogniser(backbone, CTCHead(len(characters), name="head")), backbone.config)
 
 
 def train(run: Run, learner: keras.Model, backbone, data: SpeechSet, clips, targets, score) -> list[dict]:
-    """Train all weights from scratch; return a history row for each epoch.
+    """Train all weights from scratch; return a history row per epoch.
 
     Args:
         run: with the settings.
-        learner: as `build_learner` gives it.
-        backbone: inside of it.
+        learner: as returned by `build_learner`.
+        backbone: inside it.
         data: the clips.
         clips: of each split, decoded.
         targets: the character numbers of each training transcript.
-        score: measures the learner as it is on a split.
+        score: returns the current scores of the learner on a split.
     """
     config = run.config
     steps = batches.steps_per_epoch(data.train.seconds, config.batch_seconds, config.seed)
     epochs, least = epochs_of(config, steps), None
-    if config.objective == "ctc":  # a clip that is played faster still needs a frame for each character
+    if config.objective == "ctc":  # an accelerated clip still needs a frame per character
         least = [samples_needed(labels, backbone.config.frame_lengths) for labels in targets]
     compile_learner(config, learner, epochs * steps)
 
@@ -184,7 +184,7 @@ def main(config: Config) -> dict:
     backbone = Wav2Vec2Backbone(network(config))
     with clock("data"):
         data, characters, targets = prepare(data, backbone, config)
-        clips = {split: Clips(getattr(data, split).paths, title=f"decoding {split}") for split in PARTS}
+        clips = {split: Clips(getattr(data, split).paths, title=f"decoding {split}") for split in SPLITS}
     learner = build_learner(config, backbone, characters)
     print(f"{backbone.count_params():,} parameters, {2 * backbone.count_params() / 1e6:.1f} MB as a preset")
     score = scorer(config, learner, backbone, characters, data, clips)
@@ -194,7 +194,7 @@ def main(config: Config) -> dict:
         history = train(run, learner, backbone, data, clips, targets, score)
 
     preset = save_preset(config, learner, backbone, characters)
-    with clock("evaluate"):  # the model as it was saved: half precision is part of the numbers
+    with clock("evaluate"):  # the saved model, in half precision
         load_saved(preset, learner, backbone)
         test = score("test")
     parameters = {"total": learner.network.count_params(), "backbone": backbone.count_params()}
@@ -213,7 +213,7 @@ def main(config: Config) -> dict:
 
 
 def check(config: Config) -> None:
-    """Say what a run would read and how long it would take; train nothing and write one page to listen to."""
+    """Print what a run would read and how long it would take; train nothing and write a page of sample clips."""
     data = load_data(config)
     print(f"{config.data}: {data.counts()}, {data.train.seconds.sum() / 3600:.1f} hours of training clips")
     print(*(f"  {sentence}" for sentence in data.advice()), sep="\n")
@@ -223,12 +223,12 @@ def check(config: Config) -> None:
     print(f"{backbone.count_params():,} parameters, {2 * backbone.count_params() / 1e6:.1f} MB as a preset")
     clips = Clips(data.train.paths, title="")
     page = write_samples(Path(config.out) / "samples.html", clips, data.train.texts, augmentation(config), config.seed)
-    print(f"clips as trained on: {page}")
+    print(f"augmented training clips: {page}")
     steps = batches.steps_per_epoch(data.train.seconds, config.batch_seconds, config.seed)
     compile_learner(config, learner, steps)
     stream = training_stream(config, data, clips, targets, None, (0, 0))
     batch = next(stream.as_numpy_iterator())
-    step = median_seconds(lambda: learner.train_on_batch(*batch))  # the weights are thrown away
+    step = median_seconds(lambda: learner.train_on_batch(*batch))  # the weights are discarded
     print(f"estimate: {format_seconds(epochs_of(config, steps) * steps * step)} of training")
 
 
@@ -236,12 +236,12 @@ def check(config: Config) -> None:
 
 
 def epochs_of(config: Config, steps: int) -> int:
-    """Return the number of epochs: enough steps to learn something, where the clips are few."""
+    """Return the number of epochs, more for few clips."""
     return max(10, ceil(300 / steps)) if config.epochs is None else config.epochs
 
 
 def training_stream(config: Config, data: SpeechSet, clips: Clips, targets, least, first: tuple[int, int]):
-    """Stream changed clips with their transcripts, from (epoch, step) on."""
+    """Stream augmented clips with their targets, from (epoch, step) on."""
     stream = batches.training_batches(
         clips, data.train.seconds, targets, config.batch_seconds, seed=config.seed, first=first,
         augmentation=augmentation(config), least_samples=least,
@@ -250,12 +250,12 @@ def training_stream(config: Config, data: SpeechSet, clips: Clips, targets, leas
 
 
 def augmentation(config: Config) -> Augmentation:
-    """Return what happens to training clips."""
+    """Return the augmentation of training clips."""
     return Augmentation(speed=(0.85, 1.2), noise_share=0.7, microphone=config.microphone)
 
 
 def compile_learner(config: Config, learner: keras.Model, steps: int) -> None:
-    """Set the optimizer; the learner knows its loss."""
+    """Set the optimizer; the learner has its own loss."""
     optimizer = training.DiscriminativeAdamW(
         learning_rate=training.warmup_cosine(config.learning_rate, steps), weight_decay=config.weight_decay,
         global_clipnorm=1.0,
@@ -264,21 +264,21 @@ def compile_learner(config: Config, learner: keras.Model, steps: int) -> None:
 
 
 def scorer(config: Config, learner, backbone, characters: Characters | None, data: SpeechSet, clips):
-    """Return a function: name of a part -> the scores of the learner as it is then."""
+    """Return a function: name of a split -> the current scores of the learner."""
     if config.objective == "contrastive":
-        return lambda part: contrastive.contrastive_scores(
-            learner, clips[part], getattr(data, part).seconds, config.batch_seconds
+        return lambda split: contrastive.contrastive_scores(
+            learner, clips[split], getattr(data, split).seconds, config.batch_seconds
         )
-    listen = build_listener(Recogniser(learner.network, backbone.config, characters, normalises=True))
+    forward = build_forward(Recogniser(learner.network, backbone.config, characters, normalises=True))
 
-    def score(part: str) -> dict:
-        examples = getattr(data, part)
-        said = transcribe(
-            listen, clips[part], examples.seconds, characters, keep_log_probabilities=False, title=""
+    def score(split: str) -> dict:
+        examples = getattr(data, split)
+        transcripts = transcribe(
+            forward, clips[split], examples.seconds, characters, keep_log_probabilities=False, title=""
         )  # fmt: skip
         references = [characters.normalise(text) for text in examples.texts]
-        found = transcription_metrics(references, said.texts, list(examples.speakers))
-        return {name: found[name] for name in ("wer", "cer")} if part == "val" else found
+        found = transcription_metrics(references, transcripts.texts, list(examples.speakers))
+        return {name: found[name] for name in ("wer", "cer")} if split == "val" else found
 
     return score
 
@@ -292,7 +292,7 @@ def save_preset(config: Config, learner: keras.Model, backbone: Wav2Vec2Backbone
 
 
 def load_saved(preset: Path, learner: keras.Model, backbone: Wav2Vec2Backbone) -> None:
-    """Put the weights as they were saved into the learner."""
+    """Load the saved weights into the learner."""
     saved = load_speech_source(f"preset:{preset}")
     backbone.set_weights(saved.backbone.get_weights())
     if saved.head is not None:

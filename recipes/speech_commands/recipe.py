@@ -3,11 +3,11 @@
     python -m recipes run speech_commands                                                 # spoken demo words
     python -m recipes run speech_commands --data folder:WORDS --out runs/commands
 
-WORDS holds a folder for each class; tables have the columns path and label, and preferably speaker and split. A
-pretrained wav2vec 2.0 (arXiv:2006.11477) extracts features, and a head classifies the whole clip: first the head alone,
-then the transformer below it, at a lower learning rate. Where speakers are known, splits made here share none. The
-report plays the most confident mistakes and compares the result with the baselines. The SavedModel takes wav files of
-any rate, and has been proved in a fresh process to answer as evaluated. To transcribe what is said: speech_wav2vec.
+WORDS has a folder per class; tables have the columns path and label, and preferably speaker and split. A
+pretrained wav2vec 2.0 (arXiv:2006.11477) extracts features, and a head classifies the whole clip: first the head alone
+is trained, then the transformer below it, at a lower learning rate. Where speakers are known, splits made here share
+none. The report plays the most confident mistakes and compares the result with the baselines. The SavedModel takes wav
+files of any rate, and is proved in a fresh process to answer as evaluated. To transcribe speech: speech_wav2vec.
 
 What to expect, measured, with commands and machine: `python -m recipes show speech_commands`.
 """
@@ -26,7 +26,7 @@ from common import exporting, freezing, linear_head, training
 from common.classification import results
 from common.classification.answers import LABELS
 from common.classification.check import describe_counts
-from common.data.splits import PARTS
+from common.data.splits import SPLITS
 from common.exporting import Predictor
 from common.flags import check_range, parse_baselines, parse_data, parse_list, parse_policy
 from common.progress import format_seconds
@@ -51,7 +51,7 @@ SCORES = ("accuracy", "macro_f1", "ece")
 SOURCES = ("wav2vec2_mini", "wav2vec2_base_960h")
 GALLERY = {"in": "clips in class folders", "out": "label, probabilities", "row": "spoken_commands"}
 QUICK = "--limit 40 --epochs 1 --head-epochs 1 --baselines none"  # a run of seconds, for tests
-REPLACES = {"recipe": "speech_wav2vec", "task": "commands"}  # runs of before this recipe was one of its own
+REPLACES = {"recipe": "speech_wav2vec", "task": "commands"}  # runs from before this recipe existed
 INPUT = "audio"  # of the served model
 PREDICTOR = Predictor(INPUT, read_clip, LABELS, batch=4)
 AUGMENTATIONS = ("speed", "noise", "gain", "microphone")
@@ -61,7 +61,7 @@ AUGMENTATIONS = ("speed", "noise", "gain", "microphone")
 class Config:
     """Settings of speech_commands."""
 
-    data: str = "demo"  # demo, folder:PATH (a folder for each class), csv:PATH, tsv:PATH or manifest:PATH (JSON lines)
+    data: str = "demo"  # demo, folder:PATH (a folder per class), csv:PATH, tsv:PATH or manifest:PATH (JSON lines)
     path_column: str | None = None  # Column of the paths in a table; found by its usual names by default
     label_column: str | None = None  # Column of the classes; found by its usual names by default
     speaker_column: str | None = None  # Column of the speakers; found by its usual names by default
@@ -83,12 +83,12 @@ class Config:
     weight_decay: float = 0.01  # Weight decay
     augment: str = "speed,noise,gain,microphone"  # Some of speed, noise, gain, microphone (another room), or none
     baselines: str = "frozen"  # To compare with: frozen, scratch (each takes as long), or none
-    shots: int | None = None  # Train on this many clips of each class, without choices on validation
+    shots: int | None = None  # Train on this many clips per class, without choices on validation
     limit: int | None = None  # Use at most this many clips of each split: a quick look
     strict: bool = False  # Stop at the first clip that cannot be used instead of skipping and counting it
     seed: int = 0  # Seed of initial weights, shuffling and augmentation; the split depends on the clips alone
 
-    # Flags of before this recipe was one of its own.
+    # Flags from before this recipe existed.
     retired: ClassVar[dict] = {"task": "commands"} | dict.fromkeys(
         ("text_column", "case", "outside", "language_model", "beams"), ...
     )
@@ -126,7 +126,7 @@ def train(run: Run, source: SpeechSource, model: keras.Model, data: SpeechSet, c
     """Train one stage: `head`, `finetune`, or for a baseline `frozen` or `scratch`.
 
     Returns:
-        (history rows, number of parameters that were trained).
+        (history rows, number of trained parameters).
     """
     config = run.config
     policy = {"head": "frozen", "frozen": "frozen", "scratch": "all"}.get(stage, config.unfreeze)
@@ -153,7 +153,7 @@ def train(run: Run, source: SpeechSource, model: keras.Model, data: SpeechSet, c
 
 
 def main(config: Config) -> dict:
-    """Run the whole story: data -> source -> head -> the encoder -> evaluation -> export -> proof -> report."""
+    """Run the whole story: data -> source -> head -> encoder -> evaluation -> export -> proof -> report."""
     run = Run(config)
     config, out, clock = run.config, run.out, run.clock
     with clock("data"):
@@ -200,19 +200,17 @@ def main(config: Config) -> dict:
 
 
 def check(config: Config) -> None:
-    """Say what a run would read and how long it would take; train nothing and write a page of samples."""
+    """Print what a run would read and how long it would take; train nothing and write a page of sample clips."""
     data = load_data(config)
     print(f"{config.data}: {data.counts()}\n{describe_counts(data)}")
     source = load_speech_source(config.source)
     model, clips = build_model(source, len(data.class_names)), decode_clips(data)
     print(f"source: {source.card}\n{model.count_params():,} parameters")
     train, val = data.train, data.val
-    print(
-        f"{train.seconds.sum() / 60:.1f} minutes of training clips, {np.median(train.seconds):.1f} s in the median one"
-    )
+    print(f"{train.seconds.sum() / 60:.1f} minutes of training clips, median length {np.median(train.seconds):.1f} s")
     page = Path(config.out) / "samples.html"
     write_samples(page, clips["train"], train.texts, augmentation(config), config.seed)
-    print(f"clips as trained on: {page}")
+    print(f"augmented training clips: {page}")
 
     steps = batches.steps_per_epoch(train.seconds, config.batch_seconds, config.seed, config.batch_size)
     epochs = stage_epochs(steps, config.head_epochs, config.epochs)
@@ -223,7 +221,7 @@ def check(config: Config) -> None:
     wanted = parse_baselines(config.baselines or "frozen", BASELINES)
     stages = [epochs[stage] for stage in ("head", "finetune", *wanted)]
     whole = sum(stages) * an_epoch + sum(min(count, VALIDATIONS) for count in stages) * validation
-    print(f"estimate: {format_seconds(whole)} of computing, then half a minute for export and proof")
+    print(f"estimate: {format_seconds(whole)} of training and validation, then half a minute for export and proof")
 
 
 # --- helpers of the steps above ------------------------------------------------------------------------------
@@ -231,7 +229,7 @@ def check(config: Config) -> None:
 
 def decode_clips(data: SpeechSet) -> dict[str, Clips]:
     """Return the decoded clips of each split."""
-    return {split: Clips(getattr(data, split).paths, title=f"decoding {split}") for split in PARTS}
+    return {split: Clips(getattr(data, split).paths, title=f"decoding {split}") for split in SPLITS}
 
 
 def training_stream(data: SpeechSet, clips: dict[str, Clips], config: Config, **options):
@@ -243,23 +241,23 @@ def training_stream(data: SpeechSet, clips: dict[str, Clips], config: Config, **
 
 
 def command_model(source: SpeechSource, model: keras.Model, data: SpeechSet) -> CommandModel:
-    """Return the model with all that turns its logits into labels."""
+    """Return the model with everything needed to turn its logits into labels."""
     return CommandModel(model, source.backbone.config, data.class_names, source.normalises)
 
 
 def predictor(source: SpeechSource, model: keras.Model, data: SpeechSet, clips: dict[str, Clips]):
-    """Return a function: name of a split -> probabilities by the model as it is then, float32 [n, classes]."""
+    """Return a function: name of a split -> probabilities by the current weights, float32 [n, classes]."""
     classify = build_command_classifier(command_model(source, model, data))
     return lambda split, title="": classify(clips[split], getattr(data, split).seconds, title=title)
 
 
 def augmentation(config: Config) -> Augmentation | None:
-    """Return what is done to training clips."""
+    """Return the augmentation of training clips."""
     return Augmentation.of(parse_list("--augment", config.augment, AUGMENTATIONS, alone=("none",)))
 
 
 def train_baseline(name: str, run: Run, data: SpeechSet, clips: dict[str, Clips]) -> tuple[np.ndarray, list[dict]]:
-    """Train a baseline for as many epochs, from the same start or from random weights."""
+    """Train a baseline for as many epochs, from the source or from random weights."""
     keras.utils.set_random_seed(run.config.seed)
     source = load_speech_source(run.config.source, random_weights=name == "scratch")
     model = build_model(source, len(data.class_names))

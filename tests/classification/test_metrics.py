@@ -41,7 +41,7 @@ def test_metrics_equal_scikit_learn_and_intervals_hold_them(labels):
     assert (high - low) / 2 == pytest.approx(0.039, abs=0.008)
 
 
-def test_class_without_test_pictures_does_not_count_as_zero():
+def test_class_without_test_images_does_not_count_as_zero():
     labels = np.array([0, 0, 1, 1])
     metrics = classification_metrics(labels, answers(labels, np.array([True] * 4), 3))
     assert metrics["macro_f1"] == 1.0 and metrics["macro_f1_ci95"] == [1.0, 1.0]

@@ -109,7 +109,7 @@ def test_report_needs_nothing_outside_itself(tmp_path):
 def test_report_shows_the_parts_in_order(tmp_path):
     html, elements = _report(tmp_path, skipped=[("broken.jpg", "cannot be decoded")])
     parts = ["Ants and bees", "Result on", "Fine-tuning gained 5", "Proved", "Learning curves"]
-    parts += ["Which classes", "Each class", "Most confident", "broken.jpg", "How it was made", "Versions"]
+    parts += ["Confusion matrix", "Per class", "Most confident", "broken.jpg", "Run details", "Versions"]
     body = html[html.index("<h1>") :]
     positions = [body.index(part) for part in parts]
     assert positions == sorted(positions)
@@ -137,7 +137,7 @@ def test_file_names_that_are_not_utf8_can_be_listed(tmp_path):
 
 def test_mistakes_are_the_most_confident_ones_that_can_be_read(tmp_path):
     photos = _photos(tmp_path, [f"{number}.jpg" for number in range(20)])
-    Path(photos[19]).write_bytes(b"not a picture")
+    Path(photos[19]).write_bytes(b"not an image")
     Path(photos[18]).unlink()
     wrong = np.linspace(0.51, 0.99, 20)
     wrong[17] = 0.1  # right after all
@@ -147,7 +147,7 @@ def test_mistakes_are_the_most_confident_ones_that_can_be_read(tmp_path):
     shown = [attributes for attributes in elements.all("img") if attributes["alt"].endswith(".jpg")]
     assert [attributes["alt"] for attributes in shown] == [f"{number}.jpg" for number in range(16, 4, -1)]
     assert all(attributes["src"].startswith("data:image/jpeg;base64,") for attributes in shown)
-    assert "19 of 20 test images got a wrong answer" in elements.text
+    assert "19 of 20 test images have a wrong prediction" in elements.text
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_mistakes_are_the_most_confident_ones_that_can_be_read(tmp_path):
         ({"max_abs_diff": float("nan")}, "not measured"),
         ({"ops_outside_tf_serving": ["TFText>X"]}, "TFText>X"),
         ({"ops_outside_tf_serving": None}, "not measured"),
-        ({"examples": 0}, "SavedModel: 0"),
+        ({"examples": 0}, "by a fresh process: 0"),
         ({"passed": False}, "marked its proof as failed"),
         ({"passed": False, "agreement": 0.0, "max_abs_diff": None, "error": "Killed <x>"}, "Killed <x>"),
     ],

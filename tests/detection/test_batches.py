@@ -1,4 +1,4 @@
-"""Pictures with boxes to batches: boxes stay on the pixels they were drawn on, and a run can continue at any step."""
+"""Batches of images with boxes: boxes follow their pixels, and a run can resume at any step."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from common.detection.batches import (
     GREY,
     PADDING,
     evaluation_batches,
+    input_size,
     letterbox,
-    picture_size,
     to_stored,
     training_batches,
 )
@@ -34,7 +34,7 @@ GROUND = (90, 90, 90)
 
 
 def encoded(pixels: np.ndarray, orientation: int = 1) -> bytes:
-    """The bytes of a PNG file, maybe with a camera's note to turn it."""
+    """The bytes of a PNG file, optionally with an EXIF orientation."""
     exif, file = Image.Exif(), io.BytesIO()
     exif[0x0112] = orientation
     Image.fromarray(pixels).save(file, "PNG", **({"exif": exif} if orientation != 1 else {}))
@@ -42,7 +42,7 @@ def encoded(pixels: np.ndarray, orientation: int = 1) -> bytes:
 
 
 def rectangles(number: int, size: tuple[int, int], count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A picture with rectangles that do not touch, and their boxes and classes."""
+    """An image with rectangles that do not touch, and their boxes and classes."""
     rng, pixels = np.random.default_rng(number), np.full((*size, 3), GROUND, np.uint8)
     boxes, labels = [], []
     for place in rng.permutation(6)[:count]:  # each in its own cell of a grid of 2 x 3
@@ -58,7 +58,7 @@ def rectangles(number: int, size: tuple[int, int], count: int) -> tuple[np.ndarr
 
 @pytest.fixture
 def examples(tmp_path: Path) -> BoxExamples:
-    """Seven pictures of odd sizes with 0 to 5 rectangles; the last one lies on its side and has a note of that."""
+    """Seven images of odd sizes with 0 to 5 rectangles; the last one is rotated, with an EXIF orientation."""
     sizes = [(96, 128), (240, 320), (131, 77), (60, 201), (150, 150), (96, 128), (160, 110)]
     paths, all_boxes, all_labels = [], [], []
     for number, (size, count) in enumerate(zip(sizes, (3, 5, 2, 4, 3, 0, 3), strict=True)):
@@ -86,7 +86,7 @@ def take(examples: BoxExamples, count: int, **options) -> list[tuple[np.ndarray,
 
 
 def seen_box(image: np.ndarray, label: int, window: np.ndarray) -> np.ndarray:
-    """The box of what has the colour of a class in a part of a picture, to a fraction of a pixel."""
+    """The box of what has the colour of a class in a part of an image, to a fraction of a pixel."""
     left, top, right, bottom = window
     colours = image[top:bottom, left:right]
     others = [channel for channel in range(3) if channel != label]
@@ -121,7 +121,7 @@ def overlap(a: np.ndarray, b: np.ndarray) -> float:
     return float(shared / ((a[2:] - a[:2]).prod() + (b[2:] - b[:2]).prod() - shared))
 
 
-# --- one picture ------------------------------------------------------------------------------------------
+# --- one image ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("stored", [(1, 1), (3, 1000), (1000, 3), (641, 479), (96, 128), (95, 128), (192, 256), (7, 9)])
@@ -145,12 +145,12 @@ def test_letterbox_keeps_the_shape_and_tells_how_to_go_back(stored):
         slice(2, -2) if side > 8 and before > 4 else slice(None)
         for side, before in zip(inner.shape, stored, strict=False)
     )
-    limit = 3 if min(stored) > 10 else 180  # a picture of a few pixels is as coarse as they are
+    limit = 3 if min(stored) > 10 else 180  # an image of a few pixels is as coarse as they are
     assert np.abs(inner[middle] - expected[middle]).max() < limit
 
 
 @pytest.mark.parametrize("stored", [(1, 1), (3, 1000), (641, 479)])
-def test_boxes_come_back_to_the_sent_picture(stored):
+def test_boxes_come_back_to_the_sent_image(stored):
     size = np.array(stored)
     _, scale, found = letterbox(tf.constant(encoded(np.zeros((*stored, 3), np.uint8))), SIZE)
     fractions = np.float32([[0, 0, 1, 1], [0.25, 0.5, 0.75, 1], [0.1, 0.2, 0.3, 0.4]])
@@ -162,7 +162,7 @@ def test_boxes_come_back_to_the_sent_picture(stored):
     assert to_stored(np.zeros((0, 4), np.float32), scale, found).shape == (0, 4)
 
 
-def test_serving_runs_it_on_a_batch_of_any_pictures():
+def test_serving_runs_it_on_a_batch_of_any_images():
     sizes = [(1, 1), (3, 1000), (641, 479), (96, 128)]
     files = tf.constant([encoded(np.full((*size, 3), 200, np.uint8)) for size in sizes])
     specs = (tf.TensorSpec((*SIZE, 3)), tf.TensorSpec((2,)), tf.TensorSpec((2,), tf.int32))
@@ -194,11 +194,11 @@ def test_serving_runs_it_on_a_batch_of_any_pictures():
         ([], 200, (192, 192)),
     ],
 )
-def test_the_size_of_the_input_is_that_of_the_median_picture(sizes, side, expected):
-    assert picture_size(np.array(sizes, np.int64).reshape(-1, 2), side) == expected
+def test_the_size_of_the_input_is_that_of_the_median_image(sizes, side, expected):
+    assert input_size(np.array(sizes, np.int64).reshape(-1, 2), side) == expected
 
 
-def test_evaluation_sees_what_serving_sees_in_order(examples):
+def test_evaluation_preprocesses_as_serving_in_order(examples):
     images, scales, stored = (np.concatenate(one) for one in zip(*evaluation_batches(examples, SIZE, 3), strict=True))
     np.testing.assert_array_equal(stored, examples.as_stored().sizes)
     for place, path in enumerate(examples.paths):
@@ -272,7 +272,7 @@ def test_each_change_does_what_its_name_says(examples):
     one = replace(one, boxes=(small,), labels=(one.labels[0][:1],), crowds=(one.crowds[0][:1],))
 
     def placed(augment):
-        """Zooms in x and y, and the middles, of a hundred pictures, each [n, 2]."""
+        """Zooms in x and y, and the middles, of a hundred images, each [n, 2]."""
         boxes = np.concatenate([boxes[0] for _, boxes, _ in take(one, 100, augment=augment)])
         boxes = boxes[(boxes > 0).all(axis=1) & (boxes < [SIZE[1], SIZE[0]] * 2).all(axis=1)]
         return (boxes[:, 2:] - boxes[:, :2]) / 8, (boxes[:, 2:] + boxes[:, :2]) / 2
@@ -296,7 +296,7 @@ def test_each_change_does_what_its_name_says(examples):
     assert np.abs(image[0].mean(axis=(0, 1)) - plain.numpy().mean(axis=(0, 1))).max() > 3
 
 
-def test_a_mosaic_shows_four_pictures_and_no_grey(tmp_path):
+def test_a_mosaic_shows_four_images_and_no_grey(tmp_path):
     paths = []
     for number in range(4):
         paths.append(tmp_path / f"{number}.png")
@@ -311,14 +311,14 @@ def test_a_mosaic_shows_four_pictures_and_no_grey(tmp_path):
         assert boxes.shape == (4, 0, 4) and labels.shape == (4, 0)
         images = images.round()
         assert set(np.unique(images)) <= {0, 40, 80, 120}
-        own = images[:, 0, 0, 0] / 40  # the upper left one is the picture itself: each is seen once an epoch
+        own = images[:, 0, 0, 0] / 40  # the upper left one is the image itself: each is seen once an epoch
         assert sorted(own) == [0, 1, 2, 3]
         for image in images:
             corners = image[[0, 0, -1, -1], [0, -1, 0, -1], 0]
             several += len(set(corners)) > 1
             across = np.flatnonzero(np.diff(image[0, :, 0]))
             assert ((across > 0.28 * SIZE[1]) & (across < 0.72 * SIZE[1])).all() and len(across) <= 1
-    assert 10 < several < 25  # of 40, half of them mosaics; some are of one picture alone
+    assert 10 < several < 25  # of 40, half of them mosaics; some are of one image alone
 
 
 # --- the stream -------------------------------------------------------------------------------------------
@@ -342,7 +342,7 @@ def test_a_run_continues_at_any_step(examples):
     assert not np.array_equal(whole[0][0], whole[2][0]) and not np.array_equal(whole[0][0], other[0][0])
 
 
-def test_the_size_of_the_batch_changes_no_picture(examples):
+def test_the_size_of_the_batch_changes_no_image(examples):
     large, small = (take(examples, count, batch_size=size) for count, size in ((2, 7), (14, 1)))
     for batch, singles in zip(large, (small[:7], small[7:]), strict=True):
         for place, (image, boxes, labels) in enumerate(singles):
@@ -352,7 +352,7 @@ def test_the_size_of_the_batch_changes_no_picture(examples):
             assert (batch[2][place][labels.shape[1] :] == PADDING).all()
 
 
-def test_pictures_are_kept_where_there_is_room(examples, capsys, monkeypatch):
+def test_images_are_kept_where_there_is_room(examples, capsys, monkeypatch):
     kept = take(examples, 3)
     assert "kept in memory" in capsys.readouterr().out
     streamed = take(examples, 3, cache=False)
@@ -365,11 +365,11 @@ def test_pictures_are_kept_where_there_is_room(examples, capsys, monkeypatch):
         np.testing.assert_array_equal(one[2], other[2])
 
 
-def test_what_the_camera_noted_may_have_been_followed_or_not(examples):
+def test_displayed_and_stored_pixels_give_the_same_batches(examples):
     same(take(examples, 2), take(examples.as_stored(), 2))
 
 
-def test_pictures_without_boxes_stay_so(examples):
+def test_images_without_boxes_stay_so(examples):
     empty = examples.take(np.array([5, 5]))
     for images, boxes, labels in take(empty, 4, mosaic=0.5):
         assert images.shape == (2, *SIZE, 3) and boxes.shape == (2, 0, 4) and labels.shape == (2, 0)
@@ -395,7 +395,7 @@ def test_wrong_settings_are_refused(examples):
 
 def test_real_photos_pass(shared_data, tmp_path):
     data = load_box_set(f"voc:{shared_data / 'bccd'}", tmp_path, limit=2)
-    size = picture_size(data.train.sizes, 160)
+    size = input_size(data.train.sizes, 160)
     images, boxes, labels = take(data.train, 1, size=size, batch_size=8, mosaic=0.5)[0]
     assert images.shape[1:] == (128, 160, 3) and (labels >= 0).any() and (boxes <= [160, 128, 160, 128]).all()
 
@@ -420,7 +420,7 @@ def test_boxes_are_drawn_in_the_colour_of_their_class():
 
 
 @pytest.mark.parametrize("size", [(1, 1), (96, 128), (3, 900)])
-def test_small_pictures_are_enlarged_to_be_read(size):
+def test_small_images_are_enlarged_to_be_read(size):
     image = np.zeros((*size, 3), np.uint8)
     box = np.float32([[0, 0, size[1], size[0]]])
     drawn = draw_boxes(image, box, np.array([0]), ("a",), np.array([1.0]))

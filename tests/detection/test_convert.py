@@ -1,4 +1,4 @@
-"""A converted detector finds what its SavedModel finds, the proof sees one that does not, its program runs."""
+"""A converted detector finds what its SavedModel finds, the proof rejects one that does not, its program runs."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from common.converting import (
-    ask_saved_model,
     load_to_convert,
     open_litert,
     open_onnx,
+    open_saved_model,
     size_and_class_names,
     to_litert,
     to_onnx,
@@ -44,14 +44,14 @@ def loaded(version):
     return load_to_convert(version, DETECTOR.gives)
 
 
-def pictures(count: int = 6) -> np.ndarray:
+def images(count: int = 6) -> np.ndarray:
     return np.random.default_rng(0).uniform(0, 255, (count, *SIZE, 3)).astype("float32")
 
 
 def test_what_is_converted_knows_what_it_gives_its_size_and_its_names(version, loaded):
-    with pytest.raises(UserError, match="must take pixels and give class_names and probabilities"):
+    with pytest.raises(UserError, match="must take pixels and return class_names and probabilities"):
         load_to_convert(version, "probabilities")
-    assert ask_saved_model(loaded, "candidates")(pictures(1)).shape[-1] == 4 + 3
+    assert open_saved_model(loaded, "candidates")(images(1)).shape[-1] == 4 + 3
     assert size_and_class_names(loaded) == (SIZE, ["a", "b", "c"])
 
 
@@ -60,10 +60,10 @@ def test_conversions_find_the_same_boxes_and_the_program_beside_them_too(loaded,
     absent = [package for package in PACKAGES[form] if importlib.util.find_spec(package) is None]
     if absent:
         pytest.skip(f"no {', '.join(absent)}: pip install -r requirements-convert.txt")
-    function, saved = with_constant_weights(loaded, DETECTOR.gives), ask_saved_model(loaded, DETECTOR.gives)
+    function, saved = with_constant_weights(loaded, DETECTOR.gives), open_saved_model(loaded, DETECTOR.gives)
     model = {"litert": to_litert, "onnx": to_onnx}[form](function)
     ask = {"litert": open_litert, "onnx": open_onnx}[form](model, 2)
-    proof = prove_conversion(saved, ask, [pictures()[:4], pictures()[4:]])
+    proof = prove_conversion(saved, ask, [images()[:4], images()[4:]])
     assert failure(proof) == "", proof
     assert proof["examples"] == 6 and proof["boxes"] > 20
 
@@ -71,9 +71,9 @@ def test_conversions_find_the_same_boxes_and_the_program_beside_them_too(loaded,
     name = "model.onnx" if form == "onnx" else "model.tflite"
     (tmp_path / name).write_bytes(model)
     (program,) = re.findall("```python\n(.*?)```", how_to_use(name, "float32", SIZE, "letterbox", 3), re.DOTALL)
-    given = {"pixels": pictures(1)}
+    given = {"pixels": images(1)}
     exec(program, given)
-    (chosen,) = choose(saved(pictures(1)))
+    (chosen,) = choose(saved(images(1)))
     sure = chosen["scores"] > 0.3
     assert len(given["found"]) == sure.sum() > 0
     for (box, label, score), i in zip(given["found"], np.flatnonzero(sure), strict=True):
@@ -82,16 +82,16 @@ def test_conversions_find_the_same_boxes_and_the_program_beside_them_too(loaded,
 
 
 def test_the_proof_sees_moved_boxes_other_scores_and_a_missing_class(loaded):
-    saved = ask_saved_model(loaded, DETECTOR.gives)
+    saved = open_saved_model(loaded, DETECTOR.gives)
 
     def changed(change):
         return lambda pixels: np.concatenate(change(*np.split(saved(pixels), [4], axis=-1)), axis=-1)
 
     def proof(change):
-        return prove_conversion(saved, changed(change), [pictures(2)])
+        return prove_conversion(saved, changed(change), [images(2)])
 
     assert failure(proof(lambda boxes, scores: (boxes, scores))) == ""
     assert proof(lambda boxes, scores: (boxes + np.float32(5), scores))["agreement"] < 1
     assert proof(lambda boxes, scores: (boxes, scores - 0.004))["max_abs_diff"] == pytest.approx(0.004, abs=1e-5)
-    assert "scores up to 4.0e-03 away" in failure(proof(lambda boxes, scores: (boxes, scores - 0.004)))
+    assert "scores that differ by up to 4.0e-03" in failure(proof(lambda boxes, scores: (boxes, scores - 0.004)))
     assert proof(lambda boxes, scores: (boxes, scores * [1, 1, 0]))["agreement"] < 1

@@ -1,4 +1,4 @@
-"""The detectors of libraries learn boxes with our start, bear pictures without objects, and come back from a file."""
+"""Detectors of libraries are trained from our initial weights, accept images without objects, and can be reloaded."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def small_source(last_stride: int = 32, size: tuple[int, int] = SIZE) -> SimpleN
 
 
 def squares(count: int = 16, seed: int = 0):
-    """Pictures with one coloured square each, the colour being its class, and a second one without any."""
+    """Images with one coloured square each, the colour being its class, and a second one without any."""
     rng = np.random.default_rng(seed)
     images = rng.uniform(90, 160, (count, *SIZE, 3)).astype("float32")
     boxes, labels = np.zeros((count, 1, 4), "float32"), np.zeros((count, 1), "int32")
@@ -90,20 +90,20 @@ def test_nothing_is_found_before_training_and_no_box_is_no_error(name, tmp_path)
 
     detector.model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras", compile=False)
-    said, again = detector.model(images, training=False), loaded(images, training=False)
-    for key in said:
-        np.testing.assert_array_equal(said[key], again[key])
+    outputs, again = detector.model(images, training=False), loaded(images, training=False)
+    for key in outputs:
+        np.testing.assert_array_equal(outputs[key], again[key])
 
 
-def test_retinanet_is_asked_nothing_where_a_crowd_is():
+def test_retinanet_ignores_crowds():
     detector, images = build("retinanet"), tf.zeros((1, *SIZE, 3))
 
-    def told(boxes, labels):
+    def encoded(boxes, labels):
         _, truth = detector.targets(images, tf.constant([boxes]), tf.constant([labels]))
         return detector.model.label_encoder(images, truth["boxes"], truth["labels"])[1].numpy()
 
     an_object, elsewhere = [2.0, 2.0, 26.0, 26.0], [34.0, 34.0, 60.0, 60.0]
-    alone, crowded = told([an_object], [0]), told([an_object, elsewhere], [0, CROWD])
+    alone, crowded = encoded([an_object], [0]), encoded([an_object, elsewhere], [0, CROWD])
     assert (crowded[alone == -1] == CROWD).any()
     np.testing.assert_array_equal(crowded[crowded != CROWD], alone[crowded != CROWD])
 
@@ -167,7 +167,7 @@ def test_anchors_reach_boxes_wherever_they_lie_and_rare_classes_too():
     source = small_source(size=(256, 256))
     detector = retinanet.build_detector(source, 2, anchors.fit_anchors(boxes, labels, STRIDES))
     best = overlaps(boxes, retinanet.anchor_boxes(detector))
-    reached = (best >= anchors.LEARNED).sum(axis=1)
+    reached = (best >= anchors.POSITIVE_IOU).sum(axis=1)
     for kind, least in ((0, 5), (1, 3)):
         of_class = reached[labels == kind]
         assert (of_class > 0).mean() > 0.9, kind
@@ -177,7 +177,7 @@ def test_anchors_reach_boxes_wherever_they_lie_and_rare_classes_too():
 def test_a_class_without_anchors_stops_the_run():
     grid = np.array([[x, y, x + 32, y + 32] for x in range(0, 96, 8) for y in range(0, 96, 8)], "float32")
     boxes = np.array([[1, 1, 30, 30], [8, 8, 40, 40], [50, 50, 53, 53]], "float32")
-    said = anchors.check_anchors(grid, boxes[:2], np.array([0, 0]), ["cell", "speck"])
-    assert said.startswith("100.0%")
-    with pytest.raises(UserError, match=r"1 of 1 boxes of class 'speck'.*--image-size.*--detector fcos"):
+    text = anchors.check_anchors(grid, boxes[:2], np.array([0, 0]), ["cell", "speck"])
+    assert text.startswith("100.0%")
+    with pytest.raises(UserError, match=r"1 of 1 boxes of class 'speck'.*--image-size.*--detector one_grid"):
         anchors.check_anchors(grid, boxes, np.array([0, 0, 1]), ["cell", "speck"])

@@ -1,4 +1,4 @@
-"""AP against a slow count of its own and against pycocotools; thresholds, matches and confusions by hand."""
+"""AP against a slow reference and against pycocotools; thresholds, matches and confusion matrices by hand."""
 
 from __future__ import annotations
 
@@ -10,23 +10,18 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from common.detection.dataset import BoxExamples
+from common.detection.matching import NOT_JUDGED, UNMATCHED, confusion, match, recommend_threshold, threshold_table
 from common.detection.metrics import (
-    NOBODY,
-    NOT_JUDGED,
     RESAMPLES,
     SIZES,
     Detections,
-    _compare,
     _mean_precision,
     _ranked,
     _resampled,
-    confusion,
+    compare,
     evaluate,
-    match,
     paired_gain,
     precision_recall,
-    recommend_threshold,
-    threshold_table,
 )
 
 CAT, DOG = 0, 1
@@ -34,25 +29,25 @@ NAMES = ("cat", "dog")
 HERE, THERE, FAR = (0, 0, 10, 10), (20, 0, 40, 10), (60, 60, 90, 90)
 
 
-def truths(*pictures: list[tuple], size=(100, 100), orientations=None) -> BoxExamples:
-    """Each picture is a list of (box, label) or (box, label, True) for a crowd."""
-    n = len(pictures)
+def truths(*images: list[tuple], size=(100, 100), orientations=None) -> BoxExamples:
+    """Each image is a list of (box, label) or (box, label, True) for a crowd."""
+    n = len(images)
     return BoxExamples(
         np.array([f"{place}.jpg" for place in range(n)], dtype=object),
-        tuple(np.array([one[0] for one in picture], "float32").reshape(-1, 4) for picture in pictures),
-        tuple(np.array([one[1] for one in picture], "int64") for picture in pictures),
-        tuple(np.array([len(one) > 2 for one in picture], bool) for picture in pictures),
+        tuple(np.array([one[0] for one in image], "float32").reshape(-1, 4) for image in images),
+        tuple(np.array([one[1] for one in image], "int64") for image in images),
+        tuple(np.array([len(one) > 2 for one in image], bool) for image in images),
         np.tile(np.array(size, "int64"), (n, 1)),
         np.ones(n, "int64") if orientations is None else np.array(orientations, "int64"),
     )
 
 
-def said(*pictures: list[tuple]) -> Detections:
-    """Each picture is a list of (box, label, score)."""
+def finds(*images: list[tuple]) -> Detections:
+    """Each image is a list of (box, label, score)."""
     return Detections(
-        tuple(np.array([one[0] for one in picture], "float32").reshape(-1, 4) for picture in pictures),
-        tuple(np.array([one[2] for one in picture], "float32") for picture in pictures),
-        tuple(np.array([one[1] for one in picture], "int64") for picture in pictures),
+        tuple(np.array([one[0] for one in image], "float32").reshape(-1, 4) for image in images),
+        tuple(np.array([one[2] for one in image], "float32") for image in images),
+        tuple(np.array([one[1] for one in image], "int64") for image in images),
     )
 
 
@@ -70,26 +65,26 @@ def slow_ap(examples: BoxExamples, detections: Detections, label: int, threshold
     if not total:
         return None
     everything = [
-        (-float(score), picture, number)
-        for picture in range(len(examples))
-        for number, score in enumerate(detections.scores[picture])
-        if detections.labels[picture][number] == label
+        (-float(score), image, number)
+        for image in range(len(examples))
+        for number, score in enumerate(detections.scores[image])
+        if detections.labels[image][number] == label
     ]
     taken, verdicts = set(), []
-    for _, picture, number in sorted(everything):  # equal scores: the earlier picture, the earlier detection
-        box = detections.boxes[picture][number].astype(float)
+    for _, image, number in sorted(everything):  # equal scores: the earlier image, the earlier detection
+        box = detections.boxes[image][number].astype(float)
         best, best_overlap, on_crowd = None, threshold, False
-        for place, truth in enumerate(examples.boxes[picture].astype(float)):
-            if examples.labels[picture][place] != label:
+        for place, truth in enumerate(examples.boxes[image].astype(float)):
+            if examples.labels[image][place] != label:
                 continue
-            if examples.crowds[picture][place]:
+            if examples.crowds[image][place]:
                 inside = max(0, min(box[2], truth[2]) - max(box[0], truth[0]))
                 inside *= max(0, min(box[3], truth[3]) - max(box[1], truth[1]))
                 on_crowd |= inside / ((box[2] - box[0]) * (box[3] - box[1])) >= threshold
-            elif (picture, place) not in taken and iou(box, truth) >= best_overlap:
+            elif (image, place) not in taken and iou(box, truth) >= best_overlap:
                 best, best_overlap = place, iou(box, truth)
         if best is not None:
-            taken.add((picture, best))
+            taken.add((image, best))
         if best is not None or not on_crowd:
             verdicts.append(best is not None)
     points = []
@@ -101,29 +96,29 @@ def slow_ap(examples: BoxExamples, detections: Detections, label: int, threshold
 def library(examples: BoxExamples, detections: Detections, classes: int) -> np.ndarray:
     """pycocotools as its own demo uses it, from a dictionary and a table of results: its twelve numbers."""
     annotations = [
-        {"image_id": picture + 1, "category_id": int(label) + 1, "iscrowd": int(crowd),
+        {"image_id": image + 1, "category_id": int(label) + 1, "iscrowd": int(crowd),
          "bbox": [float(x) for x in (*box[:2], *(box[2:] - box[:2]))], "area": float((box[2:] - box[:2]).prod())}
-        for picture in range(len(examples))
+        for image in range(len(examples))
         for box, label, crowd in zip(
-            examples.boxes[picture].astype(float), examples.labels[picture], examples.crowds[picture],
+            examples.boxes[image].astype(float), examples.labels[image], examples.crowds[image],
             strict=True,
         )
     ]  # fmt: skip
     coco = COCO()
     coco.dataset = {
-        "images": [{"id": picture + 1} for picture in range(len(examples))],
+        "images": [{"id": image + 1} for image in range(len(examples))],
         "categories": [{"id": label + 1} for label in range(classes)],
         "annotations": [one | {"id": number} for number, one in enumerate(annotations, start=1)],
         "info": {},
     }
     coco.createIndex()
     results = [
-        [picture + 1, *box[:2], *(box[2:] - box[:2]), score, label + 1]
-        for picture in range(len(detections))
+        [image + 1, *box[:2], *(box[2:] - box[:2]), score, label + 1]
+        for image in range(len(detections))
         for box, score, label in zip(
-            detections.boxes[picture].astype(float),
-            detections.scores[picture],
-            detections.labels[picture],
+            detections.boxes[image].astype(float),
+            detections.scores[image],
+            detections.labels[image],
             strict=True,
         )
     ]
@@ -134,12 +129,12 @@ def library(examples: BoxExamples, detections: Detections, classes: int) -> np.n
     return run.stats
 
 
-def scenes(seed: int, pictures: int = 12, classes: int = 3, ties: bool = False) -> tuple[BoxExamples, Detections]:
-    """Random objects of all sizes, some crowds and empty pictures; a detector that errs in every way there is."""
+def scenes(seed: int, images: int = 12, classes: int = 3, ties: bool = False) -> tuple[BoxExamples, Detections]:
+    """Random objects of all sizes, some crowds and empty images; a detector with every kind of error."""
     rng = np.random.default_rng(seed)
     there, found = [], []
-    for _ in range(pictures):
-        objects, answers = [], []
+    for _ in range(images):
+        objects, detected = [], []
         for _ in range(rng.integers(0, 7)):
             corner, sides = rng.uniform(0, 150, 2), rng.choice([8, 25, 60, 140], 2) * rng.uniform(0.7, 1.3, 2)
             box, label = np.concatenate([corner, corner + sides]), int(rng.integers(classes))
@@ -148,14 +143,14 @@ def scenes(seed: int, pictures: int = 12, classes: int = 3, ties: bool = False) 
                 moved = box + rng.normal(0, 0.12, 4) * np.tile(sides, 2)
                 moved = np.concatenate([np.minimum(moved[:2], moved[2:]), np.maximum(moved[:2], moved[2:])])
                 name = label if rng.random() < 0.8 else int(rng.integers(classes))
-                answers.append((moved, name, rng.integers(1, 5) / 5 if ties else rng.random()))
+                detected.append((moved, name, rng.integers(1, 5) / 5 if ties else rng.random()))
         for _ in range(rng.integers(0, 3)):
             corner = rng.uniform(0, 150, 2)
-            answers.append((np.concatenate([corner, corner + rng.uniform(5, 90, 2)]), int(rng.integers(classes)),
+            detected.append((np.concatenate([corner, corner + rng.uniform(5, 90, 2)]), int(rng.integers(classes)),
                             rng.integers(1, 5) / 5 if ties else rng.random() * 0.7))  # fmt: skip
         there.append(objects)
-        found.append(answers)
-    return truths(*there, size=(400, 400)), said(*found)
+        found.append(detected)
+    return truths(*there, size=(400, 400)), finds(*found)
 
 
 @pytest.mark.parametrize(
@@ -163,26 +158,26 @@ def scenes(seed: int, pictures: int = 12, classes: int = 3, ties: bool = False) 
     [
         ([[(HERE, CAT)], [(THERE, CAT)]], [[(HERE, CAT, 0.9)], [(THERE, CAT, 0.2)]], 1.0),
         ([[(HERE, CAT)], [(THERE, CAT)]], [[], []], 0.0),
-        # Found twice: the second is a false alarm, but comes after all objects are found.
+        # Found twice: the second is a false positive, but comes after all objects are found.
         ([[(HERE, CAT)]], [[(HERE, CAT, 0.9), (HERE, CAT, 0.8)]], 1.0),
-        # The surer of two that find the same object takes it, also where the other lies better.
+        # Of two detections of one object, the higher score matches, even if the other overlaps more.
         ([[(HERE, CAT)], [(THERE, CAT)]], [[(HERE, CAT, 0.5), ((0, 0, 10, 9), CAT, 0.9)], [(THERE, CAT, 0.1)]],
          (51 * 1 + 50 * 2 / 3) / 101),
-        # Another class at the right place finds nothing; it is a false alarm of its own class, which has no AP here.
+        # Another class at the right place matches nothing; a false positive of its own class, which has no AP here.
         ([[(HERE, CAT)]], [[(HERE, DOG, 0.9)]], 0.0),
-        # What lies on a crowd is not punished, however often.
+        # Detections on a crowd are ignored, however many.
         ([[(HERE, CAT), (FAR, CAT, True)]], [[(FAR, CAT, 0.9), ((62, 62, 70, 70), CAT, 0.8), (HERE, CAT, 0.7)]], 1.0),
         # A crowd alone is nothing to find.
         ([[(FAR, CAT, True)]], [[(FAR, CAT, 0.9)]], None),
-        # A picture without objects: what is found there is a false alarm, and a sure one halves the precision.
+        # An image without objects: a detection there is a false positive, and a confident one halves the precision.
         ([[(HERE, CAT)], []], [[(HERE, CAT, 0.5)], [(THERE, CAT, 0.9)]], 0.5),
         ([[], []], [[], []], None),
-        # Half of the objects found, without a false alarm: 51 of the 101 recalls, 0.00 to 0.50, are reached.
+        # Half of the objects found, without a false positive: 51 of the 101 recalls, 0.00 to 0.50, are reached.
         ([[(HERE, CAT), (FAR, CAT)]], [[(HERE, CAT, 0.9)]], 51 / 101),
     ],
 )  # fmt: skip
 def test_ap_of_cases_that_can_be_counted_by_hand(there, found, ap50):
-    examples, detections = truths(*there), said(*found)
+    examples, detections = truths(*there), finds(*found)
     metrics = evaluate(examples, detections, NAMES)
     assert metrics["ap50"] == (None if ap50 is None else pytest.approx(ap50, abs=1e-6))
     assert metrics["per_class"][CAT]["ap50"] == metrics["ap50"]
@@ -193,7 +188,7 @@ def test_ap_of_cases_that_can_be_counted_by_hand(there, found, ap50):
 
 def test_ap_counts_how_well_a_box_lies():
     """A box that overlaps its object by 0.8 is right at seven of COCO's ten limits, 0.50 to 0.80."""
-    examples, detections = truths([(HERE, CAT)]), said([((0, 0, 8, 10), CAT, 0.9)])
+    examples, detections = truths([(HERE, CAT)]), finds([((0, 0, 8, 10), CAT, 0.9)])
     metrics = evaluate(examples, detections, NAMES)
     assert (metrics["ap50"], metrics["ap75"], metrics["ap"]) == (1.0, 1.0, 0.7)
     assert metrics["ar100"] == 0.7
@@ -220,16 +215,16 @@ def test_numbers_are_those_of_the_slow_count_and_of_pycocotools(seed, ties, caps
 
 
 def test_boxes_by_size_without_boxes_of_a_size():
-    metrics = evaluate(truths([(HERE, CAT), (FAR, DOG)]), said([(HERE, CAT, 0.9)]), NAMES)
+    metrics = evaluate(truths([(HERE, CAT), (FAR, DOG)]), finds([(HERE, CAT, 0.9)]), NAMES)
     assert metrics["by_size"]["small"] == {"ap": 0.5, "boxes": 2}
     assert metrics["by_size"]["large"] == {"ap": None, "boxes": 0}
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_resampling_equals_pycocotools_on_the_drawn_pictures(seed):
-    """The fast count on matches of before gives what matching the drawn pictures anew would give."""
+def test_resampling_equals_pycocotools_on_the_drawn_images(seed):
+    """The fast count on matches of before gives what matching the drawn images anew would give."""
     examples, detections = scenes(seed)
-    ranked = _ranked(_compare(examples, detections, range(3)))
+    ranked = _ranked(compare(examples, detections, range(3)))
     np.testing.assert_allclose(
         _mean_precision(ranked, np.ones(12, int))[0], evaluate(examples, detections, "abc")["ap50"], atol=1e-6
     )
@@ -241,8 +236,8 @@ def test_resampling_equals_pycocotools_on_the_drawn_pictures(seed):
     np.testing.assert_allclose([quick.mean(), quick[0], quick[5]], stats[:3], atol=1e-9)
 
 
-def test_intervals_hold_their_numbers_repeat_and_narrow_with_more_pictures():
-    few, many = scenes(1, pictures=15), scenes(1, pictures=120)
+def test_intervals_hold_their_numbers_repeat_and_narrow_with_more_images():
+    few, many = scenes(1, images=15), scenes(1, images=120)
     metrics = [evaluate(*one, "abc") for one in (few, many)]
     widths = []
     for one in metrics:
@@ -255,31 +250,31 @@ def test_intervals_hold_their_numbers_repeat_and_narrow_with_more_pictures():
     assert evaluate(*few, "abc", seed=1)["ap50_ci95"] != metrics[0]["ap50_ci95"]
 
 
-def test_one_picture_has_no_interval():
-    metrics = evaluate(truths([(HERE, CAT)]), said([(HERE, CAT, 0.9)]), NAMES)
+def test_one_image_has_no_interval():
+    metrics = evaluate(truths([(HERE, CAT)]), finds([(HERE, CAT, 0.9)]), NAMES)
     assert metrics["ap50"] == 1.0 and "ap50_ci95" not in metrics
 
 
-def test_a_bootstrap_of_many_pictures_takes_little_time():
-    examples, detections = scenes(2, pictures=400)
-    ranked = _ranked(_compare(examples, detections, range(3)))
+def test_a_bootstrap_of_many_images_takes_little_time():
+    examples, detections = scenes(2, images=400)
+    ranked = _ranked(compare(examples, detections, range(3)))
     began = time.perf_counter()
     assert len(_resampled(ranked, 400, 0)) == RESAMPLES
     assert time.perf_counter() - began < 5  # pycocotools itself would need minutes
 
 
 def test_gain_is_paired():
-    examples, detections = scenes(3, pictures=60)
+    examples, detections = scenes(3, images=60)
     assert paired_gain(examples, detections, detections, 3) == (0.0, 0.0, 0.0)
     worse = Detections(tuple(box + 15 for box in detections.boxes), detections.scores, detections.labels)
     gain, low, high = paired_gain(examples, detections, worse, 3)
     difference = evaluate(examples, detections, "abc")["ap50"] - evaluate(examples, worse, "abc")["ap50"]
     assert gain == pytest.approx(difference, abs=2e-6) and 0 < low < gain < high
-    assert paired_gain(truths([]), said([]), said([]), 3) is None
+    assert paired_gain(truths([]), finds([]), finds([]), 3) is None
 
 
 def test_curve_and_its_area():
-    examples, detections = scenes(4, pictures=40)
+    examples, detections = scenes(4, images=40)
     for label in range(3):
         curve = precision_recall(examples, detections, label)
         assert (np.diff(curve.scores) <= 0).all() and (np.diff(curve.recall) >= 0).all()
@@ -291,13 +286,13 @@ def test_curve_and_its_area():
             evaluate(examples, detections, "abc")["per_class"][label]["ap50"], abs=1e-6
         )
     assert precision_recall(examples, detections, 7) is None
-    nothing = precision_recall(truths([(HERE, CAT)]), said([]), CAT)
+    nothing = precision_recall(truths([(HERE, CAT)]), finds([]), CAT)
     assert len(nothing.recall) == 0
 
 
 def test_threshold_table_by_hand():
     examples = truths([(HERE, CAT), (FAR, DOG)], [(THERE, CAT), (FAR, DOG, True)])
-    detections = said([(HERE, CAT, 0.9), (THERE, CAT, 0.6), (FAR, CAT, 0.3)], [(THERE, CAT, 0.5), (FAR, DOG, 0.95)])
+    detections = finds([(HERE, CAT, 0.9), (THERE, CAT, 0.6), (FAR, CAT, 0.3)], [(THERE, CAT, 0.5), (FAR, DOG, 0.95)])
     rows = threshold_table(examples, detections, (0.1, 0.5, 0.7, 0.99))
     assert [row["precision"] for row in rows] == [2 / 4, 2 / 3, 1.0, None]
     assert [row["recall"] for row in rows] == [2 / 3, 2 / 3, 1 / 3, 0.0]
@@ -313,16 +308,16 @@ def test_one_matching_serves_all_thresholds(seed):
     for row in rows[9::20]:
         assert threshold_table(examples, detections, [row["threshold"]]) == [row]
         matchings = match(examples, detections, row["threshold"])
-        alarms = sum(len(one.false_alarms) for one in matchings)
-        assert row["false_alarms"] == pytest.approx(alarms / len(examples))
+        wrong = sum(len(one.false_positives) for one in matchings)
+        assert row["false_alarms"] == pytest.approx(wrong / len(examples))
 
 
 def test_recommended_threshold():
     examples = truths([(HERE, CAT)])
-    rows = threshold_table(examples, said([(HERE, CAT, 0.8), (FAR, CAT, 0.3)]))
+    rows = threshold_table(examples, finds([(HERE, CAT, 0.8), (FAR, CAT, 0.3)]))
     assert recommend_threshold(rows) == 0.8  # 0.31 to 0.80 are equally good here
-    assert recommend_threshold(threshold_table(examples, said([(FAR, CAT, 0.9)]))) == 0.5
-    assert recommend_threshold(threshold_table(truths([]), said([]))) == 0.5
+    assert recommend_threshold(threshold_table(examples, finds([(FAR, CAT, 0.9)]))) == 0.5
+    assert recommend_threshold(threshold_table(truths([]), finds([]))) == 0.5
 
 
 def test_what_became_of_each_box():
@@ -330,7 +325,7 @@ def test_what_became_of_each_box():
         [(HERE, CAT), (THERE, CAT), (FAR, DOG), ((0, 50, 30, 80), CAT, True)],
         [],
     )
-    detections = said(
+    detections = finds(
         [
             ((0, 0, 10, 9), CAT, 0.4),  # finds HERE
             (FAR, CAT, 0.9),  # right place, wrong name
@@ -341,26 +336,26 @@ def test_what_became_of_each_box():
         [(HERE, DOG, 0.7)],
     )
     first, second = match(examples, detections, 0.3)
-    assert first.found_by.tolist() == [0, NOBODY, NOBODY, NOT_JUDGED]
-    assert first.finds.tolist() == [0, NOBODY, NOT_JUDGED, NOT_JUDGED, NOBODY]
-    assert first.missed.tolist() == [1, 2] and first.false_alarms.tolist() == [1, 4]
+    assert first.found_by.tolist() == [0, UNMATCHED, UNMATCHED, NOT_JUDGED]
+    assert first.finds.tolist() == [0, UNMATCHED, NOT_JUDGED, NOT_JUDGED, UNMATCHED]
+    assert first.missed.tolist() == [1, 2] and first.false_positives.tolist() == [1, 4]
     assert first.misnamed.tolist() == [[2, 1]]
-    assert second.found_by.tolist() == [] and second.finds.tolist() == [NOBODY]
+    assert second.found_by.tolist() == [] and second.finds.tolist() == [UNMATCHED]
     counts = confusion(examples, detections, [first, second], 2)
     #                        cat dog nothing
     assert counts.tolist() == [[1, 0, 1], [1, 0, 0], [1, 1, 0]]
 
 
 def test_a_stricter_overlap_finds_less():
-    examples, detections = truths([(HERE, CAT)]), said([((0, 0, 10, 6), CAT, 0.9)])
+    examples, detections = truths([(HERE, CAT)]), finds([((0, 0, 10, 6), CAT, 0.9)])
     assert match(examples, detections, 0.5)[0].missed.tolist() == []
     assert match(examples, detections, 0.5, iou=0.75)[0].missed.tolist() == [0]
 
 
 def test_more_than_a_hundred_detections_are_all_judged_one_by_one():
     many = [((x, 60, x + 1, 61), CAT, 0.9) for x in range(120)]
-    [one] = match(truths([(HERE, CAT)]), said([*many, (HERE, CAT, 0.5)]), 0.1)
-    assert len(one.false_alarms) == 120 and one.found_by.tolist() == [120]
+    [one] = match(truths([(HERE, CAT)]), finds([*many, (HERE, CAT, 0.5)]), 0.1)
+    assert len(one.false_positives) == 120 and one.found_by.tolist() == [120]
 
 
 def test_photos_that_lie_on_their_side_are_judged_as_stored():
@@ -368,7 +363,7 @@ def test_photos_that_lie_on_their_side_are_judged_as_stored():
     examples = truths([((0, 0, 20, 10), CAT)], size=(60, 100), orientations=[6])
     stored = examples.as_stored().boxes[0][0]
     assert stored.tolist() != [0, 0, 20, 10]
-    detections = said([(stored, CAT, 0.9)])
+    detections = finds([(stored, CAT, 0.9)])
     assert evaluate(examples, detections, NAMES)["ap50"] == 1.0
     assert match(examples, detections, 0.5)[0].missed.tolist() == []
     assert precision_recall(examples, detections, CAT).recall[-1] == 1.0
@@ -376,16 +371,16 @@ def test_photos_that_lie_on_their_side_are_judged_as_stored():
 
 def test_detections_that_cannot_be():
     with pytest.raises(ValueError, match="finite"):
-        said([((0, 0, 5, 5), CAT, np.nan)])
+        finds([((0, 0, 5, 5), CAT, np.nan)])
     with pytest.raises(ValueError, match="min <= max"):
-        said([((5, 0, 0, 5), CAT, 0.5)])
+        finds([((5, 0, 0, 5), CAT, 0.5)])
     with pytest.raises(ValueError, match="one box, one score"):
         Detections((np.zeros((2, 4)),), (np.zeros(1),), (np.zeros(1, int),))
-    with pytest.raises(ValueError, match="do not belong together"):
-        evaluate(truths([]), said([], []), NAMES)
+    with pytest.raises(ValueError, match=r"must be of the same images: 1\. Received: those of 2"):
+        evaluate(truths([]), finds([], []), NAMES)
 
 
 def test_detections_of_a_threshold():
-    kept = said([(HERE, CAT, 0.3), (FAR, DOG, 0.7)], []).of(0.3)
+    kept = finds([(HERE, CAT, 0.3), (FAR, DOG, 0.7)], []).of(0.3)
     assert len(kept) == 2 and kept.scores[0].dtype == np.float32
     assert kept.of(0.5).labels[0].tolist() == [DOG] and len(kept.of(0.9).boxes[0]) == 0

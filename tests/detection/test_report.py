@@ -17,7 +17,8 @@ from common import reporting
 from common.detection import findings, report, report_pictures, results
 from common.detection.dataset import BoxExamples, BoxSet, Note
 from common.detection.drawing import colour_of
-from common.detection.metrics import Detections, evaluate, match
+from common.detection.matching import match
+from common.detection.metrics import Detections, evaluate
 from common.results import Outcome
 from tests.elements import Elements
 
@@ -43,43 +44,43 @@ class Config:
     seed: int = 7
 
 
-def pictures(elements: Elements) -> list[str]:
-    """Return file name and side of each drawn picture, in their order."""
-    return [one["alt"] for one in elements.all("img") if one["alt"].endswith((" as labelled", " as answered"))]
+def images(elements: Elements) -> list[str]:
+    """Return file name and side of each drawn image, in their order."""
+    return [one["alt"] for one in elements.all("img") if one["alt"].endswith((" as labelled", " as detected"))]
 
 
-def examples(folder: Path, pictures: dict[str, list[tuple]], crowds: tuple[str, ...] = ()) -> BoxExamples:
-    """Grey pictures of 120 x 90 pixels with (box, label); those named in `crowds` have crowds only."""
+def examples(folder: Path, images: dict[str, list[tuple]], crowds: tuple[str, ...] = ()) -> BoxExamples:
+    """Grey images of 120 x 90 pixels with (box, label); those named in `crowds` have crowds only."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in pictures:
+    for name in images:
         Image.new("RGB", (120, 90), (128, 128, 128)).save(folder / name)
-    there = list(pictures.values())
+    there = list(images.values())
     return BoxExamples(
-        np.array([str(folder / name) for name in pictures], dtype=object),
+        np.array([str(folder / name) for name in images], dtype=object),
         tuple(np.array([box for box, _ in one], "float32").reshape(-1, 4) for one in there),
         tuple(np.array([label for _, label in one], "int64") for one in there),
-        tuple(np.full(len(one), name in crowds) for name, one in pictures.items()),
+        tuple(np.full(len(one), name in crowds) for name, one in images.items()),
         np.tile(np.array([[90, 120]]), (len(there), 1)),
         np.ones(len(there), "int64"),
     )
 
 
-def said(*pictures: list[tuple]) -> Detections:
+def finds(*images: list[tuple]) -> Detections:
     return Detections(
-        tuple(np.array([one[0] for one in picture], "float32").reshape(-1, 4) for picture in pictures),
-        tuple(np.array([one[2] for one in picture], "float32") for picture in pictures),
-        tuple(np.array([one[1] for one in picture], "int64") for picture in pictures),
+        tuple(np.array([one[0] for one in image], "float32").reshape(-1, 4) for image in images),
+        tuple(np.array([one[2] for one in image], "float32") for image in images),
+        tuple(np.array([one[1] for one in image], "int64") for image in images),
     )
 
 
-PICTURES = {
+IMAGES = {
     "all missed.png": [(HERE, CAT), (FAR, DOG)],
     "alarm.png": [(HERE, CAT)],
     "renamed.png": [(THERE, DOG), (HERE, CAT)],
     "good.png": [(HERE, CAT)],
     "empty.png": [],
 }
-ANSWERS = (
+FOUND = (
     [],
     [(HERE, CAT, 0.9), (FAR, DOG, 0.97)],
     [(THERE, CAT, 0.6), (HERE, CAT, 0.9)],
@@ -89,7 +90,7 @@ ANSWERS = (
 
 
 def data_of(tmp_path: Path, **changes) -> BoxSet:
-    test = examples(tmp_path / "pictures", PICTURES)
+    test = examples(tmp_path / "images", IMAGES)
     return BoxSet("voc:/photos", NAMES, **{"train": test, "val": test, "test": test} | changes)
 
 
@@ -100,8 +101,8 @@ def conclude(tmp_path: Path, *, source_card: dict = CARD, **changes) -> dict:
         {"saved_model_mb": 3.0},
     )  # fmt: skip
     arguments = dict(
-        detections=said(*ANSWERS), val_detections=said(*ANSWERS),
-        baselines={"frozen": (said(*ANSWERS[:4], []), 3.25), "scratch": (said(*[[]] * 5), 60.0)}, titles=TITLES,
+        detections=finds(*FOUND), val_detections=finds(*FOUND),
+        baselines={"frozen": (finds(*FOUND[:4], []), 3.25), "scratch": (finds(*[[]] * 5), 60.0)}, titles=TITLES,
     )  # fmt: skip
     config = Config(str(tmp_path / "run"))
     return results.conclude("object_detection", config, data, outcome, **arguments | changes)
@@ -138,7 +139,7 @@ def test_a_run_ends_with_all_its_files(tmp_path, capsys):
 
 def test_the_threshold_is_chosen_on_validation_and_told_of_the_test_part(tmp_path):
     data = data_of(tmp_path, val=examples(tmp_path / "val", {"a.png": [(HERE, CAT)]}))
-    metrics = conclude(tmp_path, data=data, val_detections=said([(HERE, CAT, 0.85), (FAR, CAT, 0.7)]))
+    metrics = conclude(tmp_path, data=data, val_detections=finds([(HERE, CAT, 0.85), (FAR, CAT, 0.7)]))
     assert metrics["threshold"] == 0.85
     at = metrics["test"]["at_threshold"]
     assert (at["threshold"], at["recall"], at["false_alarms"]) == (0.85, 2 / 6, 1 / 5)
@@ -154,10 +155,10 @@ def test_report_needs_nothing_outside_itself_and_shows_the_parts_in_order(tmp_pa
         for name in ("src", "href", "srcset", "data", "action", "background", "poster"):
             assert str(attributes.get(name, "data:")).startswith("data:"), (tag, attributes)
     assert not re.search(r"url\(|@import|https?://", html) and "default-src 'none'" in html
-    parts = ["Result on 5 test pictures with 6 objects", "Exported model", "Frozen backbone", "From scratch",
-             "Findings", "boxes are tiny", "Proved", "Which threshold", "Learning curves", "Each class",
-             "Precision and recall", "Small objects", "Which classes are taken", "worst misses",
-             "surest false alarms", "drawn by chance", "broken.jpg", "How it was made", "Settings",
+    parts = ["Result on 5 test images with 6 objects", "Exported model", "Frozen backbone", "From scratch",
+             "Findings", "boxes are tiny", "Proved", "Recommended threshold", "Learning curves", "Results per class",
+             "Precision and recall", "Results per object size", "Confusion matrix", "Most missed objects",
+             "Most confident false positives", "chosen at random", "broken.jpg", "Run details", "Settings",
              "Versions"]  # fmt: skip
     positions = [elements.text.index(part) for part in parts]
     assert positions == sorted(positions)
@@ -173,32 +174,32 @@ def test_it_has_the_look_of_the_other_reports(tmp_path):
     assert ":root" in look and look in read(tmp_path)[0]
 
 
-def test_worst_misses_come_first_then_the_surest_false_alarms_each_picture_once(tmp_path):
+def test_worst_misses_come_first_then_the_most_confident_false_positives_each_image_once(tmp_path):
     assert conclude(tmp_path)["threshold"] == 0.55
     _, elements = read(tmp_path)
-    shown = [alt.removesuffix(" as labelled") for alt in pictures(elements)[::2]]
+    shown = [alt.removesuffix(" as labelled") for alt in images(elements)[::2]]
     assert shown[:3] == ["all missed.png", "renamed.png", "alarm.png"]
     assert sorted(shown[3:]) == ["empty.png", "good.png"]  # by chance
     for text in (
-        "2 of 5 pictures miss at least one object; here are the 2 that miss most.",
-        "Missed 2 of 2: 1 cat, 1 dog. No false alarm.",
-        "Missed 1 of 2: 1 dog. 1 false alarm: cat 0.60. Under a wrong name: 1 dog as cat.",
-        "Found the only object. 1 false alarm: dog 0.97.",
-        "Found the only object. No false alarm.",
-        "No objects here. No false alarm.",
-        "Boxes in the right place under a wrong name: 1.",
+        "2 of 5 images miss at least one object; shown are the 2 with the most misses.",
+        "Missed 2 of 2: 1 cat, 1 dog. No false positives.",
+        "Missed 1 of 2: 1 dog. 1 false positive: cat 0.60. Wrong class: 1 dog as cat.",
+        "Found the only object. 1 false positive: dog 0.97.",
+        "Found the only object. No false positives.",
+        "No objects. No false positives.",
+        "Boxes in the right place with the wrong class: 1.",
     ):
         assert text in elements.text, text
 
 
-def test_pictures_that_cannot_be_read_any_more_are_left_out(tmp_path):
+def test_images_that_cannot_be_read_any_more_are_left_out(tmp_path):
     data = data_of(tmp_path)
-    Path(data.test.paths[0]).write_bytes(b"not a picture")
+    Path(data.test.paths[0]).write_bytes(b"not an image")
     Path(data.test.paths[1]).unlink()
     conclude(tmp_path, data=data)
     _, elements = read(tmp_path)
-    assert {alt.split(" as ")[0] for alt in pictures(elements)} == {"renamed.png", "good.png", "empty.png"}
-    assert "2 of 5 pictures miss at least one object; here are the 1 that" in elements.text
+    assert {alt.split(" as ")[0] for alt in images(elements)} == {"renamed.png", "good.png", "empty.png"}
+    assert "2 of 5 images miss at least one object; shown are the 1 with" in elements.text
 
 
 def coloured(pixels: np.ndarray, x: float, y: float, colour: tuple[int, int, int]) -> bool:
@@ -208,18 +209,18 @@ def coloured(pixels: np.ndarray, x: float, y: float, colour: tuple[int, int, int
 
 
 def test_boxes_stand_where_they_belong_and_only_mistakes_have_names(tmp_path, monkeypatch):
-    monkeypatch.setattr(reporting, "jpeg_of_picture", lambda image: np.asarray(image).astype(int))
+    monkeypatch.setattr(reporting, "jpeg_of_image", lambda image: np.asarray(image).astype(int))
     there = examples(tmp_path, {"a.png": [(HERE, CAT), (FAR, DOG)]})
-    found = said([(HERE, CAT, 0.9), (THERE, DOG, 0.8)])
+    found = finds([(HERE, CAT, 0.9), (THERE, DOG, 0.8)])
     [matching] = match(there, found, 0.5)
-    picture = report_pictures._picture(there, found, matching, 0, NAMES, 0.5)
-    labelled, answered = picture["labelled"], picture["answered"]
-    assert labelled.shape == answered.shape == (360, 480, 3)
-    for pixels in (labelled, answered):  # found: a thin line in both
+    image = report_pictures._draw_image(there, found, matching, 0, NAMES, 0.5)
+    labelled, detected = image["labelled"], image["detected"]
+    assert labelled.shape == detected.shape == (360, 480, 3)
+    for pixels in (labelled, detected):  # found: a thin line in both
         assert coloured(pixels, 4 * 5, 4 * 25, colour_of(CAT))
-    assert coloured(labelled, 4 * 70, 4 * 75, colour_of(DOG)) and not coloured(answered, 4 * 70, 4 * 75, colour_of(DOG))
-    assert coloured(answered, 4 * 60, 4 * 30, colour_of(DOG)) and not coloured(labelled, 4 * 60, 4 * 30, colour_of(DOG))
-    filled = [int((abs(pixels - np.array(colour_of(CAT))).max(axis=-1) < 60).sum()) for pixels in (labelled, answered)]
+    assert coloured(labelled, 4 * 70, 4 * 75, colour_of(DOG)) and not coloured(detected, 4 * 70, 4 * 75, colour_of(DOG))
+    assert coloured(detected, 4 * 60, 4 * 30, colour_of(DOG)) and not coloured(labelled, 4 * 60, 4 * 30, colour_of(DOG))
+    filled = [int((abs(pixels - np.array(colour_of(CAT))).max(axis=-1) < 60).sum()) for pixels in (labelled, detected)]
     assert max(filled) < 4 * 200  # outlines of 160 pixels a side, and no name on a filled ground
 
 
@@ -232,8 +233,8 @@ def test_photos_that_lie_on_their_side_are_drawn_as_they_are_stored(tmp_path, mo
         (np.array([DOG]),), (np.array([False]),), np.array([[60, 120]]), np.array([6]),
     )  # fmt: skip
     found = []
-    monkeypatch.setattr(reporting, "jpeg_of_picture", lambda image: found.append(np.asarray(image).astype(int)))
-    conclude(tmp_path, data=data_of(tmp_path, test=shown), detections=said([]), baselines={})
+    monkeypatch.setattr(reporting, "jpeg_of_image", lambda image: found.append(np.asarray(image).astype(int)))
+    conclude(tmp_path, data=data_of(tmp_path, test=shown), detections=finds([]), baselines={})
     pixels = found[0]
     left, top, right, bottom = shown.as_stored().boxes[0][0] * 4
     assert pixels.shape == (480, 240, 3)
@@ -242,20 +243,20 @@ def test_photos_that_lie_on_their_side_are_drawn_as_they_are_stored(tmp_path, mo
 
 
 def test_crowds_are_grey_and_no_objects(tmp_path):
-    test = examples(tmp_path / "pictures", {"crowd.png": [(HERE, CAT)], "a.png": [(HERE, CAT)]}, crowds=("crowd.png",))
-    found = said([(HERE, CAT, 0.9)], [(HERE, CAT, 0.9)])
+    test = examples(tmp_path / "images", {"crowd.png": [(HERE, CAT)], "a.png": [(HERE, CAT)]}, crowds=("crowd.png",))
+    found = finds([(HERE, CAT, 0.9)], [(HERE, CAT, 0.9)])
     conclude(tmp_path, data=data_of(tmp_path, test=test), detections=found, baselines={})
     _, elements = read(tmp_path)
-    assert "2 test pictures with 1 objects" in elements.text and "Grey ones are not judged" in elements.text
-    assert "No objects here. No false alarm." in elements.text and "Baselines: not measured" in elements.text
+    assert "2 test images with 1 objects" in elements.text and "Grey ones are not judged" in elements.text
+    assert "No objects. No false positives." in elements.text and "Baselines: not measured" in elements.text
 
 
 def test_names_of_users_are_escaped_and_may_be_in_any_script(tmp_path):
     evil, foreign = "<script>alert(1)</script>", "蚂蚁 ñandú نمل"
-    test = examples(tmp_path / "pictures", {"<img src=x onerror=alert(2)>.png": [(HERE, CAT), (FAR, DOG)], "é.png": []})
+    test = examples(tmp_path / "images", {"<img src=x onerror=alert(2)>.png": [(HERE, CAT), (FAR, DOG)], "é.png": []})
     skipped, notes = (("caf\udce9", '"><script>'),), (Note(f"{evil} is noted", 1, evil),)
     data = BoxSet("voc:x", (evil, foreign), test, test, test, skipped=skipped, notes=notes)
-    nothing = said([], [])
+    nothing = finds([], [])
     conclude(tmp_path, data=data, detections=nothing, val_detections=nothing, baselines={})
     html, elements = read(tmp_path)
     assert r"caf\udce9" in elements.text
@@ -271,7 +272,7 @@ def test_names_of_users_are_escaped_and_may_be_in_any_script(tmp_path):
         ({"max_abs_diff": 0.02}, "0.02"),
         ({"max_abs_diff": None}, "not measured"),
         ({"ops_outside_tf_serving": ["TFText>X"]}, "TFText>X"),
-        ({"examples": 0}, "SavedModel: 0"),
+        ({"examples": 0}, "SavedModel by a fresh process: 0"),
         ({"passed": False}, "marked its proof as failed"),
         ({"passed": False, "agreement": 0.0, "max_abs_diff": None, "error": "Killed <x>"}, "Killed <x>"),
     ],
@@ -285,11 +286,11 @@ def test_a_proof_with_a_hole_is_red(tmp_path, change, text):
 
 @pytest.mark.parametrize("how", ["absent", "null"])
 def test_missing_measurements_are_said_and_never_crash(tmp_path, how, monkeypatch):
-    # The words are looked at here, so the figures need not be drawn.
+    # Only the text is tested here, so the figures need not be drawn.
     monkeypatch.setattr(reporting, "png_of_figure", lambda figure: "data:image/png;base64,")
     monkeypatch.setattr(report, "draw_images", lambda *_: {})
     metrics = conclude(tmp_path)
-    data, found = data_of(tmp_path), said(*ANSWERS)
+    data, found = data_of(tmp_path), finds(*FOUND)
     matchings = match(data.test, found, 0.5)
     for gone in [*metrics, "everything", *(f"test.{key}" for key in metrics["test"])]:
         less = copy.deepcopy(metrics)
@@ -298,12 +299,12 @@ def test_missing_measurements_are_said_and_never_crash(tmp_path, how, monkeypatc
             del owner[key]
             if how == "null":
                 owner[key] = None
-        told = dict(title="x", metrics=less, config={}, class_names=NAMES, sentences=["x"], titles=TITLES)
+        shared = dict(title="x", metrics=less, config={}, class_names=NAMES, sentences=["x"], titles=TITLES)
         report.write_report(
             tmp_path / "run", history=[], examples=data.test, detections=found, matchings=matchings, threshold=0.5,
-            thresholds=[], skipped=[("a", "b")], **told,
+            thresholds=[], skipped=[("a", "b")], **shared,
         )  # fmt: skip
-        card = report.write_model_card(tmp_path / "run", source_card={}, **told).read_text("utf-8")
+        card = report.write_model_card(tmp_path / "run", source_card={}, **shared).read_text("utf-8")
         html, elements = read(tmp_path)
         assert "not measured" in elements.text and "None" not in card and "None" not in elements.text, gone
         if gone in ("proof", "everything"):
@@ -312,17 +313,17 @@ def test_missing_measurements_are_said_and_never_crash(tmp_path, how, monkeypatc
             assert "Baselines: not measured" in elements.text and "Baselines: not measured" in card
 
 
-def test_a_single_test_picture_has_no_interval_and_says_so(tmp_path, capsys):
-    one = examples(tmp_path / "pictures", {"a.png": [(HERE, CAT)]})
-    conclude(tmp_path, data=data_of(tmp_path, test=one), detections=said([(HERE, CAT, 0.9)]),
-             baselines={"scratch": (said([]), 1.0)})  # fmt: skip
+def test_a_single_test_image_has_no_interval_and_says_so(tmp_path, capsys):
+    one = examples(tmp_path / "images", {"a.png": [(HERE, CAT)]})
+    conclude(tmp_path, data=data_of(tmp_path, test=one), detections=finds([(HERE, CAT, 0.9)]),
+             baselines={"scratch": (finds([]), 1.0)})  # fmt: skip
     assert "interval not measured" in read(tmp_path)[1].text
-    assert "a single test picture allows no comparison" in capsys.readouterr().out
+    assert "a single test image allows no comparison" in capsys.readouterr().out
     assert "| 100.0 % | not measured |" in (tmp_path / "run" / "model_card.md").read_text("utf-8")
 
 
 def test_a_detector_that_finds_nothing_at_all(tmp_path, capsys):
-    nothing = said(*[[]] * 5)
+    nothing = finds(*[[]] * 5)
     metrics = conclude(tmp_path, detections=nothing, val_detections=nothing, baselines={})
     assert metrics["threshold"] == 0.5 and metrics["test"]["ap50"] == 0.0
     _, elements = read(tmp_path)
@@ -331,15 +332,15 @@ def test_a_detector_that_finds_nothing_at_all(tmp_path, capsys):
 
 def test_inputs_that_do_not_belong_together_are_refused(tmp_path):
     data = data_of(tmp_path)
-    with pytest.raises(ValueError, match="5 pictures, detections of 1"):
+    with pytest.raises(ValueError, match="5 images, detections of 1"):
         report.write_report(
             tmp_path / "run", title="x", metrics={}, config={}, history=[], class_names=NAMES, examples=data.test,
-            detections=said([]), matchings=[], threshold=0.5, thresholds=[], skipped=[], sentences=[], titles={},
+            detections=finds([]), matchings=[], threshold=0.5, thresholds=[], skipped=[], sentences=[], titles={},
         )  # fmt: skip
     assert not (tmp_path / "run").exists()
 
 
-def test_size_stays_bounded_for_many_pictures_and_classes(tmp_path):
+def test_size_stays_bounded_for_many_images_and_classes(tmp_path):
     random = np.random.default_rng(0)
     photo = tmp_path / "photo.png"
     Image.fromarray(random.integers(0, 255, (300, 400, 3), dtype=np.uint8)).save(photo)
@@ -360,8 +361,10 @@ def test_size_stays_bounded_for_many_pictures_and_classes(tmp_path):
     )  # fmt: skip
     assert path.stat().st_size < 5_000_000
     _, elements = read(tmp_path)
-    assert len(pictures(elements)) == 2 * 3 * report_pictures.MAX_PICTURES
-    assert "The 8 weakest are drawn" in elements.text and "Share of the true class" in elements.text
+    assert len(images(elements)) == 2 * 3 * report_pictures.MAX_IMAGES
+    assert (
+        "The 8 classes with the lowest AP50 are drawn" in elements.text and "Share of the true class" in elements.text
+    )
 
 
 def test_findings_are_judged_by_their_intervals():
@@ -372,8 +375,8 @@ def test_findings_are_judged_by_their_intervals():
                                               ((HERE, "float32"), (CAT, "int64"), (False, bool))),
         np.tile(np.array([[90, 120]]), (60, 1)), np.ones(60, "int64"),
     )  # fmt: skip
-    right, half = said(*[[(HERE, CAT, 0.9)]] * 60), said(*[[(HERE, CAT, 0.9)]] * 30, *[[]] * 30)
-    other = said(*[[(HERE, CAT, 0.9)] if rng.random() < 0.5 else [] for _ in many])
+    right, half = finds(*[[(HERE, CAT, 0.9)]] * 60), finds(*[[(HERE, CAT, 0.9)]] * 30, *[[]] * 30)
+    other = finds(*[[(HERE, CAT, 0.9)] if rng.random() < 0.5 else [] for _ in many])
 
     def sentence(ours, name, theirs):
         return findings.findings(there, ours, {name: theirs}, 1, TITLES)[0]

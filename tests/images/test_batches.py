@@ -1,4 +1,4 @@
-"""Pictures to batches: one decoder everywhere, geometry as promised, and an order that a run can continue."""
+"""Images to batches: one decoder everywhere, geometry as promised, and an order that a run can continue."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def smooth(height: int, width: int) -> np.ndarray:
 
 
 def encoded(pixels: np.ndarray | Image.Image, form: str = "PNG", **options) -> bytes:
-    """The bytes of a picture file."""
+    """The bytes of an image file."""
     image, file = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels), io.BytesIO()
     image.save(file, form, **options)
     return file.getvalue()
@@ -189,7 +189,7 @@ def augmented(images: np.ndarray, names, seed: int = 0) -> np.ndarray:
 
 
 @pytest.mark.parametrize("names", [(name,) for name in AUGMENTATIONS] + [AUGMENTATIONS])
-def test_augmentation_follows_from_the_seed_and_differs_by_picture(names):
+def test_augmentation_follows_from_the_seed_and_differs_by_image(names):
     images = np.repeat(noise(1, 16, 16, 3), 16, axis=0)
     once = augmented(images, names)
     assert once.shape == images.shape and once.dtype == np.float32
@@ -214,7 +214,7 @@ def test_no_names_change_nothing_and_unknown_names_are_refused():
 
 
 @pytest.mark.parametrize("width", [15, 16])
-def test_flip_gives_the_picture_or_its_exact_mirror(width):
+def test_flip_gives_the_image_or_its_exact_mirror(width):
     images = noise(200, 6, width, 3).astype(np.float32)
     flipped = augmented(images, ("flip",))
     same = (flipped == images).all(axis=(1, 2, 3))
@@ -223,7 +223,7 @@ def test_flip_gives_the_picture_or_its_exact_mirror(width):
     assert 60 < mirrored.sum() < 140
 
 
-def test_crop_never_leaves_the_picture():
+def test_crop_never_leaves_the_image():
     # Each pixel says where it stands. Reading beyond the border repeats its last pixels, so the steps
     # between the pixels of a crop would not stay equal, and could be 0.
     y, x = np.mgrid[:20, :30].astype(np.float32)
@@ -241,13 +241,13 @@ def test_crop_never_leaves_the_picture():
 
 
 @pytest.mark.parametrize("names", [("flip",), ("crop",), ("rotate",), ("flip", "crop", "rotate")])
-def test_geometry_keeps_a_plain_picture_plain(names):
+def test_geometry_keeps_a_plain_image_plain(names):
     plain = np.full((64, 9, 12, 3), (10, 120, 250), np.float32)
     np.testing.assert_allclose(augmented(plain, names), plain, atol=1e-3)
 
 
 def dot_positions(names, at: tuple[int, int], side: int = 41, count: int = 1500) -> np.ndarray:
-    """Where a soft dot comes to lie, (y, x) for each of many augmentations; nan where it left the picture."""
+    """Where a soft dot comes to lie, (y, x) for each of many augmentations; nan where it left the image."""
     y, x = np.mgrid[:side, :side]
     dot = 255 * np.exp(-((y - at[0]) ** 2 + (x - at[1]) ** 2) / 8)
     images = augmented(np.repeat(np.stack([dot] * 3, axis=2)[None], count, axis=0), names)[..., 0]
@@ -275,7 +275,7 @@ def test_rotation_turns_about_the_centre_by_up_to_15_degrees():
     assert abs(np.corrcoef(degrees, middle[:, 0])[0, 1]) < 0.1
 
 
-def test_rotation_has_one_direction_for_the_whole_picture():
+def test_rotation_has_one_direction_for_the_whole_image():
     # A dot above the centre and one right of it turn the same way: right becomes down where up becomes right.
     above, right = dot_positions(("rotate",), (12, 20)), dot_positions(("rotate",), (20, 28))
     below, left = dot_positions(("rotate",), (28, 20)), dot_positions(("rotate",), (20, 12))
@@ -301,7 +301,7 @@ def test_colour_changes_by_up_to_30_percent_and_keeps_the_place():
 
 
 def write_greys(folder: Path, levels) -> list[str]:
-    """A plain 4x4 picture of each grey level."""
+    """A plain 4x4 image of each grey level."""
     paths = [folder / f"{level}.png" for level in levels]
     for level, path in zip(levels, paths, strict=True):
         Image.new("RGB", (4, 4), (level,) * 3).save(path)
@@ -309,7 +309,7 @@ def write_greys(folder: Path, levels) -> list[str]:
 
 
 def take(paths: list[str], batches: int, **options) -> list[tuple]:
-    """The first batches, with the index itself as target; the pictures are 4x4."""
+    """The first batches, with the index itself as target; the images are 4x4."""
     settings = {"size": (4, 4), "batch_size": 4, "seed": 0} | options
     return list(training_batches(paths, lambda index: index, **settings).take(batches).as_numpy_iterator())
 
@@ -319,7 +319,7 @@ def order(batches: list[tuple]) -> list[int]:
     return np.concatenate([indices for _, indices in batches]).tolist()
 
 
-def test_each_epoch_holds_every_picture_once_in_its_own_order(tmp_path):
+def test_each_epoch_holds_every_image_once_in_its_own_order(tmp_path):
     paths = write_greys(tmp_path, range(10))
     steps = steps_per_epoch(10, 4)
     assert steps == 3 and steps_per_epoch(8, 4) == 2 and steps_per_epoch(1, 4) == 1
@@ -328,7 +328,7 @@ def test_each_epoch_holds_every_picture_once_in_its_own_order(tmp_path):
     epochs = [order(batches[start : start + steps]) for start in range(0, 9, steps)]
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in [*epochs, range(10)]}) == 4
-    for images, indices in batches:  # picture and target belong together
+    for images, indices in batches:  # image and target belong together
         np.testing.assert_array_equal(images[:, 1, 1, 0], indices)
     assert order(take(paths, 3 * steps)) == order(batches)
     assert order(take(paths, 3 * steps, seed=1)) != order(batches)
@@ -346,7 +346,7 @@ def test_a_run_continues_at_any_step_bit_by_bit(tmp_path):
         for (images, indices), (later_images, later_indices) in zip(whole[start:], tail, strict=True):
             np.testing.assert_array_equal(indices, later_indices)
             np.testing.assert_array_equal(images, later_images)
-    # The same picture looks different in each epoch.
+    # The same image looks different in each epoch.
     views = [images[list(indices).index(0)] for images, indices in whole if 0 in indices]
     assert len(views) == 3 and not any(np.array_equal(views[0], view) for view in views[1:])
 
@@ -377,7 +377,7 @@ print(read(paths, 40) - few)
 """
 
 
-def test_memory_holds_paths_and_not_pictures(tmp_path):
+def test_memory_holds_paths_and_not_images(tmp_path):
     pytest.importorskip("resource", reason="peak memory is read as POSIX tells it")
     content = encoded(noise(32, 32, 3))
     for number in range(2000):
@@ -387,5 +387,5 @@ def test_memory_holds_paths_and_not_pictures(tmp_path):
         cwd=Path(__file__).parents[2], timeout=120,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr[-2000:]
-    # The 1,800 additional pictures would take 199 MB; the allocator wavers by some 10 MB.
+    # The 1,800 additional images would take 199 MB; the allocator wavers by some 10 MB.
     assert float(run.stdout.split()[-1]) < 30

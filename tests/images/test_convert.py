@@ -52,7 +52,7 @@ def network(classes: int = 2, head: np.ndarray | None = None) -> keras.Model:
 
 
 def some_pixels(count: int, seed: int = 0) -> np.ndarray:
-    """Pictures that differ in colour and in texture, float32 [count, 32, 32, 3], whole numbers."""
+    """Images that differ in colour and in texture, float32 [count, 32, 32, 3], whole numbers."""
     rng = np.random.default_rng(seed)
     levels, contrasts = rng.uniform(0, 255, (count, 1, 1, 3)), rng.uniform(5, 80, (count, 1, 1, 1))
     return np.clip(levels + contrasts * rng.normal(size=(count, *SIZE, 3)), 0, 255).round().astype("float32")
@@ -76,7 +76,7 @@ def test_float_conversions_answer_as_the_saved_model(tmp_path: Path, form: str):
     function = converting.with_constant_weights(loaded, GIVES)
     model = {"litert": converting.to_litert, "onnx": converting.to_onnx}[form](function)
     ask = {"litert": converting.open_litert, "onnx": converting.open_onnx}[form](model, 2)
-    saved = converting.ask_saved_model(loaded, GIVES)
+    saved = converting.open_saved_model(loaded, GIVES)
     proof = convert.prove_conversion(saved, ask, [pixels[:16], pixels[16:]], saved(pixels).argmax(axis=1))
     assert convert.failure(proof, int8=False) == "", proof
     assert proof["examples"] == 40 and proof["agreement"] == proof["accuracy"] == proof["saved_model_accuracy"] == 1.0
@@ -101,7 +101,7 @@ def int8_proof(tmp_path: Path, model: keras.Model) -> dict:
     loaded, pixels = exported(model, tmp_path), some_pixels(300, seed=1)
     function = converting.with_constant_weights(loaded, GIVES)
     ask = converting.open_litert(converting.to_litert_int8(function, one_by_one(some_pixels(100))), 2)
-    saved = converting.ask_saved_model(loaded, GIVES)
+    saved = converting.open_saved_model(loaded, GIVES)
     return convert.prove_conversion(saved, ask, [pixels], saved(pixels).argmax(axis=1))
 
 
@@ -144,7 +144,7 @@ def test_int8_is_smaller_takes_camera_bytes_and_keeps_the_head_in_float(tmp_path
     kinds = {one["name"]: one["dtype"] for one in interpreter.get_tensor_details()}
     assert all(kinds[name] == np.float32 for name in converting._head_tensors(converting.to_litert(function)))
     assert list(kinds.values()).count(np.int8) >= 4  # the two convolutions and what they give
-    # Any batch, and a picture answers the same alone and among others.
+    # Any batch, and an image answers the same alone and among others.
     ask, pixels = converting.open_litert(model, 2), some_pixels(5)
     together = ask(pixels)
     np.testing.assert_allclose(np.concatenate([ask(pixels[i : i + 1]) for i in range(5)]), together, atol=1e-6)
@@ -174,12 +174,12 @@ def test_zero_points_are_stored_once_and_nothing_else_changes(tmp_path: Path):
     ("change", "int8", "said"),
     [
         ({}, False, ""),
-        ({"max_abs_diff": 2e-4}, False, "probabilities up to 2.0e-04 away"),
-        ({"agreement": 0.999}, False, "agrees on 0.9990 of the answers"),
-        ({"batch_max_abs_diff": 2e-4}, False, "answers an image alone differently than in a batch (by 2.0e-04)"),
+        ({"max_abs_diff": 2e-4}, False, "probabilities differ by up to 2.0e-04 (1e-04 is allowed)"),
+        ({"agreement": 0.999}, False, "gives 0.9990 of the test images the same label (1 is required)"),
+        ({"batch_max_abs_diff": 2e-4}, False, "gives different results for an image alone and in a batch (by 2.0e-04)"),
         ({"max_abs_diff": 0.2, "agreement": 0.98}, True, ""),
         ({"max_abs_diff": 0.2, "agreement": 0.979}, True, "gives 0.9790 of the test images the same label"),
-        ({"batch_max_abs_diff": 2e-4}, True, "answers an image alone differently than in a batch (by 2.0e-04)"),
+        ({"batch_max_abs_diff": 2e-4}, True, "gives different results for an image alone and in a batch (by 2.0e-04)"),
     ],
 )
 def test_what_fails_and_why(change: dict, int8: bool, said: str):
@@ -274,7 +274,7 @@ def test_convert_writes_proves_and_shows(run: Path, capsys):
         assert one["bytes"] == file.stat().st_size and one["from"] == "serving/image_classification/1"
         assert file.with_name("labels.txt").read_text("utf-8") == "dark\ngrößer\n"
     assert found["litert_int8"]["float_bytes"] == found["litert"]["bytes"] > 3.5 * found["litert_int8"]["bytes"]
-    assert 0 < found["litert_int8"]["calibration_pictures"] <= 60
+    assert 0 < found["litert_int8"]["calibration_images"] <= 60
     rows = _Rows((run / "report.html").read_text("utf-8")).rows
     assert [row[0] for row in rows] == ["model", "litert", "litert_int8", "onnx"]  # converted twice, shown once
     assert all(row[-1] == "passed" for row in rows[1:])
@@ -336,7 +336,7 @@ def test_wrong_arguments_are_told_before_tensorflow(finished: Path, tmp_path: Pa
     assert done.stdout.split() == ["2", "recipes.commands.convert"], done.stderr
 
 
-def test_a_run_that_is_not_finished_or_has_no_pictures_is_refused(run: Path, capsys):
+def test_a_run_that_is_not_finished_or_has_no_images_is_refused(run: Path, capsys):
     metrics = (run / "metrics.json").read_text()
     (run / "metrics.json").unlink()
     said = refused([str(run), "--to", "litert"], capsys)
@@ -345,7 +345,7 @@ def test_a_run_that_is_not_finished_or_has_no_pictures_is_refused(run: Path, cap
     assert "cannot be read" in refused([str(run), "--to", "litert"], capsys)
     (run / "metrics.json").write_text(metrics)
     (run / "config.json").write_text("{}")
-    assert "labelled pictures" in refused([str(run), "--to", "litert"], capsys)
+    assert "labelled images" in refused([str(run), "--to", "litert"], capsys)
 
 
 @pytest.mark.parametrize("form", PACKAGES)
@@ -356,7 +356,7 @@ def test_what_is_not_installed_is_named_with_the_command(finished: Path, form: s
 
 
 @needs("litert")
-def test_pictures_that_moved_or_changed_are_told(run: Path, tmp_path: Path, capsys):
+def test_images_that_moved_or_changed_are_told(run: Path, tmp_path: Path, capsys):
     config = json.loads((run / "config.json").read_text())
     photos = Path(shutil.copytree(config["data"].removeprefix("folder:"), tmp_path / "photos"))
     next(photos.glob("dark/*.png")).unlink()
@@ -365,7 +365,7 @@ def test_pictures_that_moved_or_changed_are_told(run: Path, tmp_path: Path, caps
     assert "are not those of" in said and "or run the recipe again" in said
     shutil.rmtree(photos)
     said = refused([str(run), "--to", "litert", "--int8"], capsys)
-    assert "not where they were" in said and str(photos) in said and "Put them back" in said
+    assert "but were not found" in said and str(photos) in said and "Restore them" in said
     assert not (run / "converted").exists()
 
 
@@ -391,7 +391,7 @@ def test_a_full_disk_is_told_and_the_model_before_stays(run: Path):
     program += f"sys.exit(main(['convert', {str(run)!r}, '--to', 'litert']))"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
-    assert "Traceback" not in done.stderr and "There is no room for the converted model" in done.stderr
+    assert "Traceback" not in done.stderr and "Not enough disk space for the converted model" in done.stderr
     assert model.read_bytes() == before and not list(model.parent.glob(".*"))
 
 

@@ -1,4 +1,4 @@
-"""Labelled pictures: what is read, what is skipped and why, how it is split, and which sets are refused."""
+"""Labelled images: what is read, what is skipped and why, how it is split, and which sets are refused."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common.data.splits import PARTS
+from common.data.splits import SPLITS
 from common.errors import UserError
 from common.images import dataset
 from common.images.batches import image_batches
@@ -24,19 +24,19 @@ from common.images.dataset import ImageSet, load_image_set
 from common.images.files import Row
 
 
-def picture(number: int, form: str = "PNG", size: int = 6) -> bytes:
-    """A picture file of its own content for each number."""
+def encoded_image(number: int, form: str = "PNG", size: int = 6) -> bytes:
+    """An image file of its own content for each number."""
     pixels, file = np.random.default_rng(number).integers(0, 256, (size, size, 3), dtype=np.uint8), io.BytesIO()
     Image.fromarray(pixels).save(file, form)
     return file.getvalue()
 
 
 def write(folder: Path, first: int, count: int, suffix: str = ".png") -> list[Path]:
-    """Write pictures number first, first + 1, ... into a folder, which is made."""
+    """Write images number first, first + 1, ... into a folder, which is made."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{number}{suffix}" for number in range(first, first + count)]
     for number, path in enumerate(paths, start=first):
-        path.write_bytes(picture(number))
+        path.write_bytes(encoded_image(number))
     return paths
 
 
@@ -52,7 +52,7 @@ def load(data, tmp_path: Path, **options) -> ImageSet:
 
 
 def content_hashes(examples) -> set[str]:
-    """What is in the files of a part."""
+    """What is in the files of a split."""
     return {hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in examples.paths}
 
 
@@ -62,13 +62,13 @@ def reasons(data: ImageSet) -> dict[str, str]:
 
 
 def labels_of(data: ImageSet, part: str) -> Counter:
-    """How many pictures of each class a part has."""
+    """How many images of each class a split has."""
     return Counter(data.class_names[label] for label in getattr(data, part).labels)
 
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Two class folders, 20 pictures each: numbers 0 to 19 are cats, 20 to 39 dogs."""
+    """Two class folders, 20 images each: numbers 0 to 19 are cats, 20 to 39 dogs."""
     write(tmp_path / "photos" / "cat", 0, 20)
     write(tmp_path / "photos" / "dog", 20, 20)
     return tmp_path / "photos"
@@ -81,22 +81,22 @@ def test_class_folders_are_split_by_content(photos, tmp_path):
     data = load(photos, tmp_path)
     assert data.class_names == ("cat", "dog") and data.mirrors and not data.skipped
     assert data.counts() == {"train": 28, "val": 6, "test": 6, "skipped": 0}
-    for part in PARTS:
+    for part in SPLITS:
         examples = getattr(data, part)
         assert set(labels_of(data, part)) == {"cat", "dog"}
         assert [Path(path).parent.name for path in examples.paths] == [data.class_names[i] for i in examples.labels]
         assert examples.labels.dtype == np.int64
-    everything = [content_hashes(getattr(data, part)) for part in PARTS]
+    everything = [content_hashes(getattr(data, part)) for part in SPLITS]
     assert len(set.union(*everything)) == sum(map(len, everything)) == 40
 
 
 def test_the_split_does_not_depend_on_names(photos, tmp_path):
     before = load(photos, tmp_path)
-    before = {part: content_hashes(getattr(before, part)) for part in PARTS}
+    before = {part: content_hashes(getattr(before, part)) for part in SPLITS}
     for path in list(photos.glob("*/*.png")):
         path.rename(path.with_name(hashlib.md5(path.name.encode()).hexdigest() + ".PNG"))
     after = load(photos, tmp_path)
-    assert {part: content_hashes(getattr(after, part)) for part in PARTS} == before
+    assert {part: content_hashes(getattr(after, part)) for part in SPLITS} == before
 
 
 def test_val_share(photos, tmp_path):
@@ -111,7 +111,7 @@ def test_given_parts_are_kept(names, tmp_path):
         write(tmp_path / "set" / name / "dog", 100 * first + 50, 4 - first)
     data = load(tmp_path / "set", tmp_path)
     assert data.counts() == {"train": 8, "val": 6, "test": 4, "skipped": 0}
-    for part, name in zip(PARTS, names, strict=True):
+    for part, name in zip(SPLITS, names, strict=True):
         assert {Path(path).parts[-3] for path in getattr(data, part).paths} == {name}
 
 
@@ -144,13 +144,13 @@ def test_train_only_carves_both(tmp_path):
 def test_parts_without_train_are_refused(tmp_path):
     write(tmp_path / "set" / "val" / "cat", 0, 3)
     write(tmp_path / "set" / "test" / "dog", 50, 3)
-    with pytest.raises(UserError, match=r"\['test', 'val'\] but no train part. Allowed: train, and val or test"):
+    with pytest.raises(UserError, match=r"\['test', 'val'\] but no train split. Allowed: train, and val or test"):
         load(tmp_path / "set", tmp_path)
 
 
 def test_parts_beside_classes_are_refused(photos, tmp_path):
     (photos / "train").mkdir()
-    with pytest.raises(UserError, match=r"mixes parts and classes: 'cat', 'dog' stand beside.*Allowed.*csv:PATH"):
+    with pytest.raises(UserError, match=r"mixes splits and classes: 'cat', 'dog' next to.*Allowed.*csv:PATH"):
         load(photos, tmp_path)
 
 
@@ -159,18 +159,18 @@ def test_nested_hidden_and_foreign_files(photos, tmp_path):
     write(photos / "cat" / ".thumbnails", 200, 1)  # a hidden folder: smaller copies, drafts, checkpoints
     write(photos / ".git", 210, 1)
     (photos / "cat" / "._1.png").write_bytes(b"what a Mac writes beside a file")
-    (photos / "dog" / "notes.txt").write_text("no picture by name, so nobody asked for it")
+    (photos / "dog" / "notes.txt").write_text("no image by name, so nobody asked for it")
     (photos / "README.md").write_text("neither is this")
     data = load(photos, tmp_path)
     assert data.counts() == {"train": 29, "val": 6, "test": 6, "skipped": 0}
-    names = {Path(path).name for part in PARTS for path in getattr(data, part).paths}
+    names = {Path(path).name for part in SPLITS for path in getattr(data, part).paths}
     assert "100.png" in names and not names & {"200.png", "210.png", "._1.png"}
 
 
-def test_pictures_outside_class_folders_are_reported(photos, tmp_path):
+def test_images_outside_class_folders_are_reported(photos, tmp_path):
     write(photos, 300, 1)
     data = load(photos, tmp_path)
-    assert data.counts()["skipped"] == 1 and "stands in no class folder" in reasons(data)["300.png"]
+    assert data.counts()["skipped"] == 1 and "is in no class folder" in reasons(data)["300.png"]
 
 
 def test_names_with_spaces_and_letters_of_all_kinds(tmp_path):
@@ -184,7 +184,7 @@ def test_names_with_spaces_and_letters_of_all_kinds(tmp_path):
 @pytest.mark.skipif(os.name == "nt", reason="file names of Windows are Unicode")
 def test_a_name_that_is_not_utf8_is_a_counted_skip(photos, tmp_path):
     try:
-        Path(os.fsdecode(os.fsencode(photos / "cat") + b"/caf\xe9.png")).write_bytes(picture(1000))
+        Path(os.fsdecode(os.fsencode(photos / "cat") + b"/caf\xe9.png")).write_bytes(encoded_image(1000))
     except OSError:
         pytest.skip("this file system takes UTF-8 only")
     data = load(photos, tmp_path)
@@ -205,7 +205,7 @@ def test_links_are_followed_but_not_in_circles(photos, tmp_path):
     (photos / "dog" / "gone.png").symlink_to(photos / "nothing")
     data = load(photos, tmp_path)
     assert data.class_names == ("bird", "cat", "dog")
-    assert sum((labels_of(data, part) for part in PARTS), Counter()) == {"bird": 5, "cat": 20, "dog": 20}
+    assert sum((labels_of(data, part) for part in SPLITS), Counter()) == {"bird": 5, "cat": 20, "dog": 20}
     assert reasons(data) == {"gone.png": "cannot be read: No such file or directory"}
 
 
@@ -217,16 +217,16 @@ def bad_files() -> dict[str, tuple[bytes, str]]:
 
     def converted(mode: str, form: str, **options) -> bytes:
         file = io.BytesIO()
-        Image.open(io.BytesIO(picture(1))).convert(mode).save(file, form, **options)
+        Image.open(io.BytesIO(encoded_image(1))).convert(mode).save(file, form, **options)
         return file.getvalue()
 
-    jpeg = picture(1, "JPEG", size=64)
+    jpeg = encoded_image(1, "JPEG", size=64)
     see_through = io.BytesIO()
     Image.new("RGBA", (6, 6), (200, 100, 50, 128)).save(see_through, "WEBP", lossless=True)
     return {
         "truncated.jpg": (jpeg[: len(jpeg) // 2], "JPEG"),
         "header.jpg": (jpeg[:30], "JPEG"),
-        "truncated.png": (picture(1, size=64)[:5000], "PNG"),
+        "truncated.png": (encoded_image(1, size=64)[:5000], "PNG"),
         "truncated.gif": (converted("P", "GIF")[:50], "GIF"),
         "empty.jpg": (b"", "is empty (0 bytes)"),
         "text.jpg": (b"404 not found", "Unknown image file format"),
@@ -258,7 +258,7 @@ def test_bad_files_are_skipped_counted_and_explained(name, photos, tmp_path):
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "GIF", "BMP", "WEBP"])
 def test_allowed_formats_are_read(form, photos, tmp_path):
-    (photos / "cat" / f"more.{form.lower()}").write_bytes(picture(500, form))
+    (photos / "cat" / f"more.{form.lower()}").write_bytes(encoded_image(500, form))
     assert sum(load(photos, tmp_path).counts().values()) == 41
 
 
@@ -307,7 +307,7 @@ def test_progress_is_shown_on_a_terminal_only(photos, tmp_path, monkeypatch):
     terminal = Terminal()
     monkeypatch.setattr("sys.stderr", terminal)
     load(photos, tmp_path)
-    assert "checking pictures: 1 of 40" in terminal.getvalue()
+    assert "checking images: 1 of 40" in terminal.getvalue()
     assert terminal.getvalue().endswith("\r\033[K")  # and wiped away
     monkeypatch.setattr("sys.stderr", quiet := io.StringIO())
     load(photos, tmp_path)
@@ -319,56 +319,56 @@ def test_progress_is_shown_on_a_terminal_only(photos, tmp_path, monkeypatch):
 
 def test_an_empty_folder_is_refused(tmp_path):
     (tmp_path / "nothing").mkdir()
-    with pytest.raises(UserError, match=r"holds no pictures. Allowed: JPEG, PNG.* one folder for each class"):
+    with pytest.raises(UserError, match=r"has no images. Allowed: JPEG, PNG.* one folder per class"):
         load(tmp_path / "nothing", tmp_path)
 
 
-def test_pictures_without_class_folders_are_refused(tmp_path):
+def test_images_without_class_folders_are_refused(tmp_path):
     write(tmp_path / "flat", 0, 5)
-    with pytest.raises(UserError, match=r"has 0 class.*Received: none; 5 file.*stands in no class folder"):
+    with pytest.raises(UserError, match=r"has 0 class.*Received: none; 5 file.*is in no class folder"):
         load(tmp_path / "flat", tmp_path)
 
 
 def test_one_class_is_refused(tmp_path):
     write(tmp_path / "set" / "cat", 0, 5)
-    with pytest.raises(UserError, match=r"has 1 class.* at least 2 are needed. Received: 'cat'"):
+    with pytest.raises(UserError, match=r"has 1 class.* at least 2 are required. Received: 'cat'"):
         load(tmp_path / "set", tmp_path)
 
 
 @pytest.mark.parametrize("content", [None, b"broken"])
-def test_a_class_without_readable_pictures_is_refused(content, photos, tmp_path):
+def test_a_class_without_readable_images_is_refused(content, photos, tmp_path):
     # Going on with the other classes would make a model that does not know this one, and say nothing.
     (photos / "bird").mkdir()
     if content:
         (photos / "bird" / "a.jpg").write_bytes(content)
-    with pytest.raises(UserError, match=r"no readable picture for 'bird'.*add some, or remove.*bird"):
+    with pytest.raises(UserError, match=r"no readable image for 'bird'.*add images, or remove.*"):
         load(photos, tmp_path)
 
 
 def test_a_class_missing_in_val_or_test_is_allowed_and_in_train_not(tmp_path):
-    for first, part in enumerate(PARTS):
+    for first, part in enumerate(SPLITS):
         write(tmp_path / "set" / part / "cat", 100 * first, 3)
         if part == "train":
             write(tmp_path / "set" / part / "dog", 100 * first + 50, 3)
     assert set(labels_of(load(tmp_path / "set", tmp_path), "val")) == {"cat"}
     write(tmp_path / "set" / "val" / "bird", 800, 2)
-    with pytest.raises(UserError, match=r"no training pictures for 'bird'.*val/bird 2"):
+    with pytest.raises(UserError, match=r"no training images for 'bird'.*val/bird 2"):
         load(tmp_path / "set", tmp_path)
 
 
 def test_an_empty_part_is_refused(tmp_path):
     write(tmp_path / "set" / "cat", 0, 2)
     write(tmp_path / "set" / "dog", 50, 2)
-    with pytest.raises(UserError, match=r"no pictures in the val part.*3 different.*train/cat 2, train/dog 2"):
+    with pytest.raises(UserError, match=r"no images in the val split.*3 different.*train/cat 2, train/dog 2"):
         load(tmp_path / "set", tmp_path)
 
 
 def test_limit_keeps_classes_balanced_and_says_when_it_is_too_small(photos, tmp_path):
     data = load(photos, tmp_path, limit=4)
     assert data.counts() == {"train": 4, "val": 4, "test": 4, "skipped": 0}
-    assert all(labels_of(data, part) == {"cat": 2, "dog": 2} for part in PARTS)
+    assert all(labels_of(data, part) == {"cat": 2, "dog": 2} for part in SPLITS)
     assert set(data.train.paths) < set(load(photos, tmp_path, limit=6).train.paths)
-    with pytest.raises(UserError, match=r"no training pictures for 'dog'.*--limit 1 may be too small for 2 classes"):
+    with pytest.raises(UserError, match=r"no training images for 'dog'.*--limit 1 may be too small for 2 classes"):
         load(photos, tmp_path, limit=1)
 
 
@@ -376,10 +376,10 @@ def test_limit_keeps_classes_balanced_and_says_when_it_is_too_small(photos, tmp_
 
 
 def test_copies_across_given_parts_leave_the_lower_part(tmp_path):
-    for first, part in enumerate(PARTS):
+    for first, part in enumerate(SPLITS):
         write(tmp_path / "set" / part / "cat", 100 * first, 4)
         write(tmp_path / "set" / part / "dog", 100 * first + 50, 4)
-    in_val_and_test, in_train_and_val, twice_in_train = picture(900), picture(901), picture(902)
+    in_val_and_test, in_train_and_val, twice_in_train = encoded_image(900), encoded_image(901), encoded_image(902)
     for part in ("train", "val", "test"):
         (tmp_path / "set" / part / "cat" / "in_test.png").write_bytes(in_val_and_test)
     for part in ("train", "val"):
@@ -390,41 +390,41 @@ def test_copies_across_given_parts_leave_the_lower_part(tmp_path):
     assert data.counts() == {"train": 10, "val": 9, "test": 9, "skipped": 3}
     left = sorted((Path(path).parts[-3], Path(path).name, reason) for path, reason in data.skipped)
     assert left == [
-        ("train", "in_test.png", "exact copy of a picture in another part; left train"),
-        ("train", "in_val.png", "exact copy of a picture in another part; left train"),
-        ("val", "in_test.png", "exact copy of a picture in another part; left val"),
+        ("train", "in_test.png", "exact copy of an image in another split; removed from train"),
+        ("train", "in_val.png", "exact copy of an image in another split; removed from train"),
+        ("val", "in_test.png", "exact copy of an image in another split; removed from val"),
     ]
-    parts = [content_hashes(getattr(data, part)) for part in PARTS]
+    parts = [content_hashes(getattr(data, part)) for part in SPLITS]
     assert not parts[0] & parts[1] and not parts[0] & parts[2] and not parts[1] & parts[2]
 
 
 def test_copies_within_one_class_stay_in_one_part(photos, tmp_path):
     for number in range(20):
-        (photos / "cat" / f"copy of {number}.png").write_bytes(picture(number))
+        (photos / "cat" / f"copy of {number}.png").write_bytes(encoded_image(number))
     data = load(photos, tmp_path)
     assert data.counts()["skipped"] == 0 and sum(data.counts().values()) == 60
-    parts = [content_hashes(getattr(data, part)) for part in PARTS]
+    parts = [content_hashes(getattr(data, part)) for part in SPLITS]
     assert len(set.union(*parts)) == sum(map(len, parts)) == 40
 
 
-def test_a_picture_with_two_labels_leaves_every_part(photos, tmp_path):
-    # Ten, so that with any split some would stand in every part.
+def test_an_image_with_two_labels_leaves_every_split(photos, tmp_path):
+    # Ten, so that with any split some would be in every split.
     for number in range(10):
-        (photos / "dog" / f"is it {number}.png").write_bytes(picture(number))
+        (photos / "dog" / f"is it {number}.png").write_bytes(encoded_image(number))
     data = load(photos, tmp_path)
     assert data.counts()["skipped"] == 20
-    assert all("the same content is labelled 'cat', 'dog'; left " in reason for _, reason in data.skipped)
-    contested = {hashlib.sha256(picture(number)).hexdigest() for number in range(10)}
-    assert not any(contested & content_hashes(getattr(data, part)) for part in PARTS)
+    assert all("the same content is labelled 'cat', 'dog'; removed from " in reason for _, reason in data.skipped)
+    contested = {hashlib.sha256(encoded_image(number)).hexdigest() for number in range(10)}
+    assert not any(contested & content_hashes(getattr(data, part)) for part in SPLITS)
 
 
 @pytest.mark.parametrize("held_out", ["test", "val"])
-def test_a_picture_with_two_labels_stays_in_a_given_test_part(held_out, tmp_path):
+def test_an_image_with_two_labels_stays_in_a_given_test_split(held_out, tmp_path):
     for first, part in enumerate(("train", held_out)):
         write(tmp_path / "set" / part / "cat", 100 * first, 10)
         write(tmp_path / "set" / part / "dog", 100 * first + 50, 10)
     for path in ("train/cat", f"{held_out}/dog", f"{held_out}/cat"):
-        (tmp_path / "set" / path / "contested.png").write_bytes(picture(900))
+        (tmp_path / "set" / path / "contested.png").write_bytes(encoded_image(900))
     data = load(tmp_path / "set", tmp_path)
     assert data.counts() == {"train": 16, "val": 4, "test": 22, "skipped": 1}
     assert str(tmp_path / "set" / "train" / "cat" / "contested.png") == data.skipped[0][0]
@@ -444,7 +444,7 @@ def test_table_without_split(photos, tmp_path):
 
 @pytest.fixture
 def table(photos, tmp_path) -> list[str]:
-    """Lines with a split: 8 train, 2 validation and 2 test pictures, half of them cats; label before path."""
+    """Lines with a split: 8 train, 2 validation and 2 test images, half of them cats; label before path."""
     lines = ["label,path,split,remark"]
     for number in range(6):
         split = ("train", "Train", "training", "train", "validation", "test")[number]
@@ -461,7 +461,7 @@ def test_table_with_split(table, tmp_path):
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 def test_table_as_excel_writes_it(encoding, photos, table, tmp_path):
-    (photos / "cat" / 'big, "old" Müller.png').write_bytes(picture(700))
+    (photos / "cat" / 'big, "old" Müller.png').write_bytes(encoded_image(700))
     table += [
         '"cat, black",photos/cat/6.png,train,"two\nlines"',
         '"cat, black",photos/cat/7.png,train,',
@@ -487,7 +487,7 @@ def test_table_with_files_that_are_missing_or_without_label(table, tmp_path):
     data = load(write_table(tmp_path / "table.csv", table), tmp_path)
     assert data.counts() == {"train": 8, "val": 2, "test": 2, "skipped": 4}
     assert reasons(data)["nowhere.png"] == "cannot be read: No such file or directory"
-    assert reasons(data)["photos"] == "is a folder, not a picture"
+    assert reasons(data)["photos"] == "is a folder, not an image"
     assert "has no label" in reasons(data)["8.png"]
 
 
@@ -495,13 +495,13 @@ def test_table_with_files_that_are_missing_or_without_label(table, tmp_path):
     ("lines", "message"),
     [
         ([], "lacks a column.*Received: an empty file"),
-        (["file,label", "a.png,cat"], "lacks a column. Needed: path, label.*Received: file, label"),
+        (["file,label", "a.png,cat"], "lacks a column. Required: path and label.*Received: file, label"),
         (["path;label", "a.png;cat"], "lacks a column.*Received: path;label"),
         (["path,label,split", "a.png,cat,train", "", "b.png,cat,holdout"],
          "line 4: unknown split 'holdout'. Allowed: train, val, test"),
         (["path,label,split", "a.png,cat,train", "b.png,cat,"], "some lines have a split and some have none"),
-        (["path,label", "a.png,cat", "a, b.png,cat"], "line 3: 2 cells are needed.*'cat'.*in quotes"),
-        (["path,label"], "holds no pictures"),
+        (["path,label", "a.png,cat", "a, b.png,cat"], "line 3: 2 cells are required.*'cat'.*in quotes"),
+        (["path,label"], "has no images"),
     ],
 )  # fmt: skip
 def test_broken_tables_are_refused(lines, message, tmp_path):
@@ -510,9 +510,9 @@ def test_broken_tables_are_refused(lines, message, tmp_path):
 
 
 def test_a_table_that_is_not_utf8_or_a_folder_is_refused(photos, tmp_path):
-    with pytest.raises(UserError, match="cannot be read as a table with commas, in UTF-8"):
+    with pytest.raises(UserError, match="cannot be read as a comma-separated table in UTF-8"):
         load(write_table(tmp_path / "table.csv", ["path,label", "é.png,cat"], "latin-1"), tmp_path)
-    with pytest.raises(UserError, match=r"cannot be read as a table.*directory"):
+    with pytest.raises(UserError, match=r"cannot be read as a comma-separated table.*directory"):
         load(f"csv:{photos}", tmp_path)
 
 
@@ -536,10 +536,10 @@ def test_fingerprint_follows_files_labels_and_parts(photos, tmp_path):
     assert len({first, swapped.fingerprint(), relabelled.fingerprint()}) == 3
     path = Path(data.train.paths[0])
     status = path.stat()
-    path.write_bytes(picture(999) + b"\0")
+    path.write_bytes(encoded_image(999) + b"\0")
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     of_another_size = data.fingerprint()
-    path.write_bytes(picture(999)[:-1] + b"\0\0")
+    path.write_bytes(encoded_image(999)[:-1] + b"\0\0")
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1_000_000))
     assert len({first, of_another_size, data.fingerprint()}) == 3
 
@@ -553,7 +553,7 @@ def test_demo(tmp_path):
     assert labels_of(data, "train") == dict.fromkeys(data.class_names, 10)
     assert labels_of(data, "val") == dict.fromkeys(data.class_names, 5)
     assert data.counts() == {"train": 100, "val": 50, "test": 1647, "skipped": 0}
-    parts = [content_hashes(getattr(data, part)) for part in PARTS]
+    parts = [content_hashes(getattr(data, part)) for part in SPLITS]
     assert len(set.union(*parts)) == sum(map(len, parts))
     assert {Path(path).parents[3] for path in data.test.paths} == {tmp_path / "out"}  # nothing outside the run folder
 
@@ -562,7 +562,7 @@ def test_demo(tmp_path):
     Path(data.train.paths[0] + ".partial").write_bytes(b"a run was killed here")
     again, elsewhere = load("demo", tmp_path), load("demo", tmp_path / "elsewhere")
     assert again.fingerprint() != fingerprint  # the time of the one file that was written again
-    for part in PARTS:
+    for part in SPLITS:
         assert getattr(again, part).paths.tolist() == getattr(data, part).paths.tolist()
         assert content_hashes(getattr(elsewhere, part)) == content_hashes(getattr(data, part))
 
@@ -587,13 +587,13 @@ def tfds(tmp_path_factory):
 
         def _generate_examples(self, first):
             for number in range(first, first + 20):
-                yield number, {"image": np.asarray(Image.open(io.BytesIO(picture(number)))), "label": number % 2}
+                yield number, {"image": np.asarray(Image.open(io.BytesIO(encoded_image(number)))), "label": number % 2}
 
     # The classes register themselves under these names.
-    type("TinyPictures", (Tiny,), {})
-    type("OtherPictures", (Tiny,), {"SHIFT": 500})
-    type("OddPictures", (Tiny,), {"SPLITS": ("part_a", "part_b")})
-    type("NumberPictures", (Tiny,), {"LABEL": kinds.Scalar(np.int64)})
+    type("TinyImages", (Tiny,), {})
+    type("OtherImages", (Tiny,), {"SHIFT": 500})
+    type("OddImages", (Tiny,), {"SPLITS": ("part_a", "part_b")})
+    type("NumberImages", (Tiny,), {"LABEL": kinds.Scalar(np.int64)})
     patch = pytest.MonkeyPatch()
     patch.setattr(core.constants, "DATA_DIR", str(tmp_path_factory.mktemp("tfds")))
     yield tensorflow_datasets
@@ -601,32 +601,32 @@ def tfds(tmp_path_factory):
 
 
 def test_tfds(tfds, tmp_path, capsys):
-    data = load("tfds:tiny_pictures", tmp_path)
+    data = load("tfds:tiny_images", tmp_path)
     assert "may download into" in capsys.readouterr().out
     assert data.class_names == ("cat", "salt/pepper") and data.mirrors
     assert data.counts() == {"train": 16, "val": 4, "test": 20, "skipped": 0}
-    assert all(str(path).startswith(str(tmp_path / "out")) for part in PARTS for path in getattr(data, part).paths)
-    # Pictures and labels belong together.
-    expected = {np.asarray(Image.open(io.BytesIO(picture(n)))).tobytes(): n % 2 for n in range(1000, 1020)}
+    assert all(str(path).startswith(str(tmp_path / "out")) for part in SPLITS for path in getattr(data, part).paths)
+    # Images and labels belong together.
+    expected = {np.asarray(Image.open(io.BytesIO(encoded_image(n)))).tobytes(): n % 2 for n in range(1000, 1020)}
     found = {
         np.asarray(Image.open(path)).tobytes(): label
         for path, label in zip(data.test.paths, data.test.labels, strict=True)
     }
     assert found == expected
-    assert load("tfds:tiny_pictures", tmp_path).fingerprint() == data.fingerprint()
+    assert load("tfds:tiny_images", tmp_path).fingerprint() == data.fingerprint()
 
 
 def test_another_tfds_set_in_the_same_run_folder_is_not_mixed_up(tfds, tmp_path):
-    parts = [content_hashes(load(f"tfds:{name}_pictures", tmp_path).test) for name in ("tiny", "other")]
+    parts = [content_hashes(load(f"tfds:{name}_images", tmp_path).test) for name in ("tiny", "other")]
     assert len(parts[0]) == len(parts[1]) == 20 and not parts[0] & parts[1]
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("no_such_pictures", "cannot be loaded: .*no_such_pictures.*catalog.*TFDS_DATA_DIR"),
-        ("odd_pictures", r"no split named train, validation or test. Received: \['part_a', 'part_b'\]"),
-        ("number_pictures", "has no image with a class label. Received: .*label"),
+        ("no_such_images", "cannot be loaded: .*no_such_images.*catalog.*TFDS_DATA_DIR"),
+        ("odd_images", r"no split named train, validation or test. Received: \['part_a', 'part_b'\]"),
+        ("number_images", "has no image with a class label. Received: .*label"),
     ],
 )
 def test_tfds_sets_that_cannot_work(tfds, name, message, tmp_path):

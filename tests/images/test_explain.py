@@ -14,7 +14,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from sklearn.linear_model import Ridge
 
 from common.classification import calibration
-from common.data.splits import PARTS
+from common.data.splits import SPLITS
 from common.images import data_quality, gradcam
 from common.images.batches import thumbnail
 from common.images.dataset import load_image_set
@@ -117,7 +117,7 @@ def test_planted_near_duplicates_are_found_and_nothing_else():
     assert [pair.similarity for pair in found] == sorted((pair.similarity for pair in found), reverse=True)
 
 
-def test_pictures_within_one_part_may_repeat():
+def test_images_within_one_part_may_repeat():
     rng = np.random.default_rng(0)
     features, thumbnails = random_features(rng, 100), rng.integers(0, 256, (100, 256)).astype("uint8")
     features[4], thumbnails[4] = features[3], thumbnails[3]
@@ -224,22 +224,25 @@ def test_explain_finds_a_planted_copy_and_writes_tables(two_classes, tmp_path):
     head = keras.layers.Dense(2, activation="softmax", name="head")
     model = keras.Model(source.extractor.input, head(source.extractor.output))
     rng = np.random.default_rng(0)
-    said = {part: random_features(rng, len(getattr(data, part)), 256) for part in PARTS}
+    said = {part: random_features(rng, len(getattr(data, part)), 256) for part in SPLITS}
     probabilities = softmax(rng.normal(size=(len(data.test), 2))).astype("float32")
     found = explain(
         tmp_path / "out", source, model, data, features=said, probabilities=probabilities,
         val_probabilities=softmax(rng.normal(size=(len(data.val), 2))), applied_temperature=None, resize="crop",
     )  # fmt: skip
     assert found.numbers["data_quality"]["near_duplicates_in_test"] == 1
-    assert "1 of 9 test pictures have a near-duplicate" in found.sentences[0]
+    assert "1 of 9 test images have a near-duplicate" in found.sentences[0]
     with open(tmp_path / "out" / "near_duplicates.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert [(Path(row["path"]).name, row["part"], row["other_part"]) for row in rows] == [("copy.png", "test", "train")]
+    assert [(Path(row["path"]).name, row["split"], row["other_split"]) for row in rows] == [
+        ("copy.png", "test", "train")
+    ]
     assert Path(rows[0]["other_path"]).name == copied.name
     assert (tmp_path / "out" / "suspected_labels.csv").exists()
-    assert 1 <= len(found.looks) <= 12 and found.looks[0]["heat"].shape == (32, 32)
+    assert 1 <= len(found.heat_maps) <= 12 and found.heat_maps[0]["heat"].shape == (32, 32)
     chapter = Elements(str(found.chapter()))
-    assert "Near-duplicates in two parts" in chapter.text and "1 pictures look like one in another part" in chapter.text
-    pictures = {picture["alt"]: picture["src"] for picture in chapter.all("img")}
-    assert {Path(look["path"]).name for look in found.looks} | {"copy.png", copied.name} <= pictures.keys()
-    assert all(source.startswith("data:image/jpeg;base64,") for source in pictures.values())
+    assert "Near-duplicates across splits" in chapter.text and "1 images have a near-duplicate" in chapter.text
+    images = {image["alt"]: image["src"] for image in chapter.all("img")}
+    heat_maps = {f"Heat map of {Path(one['path']).name}" for one in found.heat_maps}
+    assert heat_maps | {"copy.png", copied.name} <= images.keys()
+    assert all(source.startswith("data:image/jpeg;base64,") for source in images.values())

@@ -39,7 +39,7 @@ def source() -> Source:
 
 @pytest.fixture
 def paths(tmp_path: Path) -> list[str]:
-    """Ten pictures, wider than high."""
+    """Ten images, wider than high."""
     rng, files = np.random.default_rng(0), [tmp_path / f"{number}.png" for number in range(10)]
     for file in files:
         Image.fromarray(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(file)
@@ -141,7 +141,7 @@ def test_whatever_changes_the_features_changes_the_key(source, paths, cache):
     for call in calls:
         call()
     assert files() == len(calls) + 1
-    Image.new("RGB", (9, 9), (255, 0, 0)).save(paths[0])  # another picture under the same name
+    Image.new("RGB", (9, 9), (255, 0, 0)).save(paths[0])  # another image under the same name
     np.testing.assert_allclose(
         extract_features(source, paths, cache)[0, 0],
         source.extractor(np.full((1, 16, 16, 3), (255.0, 0, 0)))[0],
@@ -156,7 +156,7 @@ def test_views_are_clean_first_then_augmented_and_reproducible(source, paths, tm
     assert views.shape == (3, 10, WIDTH)
     np.testing.assert_array_equal(views[0], extract_features(source, paths, tmp_path / "a", batch_size=4)[0])
     for one, other in ((0, 1), (0, 2), (1, 2)):
-        assert (np.abs(views[one] - views[other]).max(axis=1) > 1e-4).all()  # each picture
+        assert (np.abs(views[one] - views[other]).max(axis=1) > 1e-4).all()  # each image
     np.testing.assert_array_equal(extract_features(source, paths, tmp_path / "b", **settings), views)
     other_seed = extract_features(source, paths, tmp_path / "b", **settings | {"seed": 4})
     np.testing.assert_array_equal(other_seed[0], views[0])
@@ -171,7 +171,7 @@ def test_bfloat16_is_used_only_where_it_says_the_same(two_classes, capsys):
     source = load_source("bundled:resnet_mini", 32)
     twin = faster_if_it_agrees(source, paths)
     assert twin is not source and twin.backbone.dtype_policy.compute_dtype == "bfloat16"
-    assert "features in bfloat16: smallest cosine of both 0.999" in capsys.readouterr().out
+    assert "features in bfloat16: smallest cosine similarity of both 0.999" in capsys.readouterr().out
     assert keras.config.dtype_policy().name == "float32"
 
     class Rough(keras.layers.Layer):

@@ -1,4 +1,4 @@
-"""SavedModels as picture sources: pixels in the range they want, policies on their parts, runs, and what is refused."""
+"""SavedModels as image sources: pixels in the range they want, policies on their parts, runs, and what is refused."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SIZE = 32
 
 @pytest.fixture(scope="module")
 def network(tmp_path_factory) -> Path:
-    """A small net of named blocks with BatchNorm and a training switch, pictures in [0, 1], as TF Hub has them."""
+    """A small net of named blocks with BatchNorm and a training switch, images in [0, 1], as TF Hub has them."""
     import tf_keras
 
     tf_keras.utils.set_random_seed(0)
@@ -175,15 +175,15 @@ def test_unknown_vectors_cannot_be_initialised_anew(tmp_path):
 
 @pytest.fixture
 def stripes(tmp_path) -> Path:
-    """Pictures with stripes that lie or stand, under so much noise that a random network hardly tells them apart."""
+    """Images with stripes that lie or stand, under so much noise that a random network hardly tells them apart."""
     rng = np.random.default_rng(0)
     for name in ("lying", "standing"):
         (tmp_path / "stripes" / name).mkdir(parents=True)
         for number in range(40):
             rows = 60 * np.sin(np.arange(SIZE) * np.pi / 2 + rng.uniform(0, 6))
             pixels = 128 + (rows[:, None] if name == "lying" else rows[None]) + rng.normal(0, 70, (SIZE, SIZE))
-            picture = np.repeat(np.clip(pixels, 0, 255).astype("uint8")[..., None], 3, axis=2)
-            Image.fromarray(picture).save(tmp_path / "stripes" / name / f"{number}.png")
+            image = np.repeat(np.clip(pixels, 0, 255).astype("uint8")[..., None], 3, axis=2)
+            Image.fromarray(image).save(tmp_path / "stripes" / name / f"{number}.png")
     return tmp_path / "stripes"
 
 
@@ -265,18 +265,18 @@ def test_a_folder_of_versions_is_told_apart(network, tmp_path):
 @pytest.mark.parametrize(
     ("signature", "words"),
     [
-        ([tf.TensorSpec((None, 49, 10, 1))], "does not take RGB pictures"),
-        ([tf.TensorSpec((None,), tf.string)], "does not take RGB pictures"),
-        ([tf.TensorSpec((None, SIZE, SIZE, 3), tf.uint8)], "does not take RGB pictures"),
+        ([tf.TensorSpec((None, 49, 10, 1))], "does not take RGB images"),
+        ([tf.TensorSpec((None,), tf.string)], "does not take RGB images"),
+        ([tf.TensorSpec((None, SIZE, SIZE, 3), tf.uint8)], "does not take RGB images"),
     ],
 )
-def test_what_takes_no_pictures_is_refused(signature, words, tmp_path):
+def test_what_takes_no_images_is_refused(signature, words, tmp_path):
     folder = save(tmp_path / "m", lambda x: x, signature)
     assert words in refusal(f"hub:{folder}")
 
 
 def test_other_sizes_than_the_models_are_refused(network):
-    assert f"takes pictures of {SIZE} x {SIZE} pixels only" in refusal(f"hub:{network}", 64)
+    assert f"takes images of {SIZE} x {SIZE} pixels only" in refusal(f"hub:{network}", 64)
 
 
 def test_unknown_signatures_are_named(network):
@@ -319,7 +319,7 @@ def test_a_keyword_spotter_of_mlperf_tiny_loads_and_trains(shared_data):
     model.compile("adam", "sparse_categorical_crossentropy")
     losses = model.fit(np.random.default_rng(0).normal(size=(8, 49, 10, 1)), np.arange(8), epochs=3, verbose=0)
     assert losses.history["loss"][-1] < losses.history["loss"][0]
-    assert "does not take RGB pictures" in refusal(f"hub:{shared_data / 'weights' / 'mlperf_tiny' / 'kws_ref_model'}")
+    assert "does not take RGB images" in refusal(f"hub:{shared_data / 'weights' / 'mlperf_tiny' / 'kws_ref_model'}")
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def test_lost_images_are_left_out_and_the_others_are_named(tmp_path: Path):
     (tmp_path / "broken.png").write_bytes(b"no image")
     shown = thumbnails([str(tmp_path / name) for name in ("a.png", "gone.png", "broken.png", "b.png")])([3, 1, 2, 0])
     assert [one and one["name"] for one in shown] == ["b.png", None, None, "a.png"]
-    assert shown[0]["picture"] == thumbnail(str(tmp_path / "b.png"))
+    assert shown[0]["image"] == thumbnail(str(tmp_path / "b.png"))
 
 
 def test_a_sheet_has_a_row_for_each_six_images(tmp_path: Path):

@@ -29,7 +29,7 @@ from PIL import Image
 from common import exporting, runs
 from common.classification import check
 from common.classification.results import conclude
-from common.data.splits import PARTS
+from common.data.splits import SPLITS
 from common.errors import UserError
 from common.images import export, features
 from common.images.batches import RESIZE_MODES, decode_image, training_batches
@@ -38,7 +38,7 @@ from common.images.preview import thumbnails
 from common.images.sources import Source, load_source
 from common.results import Outcome
 from recipes.__main__ import main
-from recipes.commands._execution import trouble_told_plainly
+from recipes.commands._execution import failures_as_user_errors
 
 SIZE = (16, 16)
 ORIENTATION = 0x0112
@@ -114,9 +114,9 @@ def serve(run: Path):
 @pytest.mark.parametrize(
     ("first_bytes", "reason"),
     [
-        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "is a HEIC photo, as phones take them.*convert it to JPEG"),
-        (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic", "is a HEIC photo, as phones take them.*convert it to JPEG"),
-        (b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf", "is an AVIF picture.*convert it to JPEG"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "is a HEIC photo, as taken by phones.*convert it to JPEG"),
+        (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic", "is a HEIC photo, as taken by phones.*convert it to JPEG"),
+        (b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf", "is an AVIF image.*convert it to JPEG"),
         (b"\0\0\0\x18ftypisom\0\0\0\0isommp41", "cannot be decoded.*convert it to JPEG or PNG"),  # a film
     ],
 )
@@ -144,7 +144,7 @@ def test_one_pixel_and_ten_thousand_are_trained_on(resize, photos):
         for kind, quality in (("cat", 70), ("dog", 90)):
             (photos / kind / f"{name}.jpg").write_bytes(encoded(image, "JPEG", quality=quality))
     data = load(photos)
-    odd = [path for part in PARTS for path in getattr(data, part).paths if path.endswith(".jpg")]
+    odd = [path for part in SPLITS for path in getattr(data, part).paths if path.endswith(".jpg")]
     assert not data.skipped and len(odd) == 6
     batches = training_batches(odd, lambda i: i, SIZE, 6, seed=0, augment=("flip", "crop", "color"), resize=resize)
     (images, _), *_ = batches.take(1).as_numpy_iterator()
@@ -183,11 +183,11 @@ def test_pictures_that_the_camera_asks_to_turn_are_counted(photos):
     data = load(photos)
     assert not data.skipped and data.turned == len(asked)
     (sentence,) = data.advice()
-    assert sentence.startswith("4 of 29 pictures carry the camera's note (EXIF) to turn them, which training and")
+    assert sentence.startswith("4 of 29 images have an EXIF orientation, which training and")
     assert sentence.endswith("mogrify -auto-orient FILES")
     assert sentence in check.describe_counts(data)
     few = load(photos, limit=6)  # of those that are used
-    used = {Path(path).name for part in PARTS for path in getattr(few, part).paths}
+    used = {Path(path).name for part in SPLITS for path in getattr(few, part).paths}
     assert few.turned == len(used & {f"phone {number}.jpg" for number in (4, 5, 6, 7)}) < 4
 
 
@@ -213,7 +213,7 @@ def test_the_advice_stands_in_the_report(photos, tmp_path, capsys):
         "toy", config, data, Outcome([], {"total": 1.0}, {}, card, {"passed": False}), probabilities=probabilities,
         baselines={}, titles={}, what="images", preview=thumbnails(data.test.paths),
     )  # fmt: skip
-    said = "1 of 21 pictures carry the camera"
+    said = "1 of 21 images have an EXIF orientation"
     assert said in capsys.readouterr().out and said in (tmp_path / "run" / "report.html").read_text("utf-8")
 
 
@@ -224,7 +224,7 @@ def test_a_class_with_one_picture_is_trained_on_and_said_to_be_untested(tmp_path
     data = load(write_photos(tmp_path / "set", cat=1, dog=10))
     assert [Path(path).parent.name for path in data.train.paths].count("cat") == 1
     (sentence,) = data.advice()
-    assert "No test picture shows 'cat'" in sentence and "3 different pictures" in sentence
+    assert "The test split has no image with class 'cat'" in sentence and "3 different images" in sentence
 
 
 def test_a_folder_with_the_name_of_a_picture_is_a_folder(photos):
@@ -236,7 +236,7 @@ def test_a_folder_with_the_name_of_a_picture_is_a_folder(photos):
 
 def test_a_device_with_the_name_of_a_picture_is_not_read(photos):
     (photos / "cat" / "endless.jpg").symlink_to(os.devnull)  # /dev/zero would be the same, without an end
-    assert reasons(load(photos)) == {"endless.jpg": "is no file but a device, pipe or socket"}
+    assert reasons(load(photos)) == {"endless.jpg": "is not a file but a device, pipe or socket"}
 
 
 @contextlib.contextmanager
@@ -307,7 +307,7 @@ def test_a_table_with_one_picture_in_two_splits_leaves_the_lower(photos, tmp_pat
     (tmp_path / "table.csv").write_text("\n".join(["path,label,split", *lines]))
     data = load(f"csv:{tmp_path / 'table.csv'}")
     assert data.counts() == {"train": 5, "val": 2, "test": 2, "skipped": 1}
-    assert reasons(data) == {"3.png": "exact copy of a picture in another part; left train"}
+    assert reasons(data) == {"3.png": "exact copy of an image in another split; removed from train"}
 
 
 # --- full disks -------------------------------------------------------------------------------------------------
@@ -386,8 +386,8 @@ def test_a_full_disk_while_exporting_leaves_the_served_version_alone(tmp_path):
     assert finished.returncode == 2, finished.stderr
     assert "Traceback" not in finished.stderr
     (said,) = [line for line in finished.stderr.splitlines() if line.startswith("error:")]
-    assert f"There is no room for the SavedModel in {out}/serving/toy: about 0.9 MB are needed, " in said
-    assert "The system says: File too large. Make room there." in said
+    assert f"Not enough disk space for the SavedModel in {out}/serving/toy: about 0.9 MB are needed, " in said
+    assert "System error: File too large. Free some disk space there." in said
     assert said.endswith(f"Continue it: python -m recipes run toy --resume {out}")
     assert [path.name for path in (out / "serving" / "toy").iterdir()] == ["1"]
     served = tf.saved_model.load(str(out / "serving" / "toy" / "1")).signatures["serving_default"]
@@ -396,7 +396,7 @@ def test_a_full_disk_while_exporting_leaves_the_served_version_alone(tmp_path):
 
 def test_a_full_disk_while_saving_the_keras_model_keeps_the_one_before(model, tmp_path):
     (tmp_path / "model.keras").write_bytes(b"the one before")
-    with pytest.raises(UserError, match=r"no room for the Keras model in .* about 0\.6 MB are needed"), full_disk(9000):
+    with pytest.raises(UserError, match=r"Not enough disk space for the Keras model in .* about 0\.6 MB are needed"), full_disk(9000):
         exporting.save_keras_model(model, tmp_path / "model.keras")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"model.keras": b"the one before"}
 
@@ -410,14 +410,14 @@ def source() -> Source:
 
 def test_a_full_disk_while_writing_features_is_told_before_the_first_picture(source, photos, tmp_path, capsys):
     paths = [str(path) for path in sorted(photos.rglob("*.png"))]
-    wanted = r"no room for the features in .*features: about 0\.1 MB are needed, .* free"  # 20 * 768 * 4 bytes
+    wanted = r"Not enough disk space for the features in .*features: about 0\.1 MB are needed, .* free"  # 20 * 768 * 4 bytes
     with pytest.raises(UserError, match=wanted), full_disk(20_000):
         features.extract_features(source, paths, tmp_path / "features")
     assert not list((tmp_path / "features").iterdir()) and not capsys.readouterr().out
 
 
 def test_features_have_their_room_on_the_disk_before_they_are_written(tmp_path):
-    # In a file with holes, the page that finds no room ends the process with SIGBUS: nobody could say why.
+    # In a sparse file, a page without disk space ends the process with SIGBUS, without an error message.
     features._reserve(tmp_path / "features.npy", (2, 50, 1000))
     status = (tmp_path / "features.npy").stat()
     assert status.st_blocks * 512 >= status.st_size > 4 * 2 * 50 * 1000
@@ -427,9 +427,9 @@ def test_a_full_disk_anywhere_else_is_told_without_a_traceback(tmp_path, capsys)
     root = toy(tmp_path / "recipes", "raise OSError(28, 'No space left on device')")
     assert main(["run", "toy", "--out", str(tmp_path / "run")], root) == 2
     said = capsys.readouterr().err
-    assert said.startswith(f"error: There is no room for what this run writes in {tmp_path / 'run'}: ")
-    assert "MB are free. The system says: No space left on device" in said
-    assert "--resume" not in said  # there is nothing to go on with
+    assert said.startswith(f"error: Not enough disk space for the files of this run in {tmp_path / 'run'}: ")
+    assert "MB are free. System error: No space left on device" in said
+    assert "--resume" not in said  # there is nothing to continue
 
 
 def test_the_seconds_of_a_run_do_not_hide_what_the_disk_said(tmp_path):
@@ -461,7 +461,7 @@ def test_what_we_say_within_a_stream_reaches_the_user_as_we_say_it(tmp_path):
         yield 1.0
         raise UserError("a.wav is gone. Put it back.")
 
-    with pytest.raises(UserError) as told, trouble_told_plainly(None, types.SimpleNamespace(out=str(tmp_path))):
+    with pytest.raises(UserError) as told, failures_as_user_errors(None, types.SimpleNamespace(out=str(tmp_path))):
         list(tf.data.Dataset.from_generator(clips, output_signature=tf.TensorSpec((), tf.float32)))
     assert str(told.value) == "a.wav is gone. Put it back."
 
@@ -513,7 +513,7 @@ def test_a_damaged_card_of_a_preset_is_named(tmp_path):
         (tmp_path / file.name).symlink_to(file)
     (tmp_path / "card.json").unlink()
     (tmp_path / "card.json").write_text(json.dumps({"licence": "mine"})[:-3])
-    with pytest.raises(UserError, match=r"card\.json cannot be read: .* Mend or remove it"):
+    with pytest.raises(UserError, match=r"card\.json cannot be read: .* Correct or remove it"):
         load_source(f"preset:{tmp_path}")
 
 

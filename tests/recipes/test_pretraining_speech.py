@@ -15,7 +15,7 @@ from common.speech.sources import load_speech_source
 from common.training import EpochLines
 from recipes.__main__ import main
 
-# The demo words, two passes of a tiny network: seconds, not results.
+# The demo words, two epochs of a tiny network: seconds, not results.
 QUICK = ["--limit", "40", "--epochs", "2", "--width", "48", "--layers", "1", "--channels", "16"]
 
 

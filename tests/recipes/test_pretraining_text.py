@@ -1,4 +1,4 @@
-"""Plain texts to a small encoder: sentences and their parts, hidden words, a run, and a run that was stopped."""
+"""Plain texts to a small encoder: sentences and splits, masked tokens, a run, and a stopped run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from common.texts.tokenizers.wordpiece import WordPiece
 from common.training import EpochLines
 from recipes.__main__ import RECIPES, main
 
-# The demo reviews, two passes of seven steps: seconds, not results.
+# The demo reviews, two epochs of seven steps: fast, without meaningful results.
 QUICK = [
     "--limit", "120", "--epochs", "2", "--batch-size", "16", "--width", "48", "--layers", "1", "--vocabulary", "500",
 ]  # fmt: skip
@@ -46,7 +46,7 @@ def weights(preset: Path) -> list[np.ndarray]:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
-    """The folder of a quick run that nothing disturbed."""
+    """The folder of a quick, uninterrupted run."""
     out = tmp_path_factory.mktemp("pretraining_text") / "run"
     assert run(out) == 0
     return out
@@ -74,13 +74,13 @@ def test_copies_are_left_out_and_counted(tmp_path: Path):
 
 
 def test_held_out_sentences_are_never_trained_on(tmp_path: Path):
-    """Copies all over the texts, some in capitals: none stands on both sides."""
+    """Copies all over the texts, some in capitals: none is in two splits."""
     data = load_sentences(write_texts(tmp_path / "a.txt", [*NUMBERED, *reversed(NUMBERED), *map(str.upper, NUMBERED)]))
-    parts = [{sentence.lower() for sentence in part} for part in (data.train, data.val, data.test)]
-    assert sum(len(part) for part in parts) == len(set.union(*parts)) == len(NUMBERED)
+    splits = [{sentence.lower() for sentence in split} for split in (data.train, data.val, data.test)]
+    assert sum(len(split) for split in splits) == len(set.union(*splits)) == len(NUMBERED)
 
 
-def test_parts_depend_on_the_sentences_alone(tmp_path: Path):
+def test_splits_depend_on_the_sentences_alone(tmp_path: Path):
     data = load_sentences(write_texts(tmp_path / "a.txt", NUMBERED))
     other = load_sentences(write_texts(tmp_path / "b.txt", [" ".join(NUMBERED[100:]), *NUMBERED[:100]]))
     assert data == other and data.fingerprint() == other.fingerprint()
@@ -111,11 +111,11 @@ def test_tables_and_folders_are_read(tmp_path: Path):
         ("broken.jsonl", b"{", "line 1"),
     ],
 )
-def test_texts_that_cannot_work_are_told_in_words(tmp_path: Path, name: str, content: bytes, expected: str):
+def test_unusable_texts_are_reported(tmp_path: Path, name: str, content: bytes, expected: str):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=expected) as told:
+    with pytest.raises(UserError, match=expected) as raised:
         load_sentences(f"{name.removesuffix('.gz').rpartition('.')[2]}:{tmp_path / name}")
-    assert "--label-column" not in str(told.value)
+    assert "--label-column" not in str(raised.value)
 
 
 def test_latin_1_is_read_when_asked(tmp_path: Path):
@@ -123,37 +123,38 @@ def test_latin_1_is_read_when_asked(tmp_path: Path):
     assert "café" in load_sentences(f"txt:{tmp_path / 'a.txt'}", encoding="latin-1").train[0]
 
 
-# --- hidden words -------------------------------------------------------------------------------
+# --- masked tokens ------------------------------------------------------------------------------
 
 
-def test_words_are_hidden_and_special_tokens_are_not():
+def test_tokens_are_masked_and_special_tokens_are_not():
     rng = np.random.default_rng(0)
     ids = np.concatenate([np.full((50, 1), 2), rng.integers(5, 90, (50, 37)), np.full((50, 2), 3)], axis=1)
     ids[:, -1] = 0  # padding
-    ids[7, 1:-2] = 1  # a sentence of unknown words: there is nothing to guess
-    ids[8, 2:-2] = 1  # one word that can be hidden
-    inputs, words, used = masked_lm.hide_words({"token_ids": ids.astype(np.int32)}, np.random.default_rng(1))
+    ids[7, 1:-2] = 1  # a sentence of unknown words: nothing can be masked
+    ids[8, 2:-2] = 1  # one token that can be masked
+    inputs, words, used = masked_lm.mask_tokens({"token_ids": ids.astype(np.int32)}, np.random.default_rng(1))
     assert used[7].sum() == 0 and used[8].sum() == 1 and (np.delete(used.sum(axis=1), (7, 8)) == 6).all()
     masked = inputs["token_ids"] == masked_lm.MASK
     np.testing.assert_array_equal(masked.sum(axis=1), used.sum(axis=1))
     np.testing.assert_array_equal(inputs["token_ids"][~masked], ids[~masked])
     assert (words[used > 0] >= len(masked_lm.SPECIAL)).all()
-    np.testing.assert_array_equal(np.take_along_axis(ids, inputs["hidden"], axis=1), words)
+    np.testing.assert_array_equal(np.take_along_axis(ids, inputs["masked"], axis=1), words)
 
 
-def test_stream_goes_on_where_it_was_left():
+def test_the_stream_resumes_where_it_stopped():
     tokens = TextReader(WordPiece([*masked_lm.SPECIAL, *"abcdefghij"]), 16).read(["a b c d e", "f g h i j"] * 20)
     whole = masked_lm.masked_batches(tokens, None, 8, seed=3).take(8).as_numpy_iterator()
     rest = masked_lm.masked_batches(tokens, None, 8, seed=3, first=(1, 2)).take(1).as_numpy_iterator()
-    wanted, found = list(whole)[7], next(rest)
-    for ours, theirs in zip(wanted, found, strict=True):
+    expected, found = list(whole)[7], next(rest)
+    for ours, theirs in zip(expected, found, strict=True):
         assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_reference_answers_are_right_where_the_commonest_token_is_hidden():
+def test_the_constant_baseline_is_right_where_the_most_frequent_token_is_masked():
     tokens = TextReader(WordPiece([*masked_lm.SPECIAL, "a", "b"]), 16).read(["a a a a a a", "a a b a a a"])
-    said = np.array([[1.0, 0.0], [0.0, 2.0]], np.float32)
-    scores = masked_lm.score(masked_lm.most_frequent_answers(tokens, said), tokens.of_texts([0, 0]), said)
+    embeddings = np.array([[1.0, 0.0], [0.0, 2.0]], np.float32)
+    predict = masked_lm.most_frequent_predictor(tokens, embeddings)
+    scores = masked_lm.score(predict, tokens.of_texts([0, 0]), embeddings)
     assert scores["accuracy"] == 1.0 and scores["cosine_to_teacher"] == pytest.approx(0.5**0.5)
 
 
@@ -180,7 +181,7 @@ def test_run_folder(finished: Path):
     assert "random weights" in report and report.count("data:image/png") == 2 and 'class="wrong"' in report
 
 
-def test_preset_is_a_source_of_text(finished: Path):
+def test_the_preset_is_a_text_source(finished: Path):
     source = load_text_source(f"preset:{finished / 'preset'}")
     assert source.tokenize.size == len((finished / "preset" / "vocab.txt").read_text("utf-8").splitlines())
     assert source.card["data"] == "demo: 108 sentences"
@@ -188,7 +189,7 @@ def test_preset_is_a_source_of_text(finished: Path):
 
 @pytest.mark.slow
 def test_a_stopped_run_ends_as_if_it_had_not_been(finished: Path, tmp_path: Path, monkeypatch, capsys):
-    """Ctrl-C in the middle of the second pass, the last save one step before it."""
+    """Ctrl-C in the middle of the second epoch, one step after the last checkpoint."""
     seen = []
 
     def stop_at_the_tenth_step(lines, batch, logs=None):
@@ -204,7 +205,7 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(finished: Path, tmp_path: Path
     assert run(out) == 2  # not overwritten
     assert "--resume" in capsys.readouterr().err
     assert main(["run", "pretraining_text", "--resume", str(out)]) == 0
-    assert "teacher: 120 in 0 s" in capsys.readouterr().out  # what it had said was kept
+    assert "teacher: 120 in 0 s" in capsys.readouterr().out  # its embeddings were kept
     assert (out / "history.csv").read_bytes() == (finished / "history.csv").read_bytes()
     assert read(out / "metrics.json")["test"] == read(finished / "metrics.json")["test"]
     for one, other in zip(weights(finished / "preset"), weights(out / "preset"), strict=True):
@@ -219,10 +220,10 @@ def test_without_a_teacher(tmp_path: Path):
     assert (tmp_path / "run" / "history.csv").read_text("utf-8").startswith("stage,epoch,loss,train_accuracy,val_acc")
 
 
-def test_check_trains_nothing_and_shows_what_is_hidden(tmp_path: Path, capsys):
+def test_check_trains_nothing_and_shows_masked_samples(tmp_path: Path, capsys):
     assert main(["check", "pretraining_text", *QUICK, "--out", str(tmp_path)]) == 0
     text = capsys.readouterr().out
-    assert "108 sentences to learn from" in text and "estimate:" in text and "[" in text
+    assert "108 training sentences, 6 validation, 6 test" in text and "estimate:" in text and "[" in text
     assert (tmp_path / "samples.txt").exists() and not (tmp_path / "metrics.json").exists()
 
 
@@ -230,10 +231,10 @@ def test_check_trains_nothing_and_shows_what_is_hidden(tmp_path: Path, capsys):
     ("arguments", "expected"),
     [
         (["--data", "txt:nowhere.txt"], "does not exist"),
-        (["--teacher", "keras:ResNet50"], "--teacher is no model of text"),
-        (["--teacher", "bundled:resnet_mini"], "--teacher is no model of text"),
+        (["--teacher", "keras:ResNet50"], "--teacher is not a text model"),
+        (["--teacher", "bundled:resnet_mini"], "--teacher is not a text model"),
         (["--teacher", "bert_minny"], "Did you mean 'bert_mini'"),
-        (["--teacher", "none", "--tokenizer", "mobilenet_v2"], "--tokenizer is no model of text"),
+        (["--teacher", "none", "--tokenizer", "mobilenet_v2"], "--tokenizer is not a text model"),
         (["--width", "100"], "multiple of 48"),
         (["--vocabulary", "10"], "--vocabulary"),
         (["--limit", "5"], "--limit"),
@@ -244,13 +245,13 @@ def test_wrong_settings_are_refused(arguments: list[str], expected: str, tmp_pat
     assert expected in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
-def test_a_teacher_of_pictures_and_a_foreign_language_are_told(tmp_path: Path, capsys):
+def test_an_image_teacher_and_a_foreign_language_are_refused(tmp_path: Path, capsys):
     teacher = f"preset:{RECIPES.parent / 'common' / 'bundled' / 'resnet_mini'}"
     assert run(tmp_path / "a", "--teacher", teacher) == 2
     assert "--teacher: The preset" in capsys.readouterr().err
     texts = write_texts(tmp_path / "a.txt", [f"αυτή είναι μια πρόταση με αριθμό {n}." for n in range(40)])
     assert run(tmp_path / "b", "--data", texts) == 2
-    assert "unknown to the tokenizer" in capsys.readouterr().err
+    assert "are unknown to the tokenizer" in capsys.readouterr().err
 
 
 @pytest.mark.slow  # the stopped run above ends in the same result
@@ -269,10 +270,10 @@ def test_a_killed_run_ends_as_if_it_had_not_been(finished: Path, tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_it_learns_and_serves_as_a_source(shared_data: Path, tmp_path: Path):
-    """Some thousand real sentences: nearer to the teacher than its mean, and bert_sentiment takes the preset.
+def test_training_works_and_the_preset_is_a_source(shared_data: Path, tmp_path: Path):
+    """3000 real sentences: closer to the teacher than its mean, and bert_sentiment takes the preset.
 
-    Hidden words take more than these 220 steps.
+    Masked tokens need more than these 220 steps.
     """
     texts, out = shared_data / "pretrain" / "texts" / "train.jsonl.gz", tmp_path / "run"
     arguments = ["--data", f"jsonl:{texts}", "--limit", "3000", "--width", "96", "--layers", "2", "--epochs", "10"]

@@ -69,6 +69,18 @@ def test_export_is_proved(finished):
     assert proof["ops_outside_tf_serving"] == []
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "pretraining"])
+def test_every_baseline_is_trained_and_told(name: str, tmp_path: Path):
+    """All baselines that a recipe declares, but those that need a file."""
+    baselines = [key for key in discovery.find_recipe(RECIPES, name).literal("BASELINES") if key != "vectors"]
+    out = tmp_path / "run"
+    assert main(["run", name, *QUICK[name], "--baselines", ",".join(baselines), "--out", str(out)]) == 0
+    found = json.loads((out / "metrics.json").read_text("utf-8"))["baselines"]
+    assert set(found) == set(baselines)
+    assert all(SCORE[name] in scores and scores["seconds"] >= 0 for scores in found.values())
+
+
 def test_request_file_works_against_the_export(finished):
     name, out, _ = finished
     request = json.loads((out / "serving" / "request.json").read_text("utf-8"))

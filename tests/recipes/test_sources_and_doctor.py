@@ -15,11 +15,11 @@ from recipes.__main__ import main
 from recipes.commands import doctor
 from recipes.commands.doctor import (
     Finding,
-    look_at_caches,
-    look_at_gpus,
-    look_at_network,
-    look_at_room,
-    look_at_versions,
+    check_caches,
+    check_disk_and_memory,
+    check_gpus,
+    check_network,
+    check_versions,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -95,27 +95,27 @@ def levels(findings) -> dict[str, list[Finding]]:
     found: dict[str, list[Finding]] = {"ok": [], "note": [], "wrong": []}
     for finding in findings:
         found[finding.level].append(finding)
-        assert finding.level == "ok" or finding.mend or "stand-in" in finding.text
+        assert finding.level == "ok" or finding.fix or "stand-in" in finding.text
     return found
 
 
 def test_this_installation_is_well(capsys):
-    assert levels(look_at_versions())["wrong"] == []
-    assert levels(look_at_room())["wrong"] == []
-    assert levels(look_at_gpus())["wrong"] == []
+    assert levels(check_versions())["wrong"] == []
+    assert levels(check_disk_and_memory())["wrong"] == []
+    assert levels(check_gpus())["wrong"] == []
 
 
 def test_the_whole_of_it(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("TFHUB_CACHE_DIR", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setitem(doctor._CHAPTERS, "network", lambda: look_at_network(0.5))
+    monkeypatch.setitem(doctor._CHAPTERS, "network", lambda: check_network(0.5))
     assert main(["doctor"]) == 0
     told = capsys.readouterr().out
-    assert "nothing is wrong" in told and "tensorflow 2." in told
+    assert "no problems found" in told and "tensorflow 2." in told
 
 
 @pytest.mark.parametrize(
-    ("package", "version", "words", "mend"),
+    ("package", "version", "words", "fix"),
     [
         ("tf-keras", "2.16.0", "tf-keras 2.16.0 with TensorFlow", "pip install 'tf-keras=="),
         ("keras", "2.15.0", "keras 2.15.0; tested with", "pip install -r requirements.txt"),
@@ -124,12 +124,12 @@ def test_the_whole_of_it(capsys, monkeypatch, tmp_path):
         ("keras-hub", None, "keras-hub is not installed", "pip install -r requirements.txt"),
     ],
 )
-def test_known_bad_pairs_are_found(package, version, words, mend, monkeypatch):
+def test_known_bad_pairs_are_found(package, version, words, fix, monkeypatch):
     real = importlib.metadata.version
     said = lambda name: version if name.replace("_", "-") == package else _version_or_none(real, name)  # noqa: E731
     monkeypatch.setattr(doctor, "_version", said)
-    wrong = levels(look_at_versions())["wrong"]
-    assert any(words in finding.text and finding.mend.startswith(mend) for finding in wrong), wrong
+    wrong = levels(check_versions())["wrong"]
+    assert any(words in finding.text and finding.fix.startswith(fix) for finding in wrong), wrong
 
 
 def _version_or_none(real, name: str) -> str | None:
@@ -142,7 +142,7 @@ def _version_or_none(real, name: str) -> str | None:
 def test_setuptools_without_pkg_resources_is_no_fault(monkeypatch):
     real = doctor._version
     monkeypatch.setattr(doctor, "_version", lambda name: "82.0.1" if name == "setuptools" else real(name))
-    found = levels(look_at_versions())
+    found = levels(check_versions())
     assert any("stand-in" in finding.text for finding in found["note"])
     assert not any("setuptools" in finding.text for finding in found["wrong"])
 
@@ -152,8 +152,8 @@ def test_a_gpu_that_tensorflow_does_not_see(monkeypatch, tmp_path):
     program.write_text("#!/bin/sh\necho 'GPU 0: Some Card (UUID: x)'\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    (wrong,) = levels(look_at_gpus())["wrong"]
-    assert "Some Card" in wrong.text and "tensorflow[and-cuda]" in wrong.mend
+    (wrong,) = levels(check_gpus())["wrong"]
+    assert "Some Card" in wrong.text and "tensorflow[and-cuda]" in wrong.fix
 
 
 def test_caches_that_are_not_whole(monkeypatch, tmp_path):
@@ -167,13 +167,13 @@ def test_caches_that_are_not_whole(monkeypatch, tmp_path):
     entry = CATALOGUE["minilm"]
     entry.folder.mkdir(parents=True)
     (entry.folder / "vocab.txt").write_text("half of it")
-    wrong = levels(look_at_caches())["wrong"]
-    assert [finding.mend for finding in wrong] == [
+    wrong = levels(check_caches())["wrong"]
+    assert [finding.fix for finding in wrong] == [
         f"python -m recipes fetch 'hub:{handle.url}'", "python -m recipes fetch minilm"
     ]  # fmt: skip
 
 
 def test_servers_that_cannot_be_reached_are_notes(monkeypatch):
     monkeypatch.setattr(doctor, "_SERVERS", {"http://127.0.0.1:9": "nothing"})
-    (note,) = levels(look_at_network(1.0))["note"]
-    assert "cannot be reached" in note.text and "recipes fetch" in note.mend
+    (note,) = levels(check_network(1.0))["note"]
+    assert "cannot be reached" in note.text and "recipes fetch" in note.fix

@@ -1,4 +1,4 @@
-"""speech_wav2vec as people use it: commands, few clips with a language model, going on from a run, predict."""
+"""speech_wav2vec end to end: commands, few clips with a language model, a run as the next source, predict."""
 
 from __future__ import annotations
 
@@ -81,8 +81,8 @@ def test_a_run_is_the_source_of_the_next_and_words_are_decoded(tiny, tmp_path: P
         (["--data", "tsv:nowhere.tsv"], "does not exist"),
         (["--augment", "loud"], "--augment"),
         (["--outside", "keep"], "--outside"),
-        (["--language-model", "nowhere.txt"], "is no file"),
-        (["--source", "keras:ResNet50"], "not a model of speech"),
+        (["--language-model", "nowhere.txt"], "must be a text file"),
+        (["--source", "keras:ResNet50"], "not a speech model"),
     ],
 )
 def test_wrong_settings_are_told(arguments: list[str], expected: str, tmp_path: Path, capsys):
@@ -109,5 +109,5 @@ def test_clips_that_cannot_be_used_are_named(tiny, tmp_path: Path, capsys):
     assert main(["run", "speech_wav2vec", *flags, "--baselines", "none", "--beams", "0", "--out", str(out)]) == 0
     assert read(out)["counts"] == {"train": 6, "val": 3, "test": 3, "skipped": 5}
     report = (out / "report.html").read_text("utf-8")
-    for reason in ("is silent", "no numbers", "cut off", "not there", "120 characters need"):
+    for reason in ("is silent", "not numbers", "cut off", "does not exist", "120 characters need"):
         assert reason in report, reason

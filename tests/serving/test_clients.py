@@ -394,8 +394,8 @@ def test_other_failures_are_not_tried_again(odd_server):
 @pytest.mark.parametrize(
     ("answers", "expected"),
     [
-        ([(200, b"<html>welcome</html>")], "answers no JSON object, but '<html>welcome</html>'"),
-        ([(200, b"")], "answers no JSON object, but 'nothing'"),
+        ([(200, b"<html>welcome</html>")], "returned no JSON object, but '<html>welcome</html>'"),
+        ([(200, b"")], "returned no JSON object, but 'nothing'"),
         ([(200, {"hello": 1})], "does not describe its signatures"),
         ([(200, METADATA), (200, {"predictions": []})], "does not answer each input"),
         ([(404, b"no page"), (404, b"no page")], "has no model 'm': no page"),
@@ -409,9 +409,9 @@ def test_a_server_that_is_none_for_models_is_told(odd_server, answers, expected)
 
 def test_the_wrong_one_of_the_two_ports_is_told(server, pictures):
     said = run("client.py", "--url", f"http://127.0.0.1:{server.grpc_port}", "--model", "photos", pictures[0])
-    assert "does not speak HTTP" in said.stderr or "broke the connection off" in said.stderr
+    assert "does not speak HTTP" in said.stderr or "closed the connection" in said.stderr
     said = run("grpc_client.py", "--address", f"127.0.0.1:{server.rest_port}", "--model", "photos", pictures[0])
-    assert "Is this the port of gRPC (mostly 8500)" in said.stderr
+    assert "Is this the port of gRPC (usually 8500)" in said.stderr
 
 
 def test_many_clients_at_once_get_their_own_answers(server, pictures):

@@ -124,7 +124,7 @@ QUESTIONS = [
 
 
 @needs_ray
-@pytest.mark.slow
+@pytest.mark.release
 def test_the_answers_are_those_of_the_stand_in(ray_server, export):
     with Server([ModelConfig("sized", export)], Address(rest_port=0, grpc_port=None)) as stand_in:
         for question in QUESTIONS:
@@ -136,7 +136,7 @@ def test_the_answers_are_those_of_the_stand_in(ray_server, export):
 
 
 @needs_ray
-@pytest.mark.slow
+@pytest.mark.release
 def test_two_processes_answer(ray_server):
     with ThreadPoolExecutor(8) as threads:
         answers = list(threads.map(lambda _: ask(ray_server.port, *QUESTIONS[0]), range(100)))
@@ -147,7 +147,7 @@ def test_two_processes_answer(ray_server):
 
 
 @needs_ray
-@pytest.mark.slow
+@pytest.mark.release
 def test_limits_hold_here_too(ray_server):
     status, _, body = ask(ray_server.port, "POST", PREDICT, json.dumps({"instances": ["a" * 2**21]}).encode())
     assert status == 413
@@ -177,12 +177,12 @@ def _open_to_the_network(pids) -> set[int]:
 
 
 @needs_ray
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="reads the ports where Linux lists them")
 def test_nobody_else_can_run_programs_through_rays_ports(ray_server):
     ports = _open_to_the_network(ray_server.processes())
     assert ray_server.port not in ports
-    assert len(ports) <= 2  # of each copy the one that Ray binds to all addresses, whatever it is told
+    assert len(ports) <= 2  # per replica the one that Ray always binds to all addresses
     for port in ports:
         with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
             call = channel.unary_unary("/ray.serve.ASGIService/HandleRequest")
@@ -192,7 +192,7 @@ def test_nobody_else_can_run_programs_through_rays_ports(ray_server):
 
 
 @needs_ray
-@pytest.mark.slow
+@pytest.mark.release
 def test_nothing_is_left_after_ctrl_c(ray_server):  # the last one with this server
     assert f"curl http://127.0.0.1:{ray_server.port}/v1/models/sized" in ray_server.said()
     assert len(ray_server.processes()) > 3
@@ -207,7 +207,7 @@ def test_nothing_is_left_after_ctrl_c(ray_server):  # the last one with this ser
 
 
 @needs_ray
-@pytest.mark.slow
+@pytest.mark.release
 def test_a_model_that_cannot_be_loaded_is_told_in_words(tmp_path):
     (tmp_path / "broken" / "1").mkdir(parents=True)
     (tmp_path / "broken" / "1" / "saved_model.pb").write_bytes(b"no model")
@@ -230,7 +230,7 @@ def test_a_port_in_use_is_told_without_ray(export, capsys):
     ("arguments", "expected"),
     [
         ([], "name the folder of a run"),
-        (["--min-replicas", "5", "x"], "--min-replicas 5 is more than --max-replicas 4"),
+        (["--min-replicas", "5", "x"], "--min-replicas 5 must be at most --max-replicas 4"),
         (["--max-replicas", "0", "x"], "--max-replicas is out of range"),
         (["--port", "0", "x"], "--port is out of range"),
         (["no such folder"], "there is no folder"),

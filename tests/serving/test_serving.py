@@ -171,7 +171,7 @@ def test_a_version_that_points_outside_is_not_loaded(numbers: Path, tmp_path: Pa
     with Server([ModelConfig("numbers", numbers, latest=None)], ANY_PORT) as server:
         for version in (2, 3):
             assert state(server, version)["state"] == "END"
-            assert "points outside of" in state(server, version)["status"]["error_message"]
+            assert "points outside" in state(server, version)["status"]["error_message"]
         assert state(server, 1)["state"] == "AVAILABLE"
 
 
@@ -210,7 +210,7 @@ def test_a_port_in_use_is_named_with_one_that_may_be_free(numbers: Path):
             (Address(rest_port=server.rest_port, grpc_port=0), "--port"),
             (Address(rest_port=0, grpc_port=server.grpc_port), "--grpc-port"),
         ):
-            with pytest.raises(UserError, match=rf"Another server is running there. Name another port: {flag} \d+"):
+            with pytest.raises(UserError, match=rf"Another server uses it. Choose another port: {flag} \d+"):
                 Server([ModelConfig("numbers", numbers)], address)
 
 

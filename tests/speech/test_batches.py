@@ -1,4 +1,4 @@
-"""Clips of about one length together, the same ones after a kill, and changes that leave the words alone."""
+"""Clips of similar length together, the same batches after a kill, and augmentation that keeps the words."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_clips_are_kept_as_far_as_they_fit(spoken, capsys):
     for place in range(12):
         assert np.array_equal(some[place], every[place]) and np.array_equal(none[place], every[place])
     Path(paths[7]).unlink()
-    with pytest.raises(UserError, match=r"is not there\..* could be read when the data was checked"):
+    with pytest.raises(UserError, match=r"does not exist\..* could be read when the data was checked"):
         some[7]
     assert len(every[7]) == round(seconds[7] * RATE)  # in memory
 
@@ -179,6 +179,17 @@ def test_a_clip_is_never_too_short_for_its_transcript():
 def test_augmentation_that_cannot_be_is_refused(settings: dict):
     with pytest.raises(UserError, match=next(iter(settings))):
         Augmentation(**settings)
+
+
+def test_names_choose_the_augmentation():
+    assert Augmentation.of(["none"]) is None
+    everything = Augmentation.of(["speed", "noise", "gain", "microphone"])
+    assert everything == Augmentation(microphone=0.5)
+    off = {"speed": (1.0, 1.0), "noise_db": None, "gain_db": (0.0, 0.0), "microphone": 0.0}
+    for name, setting in (("speed", "speed"), ("noise", "noise_db"), ("gain", "gain_db"), ("microphone", "microphone")):
+        found = vars(Augmentation.of([name]))
+        assert {key for key, value in off.items() if found[key] != value} == {setting}
+        assert found[setting] == getattr(everything, setting)
 
 
 def test_no_clips_are_no_training():

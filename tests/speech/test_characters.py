@@ -93,7 +93,7 @@ def test_characters_that_the_vocabulary_lacks():
     dropped = encode_texts(characters, texts, "drop")
     assert dropped.texts == ("a b", "ca", "", "c")
     assert [bool(reason) for reason in dropped.reasons] == [False, False, True, False]
-    assert dropped.strangers == {"7": 3, "f": 1, "é": 1}
+    assert dropped.unknown == {"7": 3, "f": 1, "é": 1}
     assert "lacks 3 character(s) of the transcripts: '7' 3, 'f' 1, 'é' 1." in dropped.note()
     skipped = encode_texts(characters, texts, "skip")
     assert [bool(reason) for reason in skipped.reasons] == [False, True, True, False]
@@ -107,7 +107,7 @@ def test_characters_that_the_vocabulary_lacks():
 
 def test_punctuation_is_no_stranger_and_signs_that_are_spoken_are():
     assert encode_texts(build_characters(["ab"]), ["a, b! (a) — “b”"], "error").texts == ("a b a b",)
-    assert encode_texts(build_characters(["ab"]), ["a & b"]).strangers == {"&": 1}
+    assert encode_texts(build_characters(["ab"]), ["a & b"]).unknown == {"&": 1}
 
 
 def test_nothing_to_write():

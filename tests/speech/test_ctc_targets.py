@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from common.errors import UserError
-from common.speech.ctc.beam_search import read_language, write_with_beams
+from common.speech.ctc.beam_search import beam_transcripts, read_language
 from common.speech.ctc.characters import Characters
 from common.speech.ctc_targets import draw_shots, writable_clips
 from common.speech.dataset import SpeechExamples, SpeechSet
@@ -75,17 +75,17 @@ def test_a_language_model_decides_where_the_sound_does_not(tmp_path):
     text = tmp_path / "sentences.txt"
     text.write_text("no bad one\nNO, bad code!\n" * 5)
     clips = [said("no bad one", "bd"), said("no bad code", "cn")]
-    found = write_with_beams(
+    found = beam_transcripts(
         clips, clips, ["no bad one", "no bad code"], LETTERS, width=8, ngrams=read_language(str(text), LETTERS)
     )  # fmt: skip
     assert found["beam"] == ["no dad one", "no bad node"]
     assert found["beam_lm"] == ["no bad one", "no bad code"]
     assert (
-        write_with_beams(clips, [], [], LETTERS, width=8, ngrams=read_language(str(text), LETTERS))["beam_lm"]
+        beam_transcripts(clips, [], [], LETTERS, width=8, ngrams=read_language(str(text), LETTERS))["beam_lm"]
         == found["beam_lm"]
     )
-    assert write_with_beams(clips, clips, [], LETTERS, width=0) == {}
-    assert set(write_with_beams(clips, clips, [], LETTERS, width=4)) == {"beam"}
+    assert beam_transcripts(clips, clips, [], LETTERS, width=0) == {}
+    assert set(beam_transcripts(clips, clips, [], LETTERS, width=4)) == {"beam"}
 
 
 def test_beginnings_that_read_alike_count_together():
@@ -93,7 +93,7 @@ def test_beginnings_that_read_alike_count_together():
     frames = np.full((2, len(LETTERS)), 1e-9)
     blank, space, a, b = 0, LETTERS.numbers[" "], LETTERS.numbers["a"], LETTERS.numbers["b"]
     frames[0, [blank, space, b]], frames[1, [blank, a]] = (0.1, 0.42, 0.48), (0.4, 0.6)
-    assert write_with_beams([np.log(frames)], [], [], LETTERS, width=16) == {"beam": ["a"]}
+    assert beam_transcripts([np.log(frames)], [], [], LETTERS, width=16) == {"beam": ["a"]}
 
 
 def test_a_text_without_words_is_told(tmp_path):

@@ -19,11 +19,11 @@ from common.serving.servables import Servable, replay_warmup
 from common.serving.warmup import read_warmup
 from common.speech.audio.decode import read_sound
 from common.speech.batches import Clips
-from common.speech.commands import CommandModel, build_command_listener, classify, export_commands, prove_commands
+from common.speech.commands import CommandModel, build_command_forward, classify, export_commands, prove_commands
 from common.speech.ctc.characters import Characters
 from common.speech.ctc.decoding import best_path
 from common.speech.export import as_served_wav, export_recogniser, prove_recogniser
-from common.speech.inference import Recogniser, Transcripts, build_listener, transcribe, write_text
+from common.speech.inference import Recogniser, Transcripts, build_forward, transcribe, write_text
 from common.speech.wav2vec2 import heads, utterance_head
 from common.speech.wav2vec2.config import Wav2Vec2Config
 from common.speech.wav2vec2.network import Wav2Vec2Backbone
@@ -92,7 +92,7 @@ def served(tmp_path_factory, written):
 def transcripts(served, written) -> Transcripts:
     """What evaluation wrote of the clips."""
     paths, seconds = written
-    return transcribe(build_listener(served[0]), Clips(paths, title=""), seconds, LETTERS, 3.0, title="")
+    return transcribe(build_forward(served[0]), Clips(paths, title=""), seconds, LETTERS, 3.0, title="")
 
 
 # --- text -------------------------------------------------------------------------------------------------
@@ -144,16 +144,16 @@ def test_the_confidence_is_the_geometric_mean_where_something_is_written():
 @pytest.mark.parametrize("seed", range(3))
 def test_a_clip_in_a_long_batch_gets_what_it_gets_alone(network: str, seed: int):
     spoken = recogniser(NETWORKS[network], seed, normalises=bool(seed))
-    listen, lengths = build_listener(spoken), [0, 5, 399, 400, 3000, 16_017, 23_456]
+    forward, lengths = build_forward(spoken), [0, 5, 399, 400, 3000, 16_017, 23_456]
     batch = np.random.default_rng(seed).normal(0, 9, (len(lengths), 160_000)).astype(np.float32)  # also behind the end
     for row, length in enumerate(lengths):
         batch[row, :length] = chirp(length / 16_000, seed=seed + row)
-    logits, frames = listen(tf.constant(batch), tf.constant(lengths, tf.int32))
+    logits, frames = forward(tf.constant(batch), tf.constant(lengths, tf.int32))
     texts, confidences = write_text(logits, frames, LETTERS)
     assert frames.numpy().tolist() == [0, 0, 0, 1, 9, 49, 73]
     assert len(texts.numpy()[-1]) > 5
     for row, length in enumerate(lengths):
-        alone, count = listen(tf.constant(batch[row : row + 1, :length]), tf.constant([length], tf.int32))
+        alone, count = forward(tf.constant(batch[row : row + 1, :length]), tf.constant([length], tf.int32))
         assert count[0] == frames[row]
         np.testing.assert_allclose(logits[row, : frames[row]], alone[0, : frames[row]], atol=1e-4)
         text, confidence = write_text(alone, count, LETTERS)
@@ -164,22 +164,22 @@ def test_a_clip_in_a_long_batch_gets_what_it_gets_alone(network: str, seed: int)
 def test_clips_are_normalised_where_the_model_wants_it():
     samples, length = tf.constant(chirp(0.5)[None]), tf.constant([8000], tf.int32)
     for normalises in (True, False):
-        listen = build_listener(recogniser(STABLE, normalises=normalises))
-        difference = np.abs(listen(samples, length)[0] - listen(0.5 * samples + 0.1, length)[0]).max()
+        forward = build_forward(recogniser(STABLE, normalises=normalises))
+        difference = np.abs(forward(samples, length)[0] - forward(0.5 * samples + 0.1, length)[0]).max()
         assert (difference < 1e-3) == normalises
 
 
 def test_transcripts_are_of_each_clip_in_its_place(served, written, transcripts, capsys):
     paths, seconds = written
-    listen = build_listener(served[0])
-    again = transcribe(listen, Clips(paths, title=""), seconds, LETTERS, 100.0, keep_log_probabilities=False)
+    forward = build_forward(served[0])
+    again = transcribe(forward, Clips(paths, title=""), seconds, LETTERS, 100.0, keep_log_probabilities=False)
     assert "transcribing: 10 in" in capsys.readouterr().out
     assert again.texts == transcripts.texts and again.log_probabilities == ()
     np.testing.assert_allclose(again.confidences, transcripts.confidences, atol=1e-4)
     assert len(set(transcripts.texts)) == len(paths)
     for place, path in enumerate(paths):
         samples = read_sound(path).samples
-        logits, frames = listen(tf.constant(samples[None]), tf.constant([len(samples)], tf.int32))
+        logits, frames = forward(tf.constant(samples[None]), tf.constant([len(samples)], tf.int32))
         found = transcripts.log_probabilities[place]
         assert found.shape == (int(frames[0]), len(LETTERS)) and found.dtype == np.float32
         np.testing.assert_allclose(found, tf.nn.log_softmax(logits[0]), atol=1e-4)
@@ -188,7 +188,7 @@ def test_transcripts_are_of_each_clip_in_its_place(served, written, transcripts,
 
 
 def test_no_clips_are_no_transcripts(served):
-    nothing = transcribe(build_listener(served[0]), Clips([]), np.zeros(0), LETTERS)
+    nothing = transcribe(build_forward(served[0]), Clips([]), np.zeros(0), LETTERS)
     assert (nothing.texts, len(nothing.confidences), nothing.log_probabilities) == ((), 0, ())
 
 
@@ -273,9 +273,9 @@ def test_bad_sounds_say_what_is_wrong(served, tmp_path: Path, kind: str):
     good = wav(tmp_path, chirp(0.2))
     soundfile.write(str(tmp_path / "a.flac"), chirp(0.2), 16_000)
     bad, says = {
-        "text": (b"good morning", "no WAV file. Allowed: WAV files"),
+        "text": (b"good morning", "not a WAV file. Allowed: WAV files"),
         "cut off": (good[:-400], "cut off"),
-        "not a number": (wav(tmp_path, np.array([0.1, np.nan])), "no numbers"),
+        "not a number": (wav(tmp_path, np.array([0.1, np.nan])), "not numbers"),
         "flac": ((tmp_path / "a.flac").read_bytes(), "ffmpeg -i FILE"),
         "numbers as floats": (wav(tmp_path, 20_000 * chirp(0.2)), "full scale"),
     }[kind]
@@ -285,7 +285,7 @@ def test_bad_sounds_say_what_is_wrong(served, tmp_path: Path, kind: str):
 
 @pytest.mark.parametrize(
     ("length", "value", "says"),
-    [(9000, 0.0, "`lengths` must be 0 to"), (-1, 0.0, "`lengths` must be 0 to"), (100, np.nan, "no numbers"),
+    [(9000, 0.0, "`lengths` must be 0 to"), (-1, 0.0, "`lengths` must be 0 to"), (100, np.nan, "not numbers"),
      (100, 1e4, "full scale")],
 )  # fmt: skip
 def test_bad_samples_say_what_is_wrong(served, length: int, value: float, says: str):
@@ -300,13 +300,13 @@ def test_a_request_that_would_take_all_memory_is_refused(tmp_path: Path):
     long, most = wav(tmp_path, chirp(2.1)), wav(tmp_path, chirp(2.0))
     of_files, of_samples = signatures["serving_default"], signatures["tensors"]
     assert len(of_files(audio=tf.constant([most] * 10))["text"]) == 10
-    with pytest.raises(tf.errors.InvalidArgumentError, match=r"may have 2 seconds.*predict.*2\.1"):
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"may have at most 2 seconds.*predict.*2\.1"):
         of_files(audio=tf.constant([most, long]))
-    with pytest.raises(tf.errors.InvalidArgumentError, match=r"may hold 20 seconds.*fewer.*\[22\]"):
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"may have at most 20 seconds.*fewer.*\[22\]"):
         of_files(audio=tf.constant([wav(tmp_path, chirp(0.1))] * 10 + [most]))
-    with pytest.raises(tf.errors.InvalidArgumentError, match="may have 2 seconds"):
+    with pytest.raises(tf.errors.InvalidArgumentError, match="may have at most 2 seconds"):
         of_samples(samples=tf.zeros((1, 33_000)), lengths=tf.constant([100]))
-    with pytest.raises(tf.errors.InvalidArgumentError, match="may hold 20 seconds"):
+    with pytest.raises(tf.errors.InvalidArgumentError, match="may have at most 20 seconds"):
         of_samples(samples=tf.zeros((11, 32_000)), lengths=tf.constant([100] * 11))
 
 
@@ -317,7 +317,7 @@ def test_loads_the_way_tf_serving_loads(served, written, transcripts):
         signature = tf.compat.v1.saved_model.load(session, ["serve"], str(served[1])).signature_def["serving_default"]
         audio, text = signature.inputs["audio"].name, signature.outputs["text"].name
         assert [one.decode() for one in session.run(text, {audio: raw})] == list(transcripts.texts[:6])
-        with pytest.raises(tf.errors.InvalidArgumentError, match="no WAV file"):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="not a WAV file"):
             session.run(text, {audio: [b"hello"]})
 
 
@@ -327,12 +327,12 @@ def test_a_client_is_told_what_is_wrong_with_its_sound(served):
     with pytest.raises(Refusal) as refusal:
         servable.predict(servable.signature(), {"audio": np.array([b"\xff\xfbhello"], object)})
     assert refusal.value.code == grpc.StatusCode.INVALID_ARGUMENT
-    assert "The sound is no WAV file. Allowed: WAV files (RIFF) of 8, 16" in refusal.value.message
+    assert "The sound is not a WAV file. Allowed: WAV files (RIFF) of 8, 16" in refusal.value.message
 
 
 def test_characters_of_another_model_are_refused(tmp_path: Path):
     other = dataclasses.replace(recogniser(), characters=Characters(("", " ", "a")))
-    with pytest.raises(ValueError, match="writes 13 tokens, and its characters are 3"):
+    with pytest.raises(ValueError, match="has 13 outputs, but 3 characters"):
         export_recogniser(other, tmp_path / "speech")
 
 
@@ -359,7 +359,7 @@ def test_the_proof_fails_where_confidences_differ_or_nothing_is_there(served, wr
     assert not proof["passed"] and proof["agreement"] == 1.0 and proof["max_abs_diff"] > 5e-3
     proof = prove_recogniser(tmp_path / "nowhere", paths, transcripts.texts[:3], transcripts.confidences[:3])
     assert not proof["passed"] and "nowhere" in proof["error"]
-    with pytest.raises(UserError, match=r"none\.wav is not there"):
+    with pytest.raises(UserError, match=r"none\.wav does not exist"):
         prove_recogniser(served[1], [str(tmp_path / "none.wav")], ["a"], np.ones(1))
 
 
@@ -378,13 +378,13 @@ def test_what_no_graph_decodes_is_rewritten_without_loss(written, tmp_path: Path
 def test_commands_are_served_and_proved(written, tmp_path: Path):
     paths, seconds = written
     spoken = commands()
-    listen = build_command_listener(spoken)
-    probabilities = classify(listen, Clips(paths, title=""), seconds, 3.0, title="")
+    forward = build_command_forward(spoken)
+    probabilities = classify(forward, Clips(paths, title=""), seconds, 3.0, title="")
     assert probabilities.shape == (10, 3) and probabilities.dtype == np.float32
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)
     for place, path in enumerate(paths[:3]):
         samples = read_sound(path).samples
-        alone = listen(tf.constant(samples[None]), tf.constant([len(samples)], tf.int32))
+        alone = forward(tf.constant(samples[None]), tf.constant([len(samples)], tf.int32))
         np.testing.assert_allclose(alone[0], probabilities[place], atol=1e-5)
 
     version = export_commands(spoken, tmp_path / "commands", example=Path(paths[0]))

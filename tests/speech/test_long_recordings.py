@@ -15,7 +15,7 @@ from common.errors import UserError
 from common.speech.audio.decode import read_sound
 from common.speech.batches import Clips
 from common.speech.ctc.characters import Characters, build_characters
-from common.speech.inference import Recogniser, build_listener, transcribe
+from common.speech.inference import Recogniser, build_forward, transcribe
 from common.speech.long_recordings import Word, _words, join_words, transcribe_long, write_srt
 from common.speech.wav2vec2 import heads, network
 from common.speech.wav2vec2.config import Wav2Vec2Config
@@ -36,7 +36,7 @@ def as_logits(best: np.ndarray, size: int = len(LETTERS), sure: float = 5.0) -> 
     return sure * np.eye(size, dtype=np.float32)[best][None], np.array([len(best)], np.int32)
 
 
-class Listener:
+class Forward:
     """Writes the letter of each tone, frame by frame, and is wrong where it has heard too little before or behind."""
 
     def __init__(self):
@@ -81,21 +81,21 @@ def minute(tmp_path_factory) -> tuple[str, str, list[float]]:
     return str(path), text, begins
 
 
-def words_of(path, listen=None, characters: Characters = LETTERS, **settings) -> list[Word]:
-    return transcribe_long(listen or Listener(), CONFIG, characters, path, title="", **settings)
+def words_of(path, forward=None, characters: Characters = LETTERS, **settings) -> list[Word]:
+    return transcribe_long(forward or Forward(), CONFIG, characters, path, title="", **settings)
 
 
 @pytest.mark.parametrize("window, overlap", [(20, 4), (5, 1), (3.3, 0.9), (2, 1.2), (7.77, 3.21), (30, 10), (500, 4)])
 def test_no_character_is_lost_or_doubled_at_a_seam(minute, window: float, overlap: float):
     path, text, _ = minute
-    listen = Listener()
-    assert join_words(words_of(path, listen, window_seconds=window, overlap_seconds=overlap), LETTERS) == text
-    assert listen.longest <= min(70, window + 0.05) * 16_000
-    assert listen.calls == pytest.approx(max(1, 70 / (window - overlap)), abs=1.5)
+    forward = Forward()
+    assert join_words(words_of(path, forward, window_seconds=window, overlap_seconds=overlap), LETTERS) == text
+    assert forward.longest <= min(70, window + 0.05) * 16_000
+    assert forward.calls == pytest.approx(max(1, 70 / (window - overlap)), abs=1.5)
 
 
 def test_the_progress_counts_seconds_of_the_recording(minute, capsys):
-    transcribe_long(Listener(), CONFIG, LETTERS, minute[0])
+    transcribe_long(Forward(), CONFIG, LETTERS, minute[0])
     assert "seconds transcribed: 70 in" in capsys.readouterr().out
 
 
@@ -122,7 +122,7 @@ def test_any_rate_and_channels(tmp_path: Path, rate: int, channels: int):
 def test_every_frame_is_that_of_the_whole_recording(tmp_path: Path, seconds: float, rate: int):
     """Noise gives another character in each frame: one that is off by a sample would be another one."""
 
-    def listen(audio, samples):
+    def forward(audio, samples):
         if audio.shape[1] < 400:
             return as_logits(np.zeros(0, np.int64))
         # Without the lowest one: the mean of a window is not that of the recording.
@@ -130,11 +130,11 @@ def test_every_frame_is_that_of_the_whole_recording(tmp_path: Path, seconds: flo
 
     path = tmp_path / "noise.wav"
     soundfile.write(str(path), np.random.default_rng(0).normal(0.05, 0.1, round(seconds * rate)), rate)
-    logits, frames = listen(read_sound(path).samples[None], None)
+    logits, frames = forward(read_sound(path).samples[None], None)
     wanted = LETTERS.collapse(logits[0].argmax(axis=1))
     assert frames[0] == CONFIG.frame_lengths(round(seconds * 16_000))
     assert len(wanted) >= frames[0] // 2
-    assert join_words(words_of(path, listen, window_seconds=5.033, overlap_seconds=1.3), LETTERS) == wanted
+    assert join_words(words_of(path, forward, window_seconds=5.033, overlap_seconds=1.3), LETTERS) == wanted
 
 
 def test_what_fits_into_one_window_is_what_evaluation_writes(tmp_path: Path):
@@ -145,12 +145,12 @@ def test_what_fits_into_one_window_is_what_evaluation_writes(tmp_path: Path):
     head = heads.CTCHead(len(LETTERS))
     model = heads.build_recogniser(network.Wav2Vec2Backbone(config), head)
     head.dense.set_weights([keras.random.normal(weight.shape, seed=0) for weight in head.dense.weights])
-    listen = build_listener(Recogniser(model, config, LETTERS, True))
+    forward = build_forward(Recogniser(model, config, LETTERS, True))
     path = tmp_path / "a.wav"
     soundfile.write(str(path), spoken(3.0, rate=44_100)[0], 44_100)
-    wanted = transcribe(listen, Clips([str(path)], title=""), np.array([3.0]), LETTERS, title="")
+    wanted = transcribe(forward, Clips([str(path)], title=""), np.array([3.0]), LETTERS, title="")
     assert len(wanted.texts[0]) > 10
-    assert join_words(transcribe_long(listen, config, LETTERS, path), LETTERS) == wanted.texts[0]
+    assert join_words(transcribe_long(forward, config, LETTERS, path), LETTERS) == wanted.texts[0]
 
 
 def test_words_say_when_they_were_said_and_how_sure_that_is(minute):
@@ -206,8 +206,8 @@ def test_files_that_cannot_be_read_say_why(tmp_path: Path):
     (tmp_path / "empty.wav").write_bytes(b"")
     soundfile.write(str(tmp_path / "nothing.wav"), np.zeros(0), 16_000)
     soundfile.write(str(tmp_path / "nan.wav"), np.full(16_000, np.nan), 16_000, subtype="FLOAT")
-    for name, says in (("half.wav", "is cut off"), ("text.wav", "cannot be decoded"), ("none.wav", "is not there"),
-                       ("nothing.wav", "holds no samples"), ("nan.wav", "no numbers"), ("", "is a folder"),
+    for name, says in (("half.wav", "is cut off"), ("text.wav", "cannot be decoded"), ("none.wav", "does not exist"),
+                       ("nothing.wav", "has no samples"), ("nan.wav", "not numbers"), ("", "is a folder"),
                        ("empty.wav", "is empty")):  # fmt: skip
         with pytest.raises(UserError, match=says):
             words_of(tmp_path / name)
@@ -219,10 +219,10 @@ def test_windows_that_cannot_be_are_refused(minute, window: float, overlap: floa
         words_of(minute[0], window_seconds=window, overlap_seconds=overlap)
 
 
-def peak_memory(path: Path, listen: Listener, **settings) -> tuple[str, float]:
+def peak_memory(path: Path, forward: Forward, **settings) -> tuple[str, float]:
     """Return what was written, and the most memory that it took, MB."""
     tracemalloc.start()
-    text = join_words(words_of(path, listen, **settings), LETTERS)
+    text = join_words(words_of(path, forward, **settings), LETTERS)
     peak = tracemalloc.get_traced_memory()[1] / 1e6
     tracemalloc.stop()
     return text, peak
@@ -237,9 +237,9 @@ def repeated(path: Path, samples: np.ndarray, times: int) -> Path:
 
 def test_a_longer_recording_takes_no_more_memory(tmp_path: Path):
     samples, text, _ = spoken(20.0)
-    _, short = peak_memory(repeated(tmp_path / "a.wav", samples, 2), Listener(), window_seconds=5, overlap_seconds=1)
+    _, short = peak_memory(repeated(tmp_path / "a.wav", samples, 2), Forward(), window_seconds=5, overlap_seconds=1)
     path = repeated(tmp_path / "b.wav", samples, 15)
-    written, long = peak_memory(path, Listener(), window_seconds=5, overlap_seconds=1)
+    written, long = peak_memory(path, Forward(), window_seconds=5, overlap_seconds=1)
     assert written == text * 15
     assert long < 1.2 * short + 1  # the whole would be 19 MB
 
@@ -247,10 +247,10 @@ def test_a_longer_recording_takes_no_more_memory(tmp_path: Path):
 @pytest.mark.slow  # an hour is written and read twice
 def test_an_hour(tmp_path: Path):
     samples, text, _ = spoken(60.0)
-    listen = Listener()
-    written, peak = peak_memory(repeated(tmp_path / "hour.flac", samples, 60), listen)
+    forward = Forward()
+    written, peak = peak_memory(repeated(tmp_path / "hour.flac", samples, 60), forward)
     assert written == text * 60
-    assert listen.longest == 20 * 16_000 and peak < 60  # MB; the whole would be 230
+    assert forward.longest == 20 * 16_000 and peak < 60  # MB; the whole would be 230
 
 
 def test_scripts_without_spaces_are_cut_into_characters():

@@ -11,6 +11,7 @@ from common.speech.metrics import (
     confidence_table,
     confusions,
     count_errors,
+    error_rates,
     findings,
     paired_gain,
     transcription_metrics,
@@ -47,6 +48,13 @@ def test_rates_equal_those_counted_by_hand():
     assert (metrics["substitutions"], metrics["deletions"], metrics["insertions"]) == (1, 2, 1)
     assert metrics["per_speaker"] == [{"speaker": "x", "clips": 2, "words": 7, "wer": 2 / 7, "cer": 6 / 30}]
     assert transcription_metrics(REFERENCES, HYPOTHESES)["per_speaker"] == []
+
+
+def test_error_rates_are_those_of_the_metrics():
+    found, metrics = error_rates(REFERENCES, HYPOTHESES), transcription_metrics(REFERENCES, HYPOTHESES)
+    assert found == {"wer": sum(WORD_ERRORS) / sum(WORDS), "cer": sum(CHARACTER_ERRORS) / sum(CHARACTERS)}
+    assert found == {name: metrics[name] for name in found}
+    assert error_rates(REFERENCES, REFERENCES) == {"wer": 0, "cer": 0}
 
 
 @pytest.mark.parametrize("unit", UNITS)
@@ -100,7 +108,7 @@ def test_a_single_clip_has_no_interval_and_allows_no_comparison():
     ("references", "hypotheses", "message"),
     [
         (["a", " ", ""], ["a", "a", "a"], "2 of 3 transcripts are empty, the first is number 1"),
-        (["a", "b"], ["a"], r"2 transcript\(s\) and 1 answer"),
+        (["a", "b"], ["a"], r"2 transcript\(s\) and 1 output"),
         ([], [], r"0 transcript\(s\)"),
     ],
 )
@@ -113,7 +121,7 @@ def test_what_cannot_be_counted_is_refused(references, hypotheses, message):
 
 
 def test_arguments_that_do_not_belong_together_are_refused():
-    with pytest.raises(ValueError, match="each of the 3 clips needs a speaker, or none; received 1"):
+    with pytest.raises(ValueError, match="each of the 3 clips needs a speaker, or none does; received 1"):
         transcription_metrics(REFERENCES, HYPOTHESES, ["x"])
     with pytest.raises(ValueError, match="each of the 3 clips needs a confidence; received 2"):
         confidence_table(REFERENCES, HYPOTHESES, np.ones(2))
@@ -195,10 +203,10 @@ def test_baselines_are_judged_by_their_intervals():
     )
     assert first("other", references, bad, good).startswith("The baseline other is better by")
     assert "too close to call" in first("frozen", references, good, near)
-    assert first("frozen", references, good, good).endswith("write exactly the same texts.")
+    assert first("frozen", references, good, good).endswith("give exactly the same texts.")
     slightly = [*good[:-1], "zz"] if good[-1] != "zz" else [*good[:-1], references[-1]]
     better, worse = sorted([good, slightly], key=lambda one: transcription_metrics(references, one)["wer"])
-    assert first("scratch", references, worse, better).startswith("The pretrained source brings nothing here")
+    assert first("scratch", references, worse, better).startswith("The pretrained source does not help here")
 
 
 def test_decoders_are_judged_too():
@@ -206,18 +214,18 @@ def test_decoders_are_judged_too():
     _, bad = wrong_in(0.5, 2)
     test = transcription_metrics(references, bad)
     said = findings(references, bad, {}, {"beam": bad, "beam_lm": good}, test)
-    assert said[0].startswith("Decoding with beam search writes exactly the same texts")
-    assert said[1].startswith("Decoding with beam search with a language model is better than what is exported")
+    assert said[0].startswith("Decoding with beam search gives exactly the same texts")
+    assert said[1].startswith("Decoding with beam search with a language model is better than the exported model")
     worse = findings(references, good, {}, {"mine": bad}, transcription_metrics(references, good))[0]
-    assert worse.startswith("Decoding with mine is worse than what is exported")
+    assert worse.startswith("Decoding with mine is worse than the exported model")
 
 
 @pytest.mark.parametrize(
     ("instead", "told"),
     [
-        ("", "Most are words left out"),
-        ("one two three x x", "Most are words added"),
-        ("zz zz zz", "Most are words taken for others"),
+        ("", "Most are deletions"),
+        ("one two three x x", "Most are insertions"),
+        ("zz zz zz", "Most are substitutions"),
     ],
 )
 def test_the_kind_of_mistakes_is_told(instead, told):
@@ -225,7 +233,7 @@ def test_the_kind_of_mistakes_is_told(instead, told):
     said = [instead] * 10 + references[10:]
     sentences = findings(references, said, {}, {}, transcription_metrics(references, said))
     assert told in sentences[0]
-    assert ("Nothing at all is written for 10 of 40 test clips." in sentences) == (instead == "")
+    assert ("The output is empty for 10 of 40 test clips." in sentences) == (instead == "")
     assert not any("only" in sentence for sentence in sentences)
 
 
@@ -233,9 +241,9 @@ def test_no_mistakes_and_voices():
     references = ["one two three four"] * 40
     speakers = ["low"] * 20 + ["high"] * 20
     perfect = transcription_metrics(references, references, speakers)
-    assert findings(references, references, {}, {}, perfect) == ["Every word of the test part is written right."]
+    assert findings(references, references, {}, {}, perfect) == ["Every word of the test split is correct."]
     said = ["one two three"] * 20 + references[20:]
     sentences = findings(references, said, {}, {}, transcription_metrics(references, said, speakers))
-    assert "The hardest voice is low: WER 25.0 % on 80 words; the easiest is high with 0.0 %." in sentences
-    few = ["once"] * 1 + ["low"] * 39  # a voice of four words tells nothing
-    assert "voice" not in " ".join(findings(references, said, {}, {}, transcription_metrics(references, said, few)))
+    assert "The hardest speaker is low: WER 25.0 % on 80 words; the easiest is high with 0.0 %." in sentences
+    few = ["once"] * 1 + ["low"] * 39  # the error rate over four words is too uncertain
+    assert "speaker" not in " ".join(findings(references, said, {}, {}, transcription_metrics(references, said, few)))

@@ -66,7 +66,7 @@ def test_the_source_is_what_was_saved_and_random_weights_are_not(folder):
 
 @pytest.mark.parametrize(
     ("spec", "told"),
-    [("bundled:resnet_mini", "not a model of speech"), ("keras:MobileNetV2", "not a model of speech")],
+    [("bundled:resnet_mini", "not a speech model"), ("keras:MobileNetV2", "not a speech model")],
 )
 def test_what_is_no_model_of_speech_is_told(spec, told):
     with pytest.raises(UserError, match=told):

@@ -1,4 +1,4 @@
-"""Sounds inside of a page: every sample that the model hears, and never more than the page can hold."""
+"""Sounds embedded in a page: every sample that the model receives, within the size limit of the page."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_long_sounds_are_cut_and_say_so(tmp_path):
     path = write(tmp_path / "long.flac", playback.MAX_SECONDS + 2)
     [one] = playback.embed_sounds([path])
     assert len(decoded(one["sound"])[0]) == playback.MAX_SECONDS * 16_000
-    assert one["note"] == "The first 15 s are played."
+    assert one["note"] == "Only the first 15 s can be played."
 
 
 def test_all_together_stay_within_their_room_and_what_is_missing_is_said(tmp_path):
@@ -59,4 +59,4 @@ def test_all_together_stay_within_their_room_and_what_is_missing_is_said(tmp_pat
     assert [bool(one["sound"]) for one in sounds] == [True, False, False, True, False]
     assert sum(len(one["sound"]) for one in sounds) <= 1.5 * size
     assert "too large" in sounds[1]["note"] and sounds[2]["note"].startswith("The file cannot be decoded")
-    assert sounds[4]["note"] == "The file is not there."
+    assert sounds[4]["note"] == "The file does not exist."

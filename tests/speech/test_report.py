@@ -1,4 +1,4 @@
-"""The report and the card of a model that writes down speech: complete, safe to open, and playable."""
+"""The report and the model card of a speech recogniser: complete, safe to open, and with players."""
 
 from __future__ import annotations
 
@@ -142,12 +142,13 @@ def test_report_needs_nothing_outside_itself_and_shows_the_parts_in_order(tmp_pa
     assert "default-src 'none'" in html and "media-src data:" in html  # else browsers refuse to play
     parts = ["Result on 5 test clips (0.0 minutes)", "Exported model", "beam search with a language model",
              "Frozen source, trained head", "From scratch", "Findings", "Record more.", "Proved:", "Learning curves",
-             "Listen to the worst mistakes", "4 of 5 test clips have at least one error", "Some without an error",
-             "What is taken for what", "Each speaker", "2 speakers, the hardest first", "Which confidence to ask for",
-             "Skipped files", "is cut off", "How it was made", "Settings"]  # fmt: skip
+             "Clips with the highest error rates", "4 of 5 test clips have at least one error",
+             "Some clips without errors", "Most frequent errors", "Error rates per speaker",
+             "2 speakers, the hardest first", "Choosing a confidence threshold",
+             "Skipped files", "is cut off", "Run details", "Settings"]  # fmt: skip
     places = [elements.text.index(part) for part in parts]
     assert places == sorted(places)
-    for text in ("71.4 %", "100.0 %", "14 words that were said", "1 min 4 s", "the same model", "1,234,567"):
+    for text in ("71.4 %", "100.0 %", "14 words of the transcripts", "1 min 4 s", "the same model", "1,234,567"):
         assert text in elements.text, text
 
 
@@ -204,7 +205,7 @@ def test_sounds_that_are_gone_are_said_and_the_texts_stay(tmp_path):
     conclude(tmp_path, data=data_of(test))
     html, elements = read(tmp_path)
     assert list(sounds(elements)) == ["d.wav", "b.wav", "c.wav"]
-    assert "The file is not there." in elements.text and "cannot be decoded" in elements.text
+    assert "The file does not exist." in elements.text and "cannot be decoded" in elements.text
     assert "turn <del>the</del>" in html
 
 
@@ -233,14 +234,19 @@ def test_size_stays_bounded_for_many_long_clips(tmp_path):
     found = [one["src"] for one in elements.all("audio")]
     assert 3 <= len(found) <= report.MAX_WORST
     assert all(len(samples_of(uri)) == playback.MAX_SECONDS * 16_000 for uri in found)
-    for text in ("The first 15 s are played.", "would be too large", "and 350 more, in metrics.json", "and 9,950 more"):
+    for text in (
+        "Only the first 15 s can be played.",
+        "would be too large",
+        "and 350 more, in metrics.json",
+        "and 9,950 more",
+    ):
         assert text in elements.text
 
 
 def test_a_failed_proof_is_red(tmp_path, capsys):
     conclude(tmp_path, proof=PROOF | {"agreement": 0.8, "passed": False})
     html, elements = read(tmp_path)
-    assert 'class="proof bad"' in html and "Texts that are the same as in the evaluation: 80.0 %" in elements.text
+    assert 'class="proof bad"' in html and "Texts identical to the evaluation: 80.0 %" in elements.text
     assert "THE PROOF FAILED" in capsys.readouterr().out
     assert "Not proved" in (tmp_path / "run" / "model_card.md").read_text("utf-8")
 
@@ -275,11 +281,11 @@ def test_missing_measurements_are_said_and_never_crash(tmp_path, how, monkeypatc
 def test_all_right_all_wrong_and_confidences_that_say_nothing(tmp_path):
     metrics = conclude(tmp_path, hypotheses=TEXTS, confidences=np.full(5, np.nan, np.float32))
     html, elements = read(tmp_path)
-    assert "0 of 5 test clips have at least one error" in elements.text and "No word is wrong." in elements.text
-    assert len(metrics["by_confidence"]) == 1 and "WER of the surest" not in html  # one point is no curve
+    assert "0 of 5 test clips have at least one error" in elements.text and "No word errors." in elements.text
+    assert len(metrics["by_confidence"]) == 1 and "WER of the most confident" not in html  # one point is no curve
     assert len(sounds(elements)) == report.MAX_RIGHT and "confidence not measured" in elements.text
     conclude(tmp_path, hypotheses=[""] * 5)
-    assert "Nothing at all is written for 5 of 5 test clips." in read(tmp_path)[1].text
+    assert "The output is empty for 5 of 5 test clips." in read(tmp_path)[1].text
 
 
 def test_a_single_clip_has_no_interval_and_says_so(tmp_path, capsys):
@@ -287,7 +293,7 @@ def test_a_single_clip_has_no_interval_and_says_so(tmp_path, capsys):
     conclude(tmp_path, data=data_of(one), references=["stop"], hypotheses=["stop"], decoders={},
              confidences=np.ones(1, np.float32), baselines={"frozen": (["go"], 1.0)})  # fmt: skip
     elements = read(tmp_path)[1]
-    assert "interval not measured" in elements.text and "nobody says who speaks" in elements.text
+    assert "interval not measured" in elements.text and "the speakers are unknown" in elements.text
     assert "(not measured)" in capsys.readouterr().out
     assert "| 0.0 % | not measured |" in (tmp_path / "run" / "model_card.md").read_text("utf-8")
 
@@ -296,7 +302,7 @@ def test_a_single_clip_has_no_interval_and_says_so(tmp_path, capsys):
 def test_inputs_that_do_not_belong_together_are_refused(tmp_path, what):
     given = {"references": TEXTS, "hypotheses": SAID, "confidences": CONFIDENCES}
     with pytest.raises(ValueError, match=f"each of the 5 test clips .* 4 {what.replace('references', 'transcripts')}"
-                       if what != "hypotheses" else "4 answers"):  # fmt: skip
+                       if what != "hypotheses" else "4 outputs"):  # fmt: skip
         conclude(tmp_path, **{what: given[what][:4]})
     assert not (tmp_path / "run").exists()
 
@@ -336,5 +342,8 @@ def test_commands_end_as_classification_and_the_surest_mistakes_can_be_played(tm
     html, elements = read(tmp_path)
     assert list(sounds(elements)) == ["c.wav", "<b>.wav"] and "media-src data:" in html
     assert len(sounds(elements)["c.wav"]) == 8_000
-    assert "3 of 5 test clips got a wrong answer" in elements.text and "d.wav · The file is not there." in elements.text
+    assert (
+        "3 of 5 test clips have a wrong prediction" in elements.text
+        and "d.wav · The file does not exist." in elements.text
+    )
     assert "<script" not in html and EVIL in elements.text

@@ -508,9 +508,9 @@ def test_pretraining_lowers_its_loss():
 
 
 def test_configs_that_cannot_work_say_why():
-    with pytest.raises(ValueError, match="one number for each convolution"):
+    with pytest.raises(ValueError, match="one number per convolution"):
         Wav2Vec2Config(conv_dim=(16,))
-    with pytest.raises(ValueError, match="num_attention_heads 5 does not divide hidden_size 768"):
+    with pytest.raises(ValueError, match="hidden_size 768 must be a multiple of num_attention_heads 5"):
         Wav2Vec2Config.base(num_attention_heads=5)
     assert Wav2Vec2Config.xls_r_300m().do_stable_layer_norm and not Wav2Vec2Config.large().do_stable_layer_norm
     again = Wav2Vec2Config.from_dict(json.loads(json.dumps(dataclasses.asdict(TINY))) | {"unknown": 1})

@@ -1,6 +1,6 @@
 """wav2vec 2.0 from Hugging Face folders: names of every version, vocabularies, and folders that cannot work.
 
-That the weights land where they belong is shown by tests/speech/test_wav2vec2.py, which compares answers.
+That the weights land where they belong is shown by tests/speech/test_wav2vec2.py, which compares outputs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ GOLDEN = Path(__file__).parent / "data/wav2vec2_golden.npz"
 
 @pytest.fixture(scope="module")
 def golden() -> dict[str, np.ndarray]:
-    """What the reference said of the network with a norm of each channel."""
+    """Outputs of the reference for the network with a norm per channel."""
     with np.load(GOLDEN, allow_pickle=False) as file:
         return {name.removeprefix("base/"): file[name] for name in file.files if name.startswith("base/")}
 
@@ -108,20 +108,20 @@ def test_folders_that_cannot_work_say_why(folder, tmp_path):
 
     assert "not a wav2vec 2.0" in refused({"model_type": "hubert"}) and "'hubert'" in refused({"model_type": "hubert"})
     assert "add_adapter True" in refused({"add_adapter": True})
-    assert "feat_extract_norm is group or layer. Received: 'batch'" in refused({"feat_extract_norm": "batch"})
+    assert "feat_extract_norm must be group or layer. Received: 'batch'" in refused({"feat_extract_norm": "batch"})
     assert "Allowed: (16, 48). Received: (16, 32)" in refused({"hidden_size": 48})
     assert "lacks 16 of the tensors" in refused({"num_hidden_layers": 3})
     assert "does not have: encoder.layers.1.attention.k_proj.bias, " in refused({"num_hidden_layers": 1})
     assert "no output for the blank" in refused({"pad_token_id": 11})
     strange = {"wav2vec2.adapter.weight": np.zeros(1, np.float32)}
-    assert "does not have: adapter.weight. Answers would be wrong" in refused(arrays=tensors | strange)
+    assert "does not have: adapter.weight. Outputs would be wrong" in refused(arrays=tensors | strange)
     (folder / "config.json").write_text(json.dumps(settings))
     write_tensors(folder, tensors)
     (folder / "vocab.json").write_text(json.dumps({"eng": {"a": 1}}))
     with pytest.raises(UserError, match=r"vocab.json .* is not a table of tokens"):
         weights.load_wav2vec2(folder)
     (folder / "vocab.json").write_text("[1, 2]")
-    with pytest.raises(UserError, match=r"vocab.json is no table"):
+    with pytest.raises(UserError, match=r"vocab.json is not a table"):
         weights.load_wav2vec2(folder)
     (folder / "vocab.json").write_text("{")
     with pytest.raises(UserError, match=r"vocab.json is not JSON"):

@@ -1,4 +1,4 @@
-"""Batches of token ids: nothing is lost, little is padded, and a killed run goes on with the same ones."""
+"""Batches of token ids: every text is included, padding is short, and a killed run resumes with the same batches."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_texts_become_the_ids_of_the_serving_graph(tokenize: WordPiece):
         assert served["padding_mask"][row].numpy().sum() == len(ids)
 
 
-def test_a_long_text_loses_its_end_and_is_counted(tokenize: WordPiece):
+def test_a_long_text_is_truncated_and_counted(tokenize: WordPiece):
     tokens = TextReader(tokenize, 10).read(["good " * 50, "bad"])
     assert tokens.cut == 1 and len(tokens.ids[0]) == 10 and tokens.ids[0][-1] == tokenize.end
 
@@ -58,7 +58,7 @@ def test_windows_read_every_token_of_a_long_text(tokenize: WordPiece, size: int)
 
 
 @pytest.mark.slow
-def test_an_export_with_windows_answers_the_mean_of_what_they_say(tokenize: WordPiece, tmp_path):
+def test_an_export_with_windows_averages_their_embeddings(tokenize: WordPiece, tmp_path):
     model, given = toy_classifier(), [*some_texts(30), "bad " * 500, "good " * 29]
     reader = TextReader(tokenize, 16, "windows")
     tokens = reader.read(given)
@@ -71,7 +71,7 @@ def test_an_export_with_windows_answers_the_mean_of_what_they_say(tokenize: Word
     version = export.export_text_classifier(model, reader, tmp_path / "toy", ("bad", "good"), examples=given[:2])
     proof = export.prove_text_classifier(version, given, expected, ("bad", "good"))
     assert proof["passed"] and proof["max_abs_diff"] < 1e-6 and not proof["ops_outside_tf_serving"]
-    # the end of the text counts, as it does not where it is cut off
+    # the end of the text matters, unlike with truncation
     served = Servable("toy", 1, version)
     asked = np.array([b"bad " * 300, b"bad " * 300 + b"good " * 300], object)
     answers = served.predict(served.signature("serving_default"), {"text": asked})["probabilities"]
@@ -86,7 +86,7 @@ def test_rows_of_a_text_share_its_weight(tokenize: WordPiece):
     np.testing.assert_allclose([weights[targets[:, text] == 1].sum() for text in range(3)], [3, 1, 2], rtol=1e-6)
 
 
-def test_every_text_once_an_epoch_and_little_padding(tokenize: WordPiece):
+def test_every_text_once_per_epoch_and_little_padding(tokenize: WordPiece):
     tokens = TextReader(tokenize, 128).read(some_texts(500))
     batches = shuffled_by_length(tokens, 32, (0, 1))
     assert sorted(np.concatenate(batches)) == list(range(500))
@@ -99,7 +99,7 @@ def test_every_text_once_an_epoch_and_little_padding(tokenize: WordPiece):
     assert padded(batches) < 1.4 < 1.6 < padded(shuffled_by_length(tokens, 32, (0, 1), pool=0))
 
 
-def test_a_run_that_goes_on_sees_the_same_batches(tokenize: WordPiece):
+def test_a_resumed_run_gets_the_same_batches(tokenize: WordPiece):
     tokens = TextReader(tokenize, 128).read(some_texts(50))
     targets, weights = np.eye(2, dtype=np.float32)[np.arange(50) % 2], np.ones(50, np.float32)
     whole = training_batches(tokens, targets, weights, 8, seed=3).take(12)
@@ -118,7 +118,7 @@ def toy_classifier() -> keras.Model:
     return keras.Model(inputs, keras.layers.Dense(2, activation="softmax", name="head")(dropped))
 
 
-def test_answers_do_not_depend_on_the_other_texts(tokenize: WordPiece):
+def test_outputs_do_not_depend_on_the_other_texts(tokenize: WordPiece):
     model, given = toy_classifier(), some_texts(70)
     tokens = TextReader(tokenize, 128).read(given)
     together = run_on_tokens(model, tokens)
@@ -142,7 +142,7 @@ def test_an_export_takes_raw_strings_and_is_proved(tokenize: WordPiece, tmp_path
     assert embedded["embedding"].shape == (2, 4)
 
 
-def test_the_proof_notices_another_vocabulary(tokenize: WordPiece, tmp_path):
+def test_the_proof_detects_another_vocabulary(tokenize: WordPiece, tmp_path):
     model, given = toy_classifier(), some_texts(40)
     expected = run_on_tokens(model, TextReader(tokenize, 32).read(given))
     swapped = [*VOCABULARY[:5], "bad", "good", *VOCABULARY[7:]]

@@ -1,4 +1,4 @@
-"""Byte pairs in core ops: the ids of the reference tokenizer (Hugging Face's `tokenizers`), on text made to be hard."""
+"""Byte pairs in core ops: the ids of the reference tokenizer (Hugging Face's `tokenizers`), on difficult text."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from common.texts.tokenizers.byte_pair import BytePairs, _letters_of_bytes
 from tests.texts.test_wordpiece import HARD
 
 END = "<|endoftext|>"
-# ruff: noqa: RUF001 (these letters are meant to be mistaken for others)
+# ruff: noqa: RUF001 (these letters are ambiguous on purpose)
 PIECES = [
     "'s", "'t", "'re", "'ve", "'m", "'ll", "'d", "'", "''", "'S", "ll", "re", "'l", "'v", " ", "  ", " ", "\n", "\t",
     "\r\n", "\u00a0", "\u3000", "\u2028", "\x1c", "\x85", "\x00", "\u200b", "a", "B", "the", " the", "World", "é",
@@ -28,7 +28,7 @@ PIECES = [
 
 
 def settled_characters() -> list[int]:
-    """Characters that are of the same kind since Unicode 3.2: Python's tables and the reference's differ in age."""
+    """Characters of the same kind since Unicode 3.2: Python's tables and the reference's differ in version."""
     old = unicodedata.ucd_3_2_0
     kinds = {point: old.category(chr(point)) for point in range(1, sys.maxunicode + 1)}
     return [p for p, k in kinds.items() if k not in ("Cn", "Cs", "Co") and k == unicodedata.category(chr(p))]
@@ -81,7 +81,7 @@ def test_ids_are_those_of_the_reference(prefix_space, texts, trained):
 
 
 @pytest.mark.slow
-def test_every_character_is_cut_as_in_the_reference():
+def test_every_character_is_split_as_in_the_reference():
     points = settled_characters()
     assert len(points) > 90_000
     ours, cut = ours_of(every_byte(), []), pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -103,7 +103,7 @@ def every_byte() -> dict[str, int]:
 
 @pytest.mark.parametrize("seed", range(8))
 def test_any_rules_are_applied_as_in_the_reference(seed):
-    # Few letters and many rules: places of a word that touch each other, rules of which one undoes another's work.
+    # Few letters and many rules: adjacent matches, and rules that interfere with each other.
     rng = random.Random(seed)
     letters = ["ab", "abcd"][seed % 2]
     vocabulary, tokens, rules = every_byte(), list(letters), []
@@ -115,7 +115,7 @@ def test_any_rules_are_applied_as_in_the_reference(seed):
                 vocabulary["".join(rule)] = len(vocabulary)
                 tokens.append("".join(rule))
     if seed % 4 >= 2:
-        rng.shuffle(rules)  # no trainer writes them so, but the reference takes them
+        rng.shuffle(rules)  # no trainer writes such rules, but the reference accepts them
     ours = ours_of(vocabulary, rules)
     words = ["".join(rng.choices(letters, k=k)) for k in (3, 10, 40, 100) for _ in range(30)]
     words += [letters[:n] * times for n in (1, 2, 3) for times in range(40)]
@@ -172,7 +172,7 @@ def test_no_texts_and_empty_ones(prefix_space, trained):
     assert ours(tf.constant(["", "a", ""])).row_lengths().numpy().astype(bool).tolist() == [False, True, False]
 
 
-def test_the_vocabulary_can_be_had(trained):
+def test_the_vocabulary_is_returned(trained):
     tokenize = ours_of(trained["vocab"], trained["merges"])
     assert {token: number for number, token in enumerate(tokenize.vocabulary())} == trained["vocab"]
 
@@ -181,8 +181,8 @@ def test_the_vocabulary_can_be_had(trained):
     ("vocabulary", "rules", "message"),
     [
         ({"[CLS]": 0, "a": 1}, [], r"has no <\|endoftext\|>"),
-        (None, ["a bc"], "'a bc' joins or makes"),
-        (None, ["a  b"], "joins or makes"),
+        (None, ["a bc"], "'a bc' merges or makes"),
+        (None, ["a  b"], "merges or makes"),
     ],
 )
 def test_what_does_not_fit_together_is_refused(vocabulary, rules, message):

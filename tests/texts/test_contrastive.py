@@ -1,4 +1,4 @@
-"""Telling pairs apart: the loss by hand, what it does to embeddings, and a run that was killed."""
+"""Contrasting pairs: the loss by hand, its effect on embeddings, and a killed run."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ def test_the_loss_by_hand():
         others = [j for j in range(6) if j != i]
         total = sum(np.exp(directions[i] @ directions[j] / 0.3) for j in others)
         alike = [np.log(np.exp(directions[i] @ directions[j] / 0.3) / total) for j in others if labels[i] == labels[j]]
-        expected.append(-np.mean(alike) if alike else 0.0)  # the only one of its class has nobody to be like
+        expected.append(-np.mean(alike) if alike else 0.0)  # the only text of its class has no pair
     found = contrastive.contrastive_loss(np.eye(3, dtype="float32")[labels], embeddings)
     np.testing.assert_allclose(found, np.mean(expected), rtol=1e-5)
 
 
-def test_texts_of_one_class_come_together(examples):
+def test_texts_of_one_class_become_similar(examples):
     tokens, labels = examples
     encoder = toy_encoder()
 
@@ -92,7 +92,7 @@ def test_a_killed_run_ends_as_if_nothing_had_happened(examples, tmp_path, monkey
 
     with monkeypatch.context() as patched:
         patched.setattr(contrastive, "_balanced", killed_after_three_steps)
-        with pytest.raises(tf.errors.OpError):  # what becomes of it in the stream
+        with pytest.raises(tf.errors.OpError):  # its form inside the tf.data stream
             tuned(path)
     assert load_stage(path)[0].step == 3
     for one, other in zip(undisturbed, tuned(path), strict=True):

@@ -1,4 +1,4 @@
-"""Texts from everywhere, split by the same rules as pictures, and what nobody should send."""
+"""Texts from all kinds of input, split by the same rules as images, and malformed input."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def write_table(path: Path, lines, heading: str | None = "text,label", mark: str
 
 
 def texts_of(data) -> set[str]:
-    return {text for part in (data.train, data.val, data.test) for text in part.texts}
+    return {text for split in (data.train, data.val, data.test) for text in split.texts}
 
 
 @pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "jsonl.gz", "folder"])
@@ -53,31 +53,31 @@ def test_the_same_texts_from_every_kind_of_file(tmp_path: Path, kind: str):
     assert sum(data.counts().values()) == 24
 
 
-def test_a_table_for_each_part_without_a_line_of_names(tmp_path: Path):
+def test_a_table_per_split_without_a_header(tmp_path: Path):
     for name, take in (("train", slice(0, 24, 2)), ("dev", slice(1, 24, 4)), ("test", slice(3, 24, 4))):
         write_table(tmp_path / f"{name}.tsv", rows()[take], heading=None, mark="\t")
     data = load_text_set(f"tsv:{tmp_path}", columns=Columns("1", "2"))
-    assert [len(part) for part in (data.train, data.val, data.test)] == [12, 6, 6]
+    assert [len(split) for split in (data.train, data.val, data.test)] == [12, 6, 6]
     with pytest.raises(UserError, match="--text-column 1 --label-column 2"):
         load_text_set(f"tsv:{tmp_path}")
 
 
-def test_a_split_column_decides_and_a_copy_leaves_the_lower_part(tmp_path: Path):
+def test_a_split_column_decides_and_a_copy_leaves_the_lower_split(tmp_path: Path):
     lines = [(text, label, ("train", "val", "test")[n % 3]) for n, (text, label) in enumerate(rows())]
     lines += [(f" {lines[2][0]} ", lines[2][1], "train"), (lines[0][0], "bad", "train")]
     data = load_text_set(write_table(tmp_path / "t.csv", lines, "text,label,split"))
     reasons = [reason for _, reason in data.skipped]
-    assert any("exact copy of a text in another part; left train" in reason for reason in reasons)
+    assert any("identical text in another split; removed from train" in reason for reason in reasons)
     assert sum("the same content is labelled 'bad', 'good'" in reason for reason in reasons) == 2
-    parts = [set(map(str.strip, part.texts)) for part in (data.train, data.val, data.test)]
-    assert not (parts[0] & parts[1] or parts[0] & parts[2] or parts[1] & parts[2])
+    splits = [set(map(str.strip, split.texts)) for split in (data.train, data.val, data.test)]
+    assert not (splits[0] & splits[1] or splits[0] & splits[2] or splits[1] & splits[2])
 
 
-def test_parts_do_not_depend_on_order_or_names(tmp_path: Path):
+def test_splits_do_not_depend_on_order_or_names(tmp_path: Path):
     one = load_text_set(write_table(tmp_path / "a.csv", rows()))
     other = load_text_set(write_table(tmp_path / "b.csv", rows()[::-1]))
-    for part in ("train", "val", "test"):
-        assert set(getattr(one, part).texts) == set(getattr(other, part).texts)
+    for split in ("train", "val", "test"):
+        assert set(getattr(one, split).texts) == set(getattr(other, split).texts)
     assert one.fingerprint() != load_text_set(write_table(tmp_path / "c.csv", rows(11))).fingerprint()
 
 
@@ -85,17 +85,17 @@ def test_labels_with_stray_spaces_and_case_are_one_class(tmp_path: Path):
     lines = [(text, label if n % 5 else f" {label.title()} ") for n, (text, label) in enumerate(rows())]
     data = load_text_set(write_table(tmp_path / "t.csv", lines))
     assert data.class_names == ("bad", "good")
-    assert any("differ in case only and count as 'good'" in sentence for sentence in data.advice())
+    assert any("differ only in case and count as 'good'" in sentence for sentence in data.advice())
 
 
 @pytest.mark.parametrize("text", ["", "   ", "\u200b", "\x00"])
-def test_texts_that_hold_nothing_are_left_out_and_counted(tmp_path: Path, text: str):
+def test_texts_without_visible_characters_are_skipped_and_counted(tmp_path: Path, text: str):
     data = load_text_set(
         write_table(tmp_path / "t.tsv", [*rows(), (text, "good"), ("a fine one", "")], "text,label", "\t")
     )
     assert sorted(reason for _, reason in data.skipped) == [
         "has no label",
-        "is empty, or holds nothing that can be seen",
+        "is empty, or has no visible character",
     ]
     with pytest.raises(UserError, match="--strict: 2 text"):
         load_text_set(f"tsv:{tmp_path / 't.tsv'}", strict=True)
@@ -110,18 +110,18 @@ def test_odd_texts_are_texts(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "expected"),
     [("review,stars\nfine,good\n", "no column 'text'. Found: 'review', 'stars'"), ("", "holds no texts"),
-     ("text,label\n", "holds no texts"), ("text,label\na,b,c\n", "2 cells are needed, one for each column; 3 were"),
+     ("text,label\n", "holds no texts"), ("text,label\na,b,c\n", "2 cells are required, one per column. Received: 3."),
      ("text,label\nfine,good\nok,good\n", "1 class"), ("text,label,split\nfine,good,tomorrow\n", "unknown split")],
 )  # fmt: skip
-def test_tables_that_cannot_be_read_say_why(tmp_path: Path, content: str, says: str):
+def test_unreadable_tables_are_refused_with_the_reason(tmp_path: Path, content: str, expected: str):
     (tmp_path / "t.csv").write_text(content)
-    with pytest.raises(UserError, match=says.replace(".", r"\.")):
+    with pytest.raises(UserError, match=expected.replace(".", r"\.")):
         load_text_set(f"csv:{tmp_path / 't.csv'}")
 
 
-def test_latin_1_is_noticed_and_readable(tmp_path: Path):
+def test_latin_1_is_detected_and_readable(tmp_path: Path):
     path = tmp_path / "t.csv"
     path.write_bytes(b"text,label\n" + "".join(f"caf\xe9 {t},{label}\n" for t, label in rows()).encode("latin-1"))
     with pytest.raises(UserError, match=r"is not utf-8: line 2 holds the byte 0xe9.*--encoding latin-1"):
@@ -130,22 +130,22 @@ def test_latin_1_is_noticed_and_readable(tmp_path: Path):
     assert all(text.startswith("café") for text in texts_of(data))
 
 
-def test_the_layout_of_aclimdb_without_its_unlabelled_part(tmp_path: Path):
-    for part in ("train", "test"):
+def test_the_layout_of_aclimdb_without_its_unlabelled_texts(tmp_path: Path):
+    for split in ("train", "test"):
         for label in ("pos", "neg", "unsup"):
-            (tmp_path / part / label).mkdir(parents=True)
+            (tmp_path / split / label).mkdir(parents=True)
             for number in range(8):
-                (tmp_path / part / label / f"{number}_7.txt").write_text(f"{part} {label} {number}")
+                (tmp_path / split / label / f"{number}_7.txt").write_text(f"{split} {label} {number}")
     data = load_text_set(f"folder:{tmp_path}")
     assert data.class_names == ("neg", "pos") and len(data.test) == 16
     assert len(data.train) + len(data.val) == 16
 
 
-def test_the_demo_is_what_its_card_says():
+def test_the_demo_has_the_counts_of_its_card():
     data = load_text_set("demo")
     assert data.counts() == {"train": 160, "val": 80, "test": 240, "skipped": 0}
-    for part in (data.train, data.val, data.test):
-        assert np.bincount(part.labels).tolist() == [len(part) / 2] * 2
+    for split in (data.train, data.val, data.test):
+        assert np.bincount(split.labels).tolist() == [len(split) / 2] * 2
 
 
 def test_shots_are_drawn_from_training_alone(tmp_path: Path):
@@ -183,13 +183,13 @@ def test_more_folds_than_texts_of_a_class(tmp_path: Path):
         folds_of(data, 50)
 
 
-def test_a_table_without_names_whose_line_has_a_cell_too_many(tmp_path: Path):
+def test_a_table_without_a_header_and_a_row_with_a_cell_too_many(tmp_path: Path):
     (tmp_path / "t.csv").write_text("fine,good\nI like it, really,good\npoor,bad\n")
-    with pytest.raises(UserError, match=r"line 2: 2 cells are needed, .* 3 were received"):
+    with pytest.raises(UserError, match=r"line 2: 2 cells are required, .* Received: 3\."):
         load_text_set(f"csv:{tmp_path / 't.csv'}", columns=Columns("1", "2"))
 
 
-def test_damaged_archives_and_unknown_encodings_are_told(tmp_path: Path):
+def test_damaged_archives_and_unknown_encodings_are_reported(tmp_path: Path):
     whole = gzip.compress(b"text,label\n" + b"fine,good\npoor,bad\n" * 50)
     (tmp_path / "t.csv.gz").write_bytes(whole[:30] + b"\xff" * 8 + whole[38:])
     with pytest.raises(UserError, match="cannot be read"):

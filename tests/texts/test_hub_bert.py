@@ -1,4 +1,4 @@
-"""A BERT as TF Hub holds it, made on the spot: loaded with our tokenizer, fine-tuned, exported and proved."""
+"""A small BERT in the format of TF Hub: loaded with our tokenizer, fine-tuned, exported and proved."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NAMES = ("input_word_ids", "input_mask", "input_type_ids")
 
 
 class Encoder(tf.Module):
-    """As small as can be, with the inputs, the outputs and the names that TF Hub agreed on."""
+    """A minimal encoder with the inputs, outputs and names of TF Hub."""
 
     def __init__(self, rows: int, lowercase: bool | None):
         super().__init__()
@@ -74,8 +74,8 @@ def test_it_is_fine_tuned_and_served(tmp_path):
     layer = source.backbone.get_layer("bert")
     before = {variable.name: variable.numpy() for variable in layer.module_variables}
     model.train_on_batch(tokens.batch(range(5)), np.eye(2)[[0, 1, 0, 1, 0]])
-    learned = [v.name for v in layer.module_variables if not np.array_equal(v.numpy(), before[v.name])]
-    assert len(learned) == 4 and not any("pooler" in name for name in learned)
+    trained = [v.name for v in layer.module_variables if not np.array_equal(v.numpy(), before[v.name])]
+    assert len(trained) == 4 and not any("pooler" in name for name in trained)
     assert sum(len(group) for group in layers_by_depth(source.backbone)) == len(source.backbone.weights)
 
     probabilities = run_on_tokens(model, tokens)
@@ -91,7 +91,7 @@ def test_it_is_fine_tuned_and_served(tmp_path):
     ("lowercase", "words", "expected"),
     [(False, WORDS, False), (True, [*WORDS[:-1], "W"], True), (None, WORDS, True), (None, [*WORDS[:-1], "W"], False)],
 )
-def test_text_is_lowercased_as_it_says_or_as_its_vocabulary_is(lowercase, words, expected, tmp_path):
+def test_text_is_lowercased_as_stated_or_by_the_vocabulary(lowercase, words, expected, tmp_path):
     source = load_text_source(f"hub:{write(tmp_path, lowercase=lowercase, words=words)}")
     assert (source.tokenize(["WORLD"]).to_list() == [[5]]) is expected
 
@@ -103,17 +103,17 @@ def test_initial_weights(tmp_path):
     assert not np.array_equal(trained.backbone.get_weights()[0], fresh.backbone.get_weights()[0])
 
 
-def test_what_is_no_such_encoder_is_refused(tmp_path):
-    with pytest.raises(UserError, match="it has 9 tokens, and the table of token vectors 300 rows"):
+def test_anything_but_such_an_encoder_is_refused(tmp_path):
+    with pytest.raises(UserError, match="it has 9 tokens, and the embedding table has 300 rows"):
         load_text_source(f"hub:{write(tmp_path / 'rows', rows=300)}")
     folder = write(tmp_path / "words")
     (folder / "assets" / "vocab.txt").unlink()
-    with pytest.raises(UserError, match="There is no vocabulary beside the encoder"):
+    with pytest.raises(UserError, match="The encoder has no vocabulary"):
         load_text_source(f"hub:{folder}")
     with pytest.raises(UserError, match=r"has no such output\. Allowed: default"):
         load_text_source(f"hub:{write(tmp_path / 'output')}(output=nonsense)")
-    pictures = tf.Module()
-    pictures.__call__ = tf.function(lambda x: x * 1.0, input_signature=[tf.TensorSpec((None, 8, 8, 3), tf.float32)])
-    tf.saved_model.save(pictures, str(tmp_path / "p"), {"serving_default": pictures.__call__})
-    with pytest.raises(UserError, match="does not take what a BERT of TF Hub takes"):
+    images = tf.Module()
+    images.__call__ = tf.function(lambda x: x * 1.0, input_signature=[tf.TensorSpec((None, 8, 8, 3), tf.float32)])
+    tf.saved_model.save(images, str(tmp_path / "p"), {"serving_default": images.__call__})
+    with pytest.raises(UserError, match=r"must take the inputs of a BERT from TF Hub.*which takes"):
         load_text_source(f"hub:{tmp_path / 'p'}")

@@ -25,7 +25,7 @@ SMALL = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "i
 
 
 def lively(model):
-    """Weights as large as trained ones: with the initial 0.02 every difference would vanish."""
+    """Set weights as large as trained ones: with the initial 0.02, differences would vanish."""
     torch.manual_seed(0)
     for name, weight in model.named_parameters():
         with torch.no_grad():
@@ -63,7 +63,7 @@ def test_bert(tmp_path):
     source = load_text_source(f"preset:{tmp_path}")
     answers = np.asarray(source.backbone(inputs)["sequence_output"])
     np.testing.assert_allclose(answers[mask == 1], expected[mask == 1], atol=2e-5)
-    # What is corrected: KerasHub's own conversion is off by more than ten times that.
+    # The correction matters: the error of KerasHub's own conversion is more than ten times larger.
     plain = keras_hub.models.Backbone.from_preset(str(tmp_path))
     assert np.abs(np.asarray(plain(inputs)["sequence_output"]) - expected)[mask == 1].max() > 2e-4
     # and it stays corrected in a file
@@ -126,7 +126,7 @@ def test_roberta(kind, tmp_path):
     whole = lively(getattr(transformers, kind)(config))
     whole.save_pretrained(tmp_path)
     ids, mask = tokens(count)
-    ids = np.where(mask, ids, 1)  # the reference finds out from the padding where a text ends
+    ids = np.where(mask, ids, 1)  # the reference infers the end of a text from the padding
     expected = hidden_states(getattr(whole, "roberta", whole), ids, mask)
     source = load_text_source(f"preset:{tmp_path}")
     assert source.max_length == 16
@@ -152,7 +152,7 @@ def test_deberta(kind, tmp_path):
 
 
 def write_byte_pairs(folder: Path, kind: str, special: list[str]) -> int:
-    """Write a tokenizer as transformers does today, look whether ours of it gives its ids, and return its size."""
+    """Write a tokenizer as transformers does today, check that ours gives its ids, and return its size."""
     import tokenizers
 
     trained = tokenizers.ByteLevelBPETokenizer()
@@ -164,7 +164,7 @@ def write_byte_pairs(folder: Path, kind: str, special: list[str]) -> int:
     (folder / "merges.txt").unlink()
     theirs.save_pretrained(folder)
     again, rules, prefix_space = _read_byte_pairs(str(folder), "")
-    assert (again, rules, prefix_space) == (vocabulary, merges[1:-1], False)  # but the line with the version
+    assert (again, rules, prefix_space) == (vocabulary, merges[1:-1], False)  # without the line of the version
     texts = ["some words, don't  train\n\non", " é日本😀", "12 wörds"]
     ours = BytePairs(again, rules, start=None, end=special[0], padding=special[0])
     assert ours(texts).to_list() == [theirs.encode(text, add_special_tokens=False) for text in texts]
@@ -189,5 +189,5 @@ def test_vit(epsilon, tmp_path):
     assert source.image_size == (32, 32)
     np.testing.assert_allclose(source.extractor(pixels), expected.mean(1), atol=2e-5)
     (tmp_path / "preprocessor_config.json").unlink()
-    with pytest.raises(UserError, match="guessing would give wrong answers"):
+    with pytest.raises(UserError, match="a guess could give wrong predictions"):
         load_source(f"preset:{tmp_path}")

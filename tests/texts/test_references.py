@@ -1,4 +1,4 @@
-"""BERT held against committed answers of the reference implementation: token ids of hard strings, hidden states.
+"""BERT against committed outputs of the reference implementation: token ids of hard strings, hidden states.
 
 benchmarks/refresh_text_references.py wrote both; nothing here needs PyTorch, transformers or a network.
 """
@@ -22,8 +22,8 @@ from common.texts.tokenizers.wordpiece import WordPiece
 DATA = Path(__file__).parent / "data"
 MINILM = CATALOGUE["minilm"]
 
-# The reference has tables of Unicode 8, and Python of a later one: of these characters both know another kind. All
-# other strings must come out the same.
+# The reference has tables of Unicode 8, and Python of a later version, so these characters are of different kinds. All
+# other strings must give the same ids.
 LATER_UNICODE = {
     "x\u08e2y": "ARABIC DISPUTED END OF AYAH: a format character since Unicode 9",
     "x\u1885y": "MONGOLIAN LETTER ALI GALI BALUDA: a letter, and since Unicode 9 an accent",
@@ -36,13 +36,13 @@ LATER_UNICODE = {
 
 @pytest.fixture(scope="module")
 def hard() -> dict:
-    """The strings with the ids of the reference, and the part of the real vocabulary that can occur in them."""
+    """The strings with the ids of the reference, and the subset of the real vocabulary that can occur in them."""
     return json.loads((DATA / "hard_strings.json").read_text("ascii"))
 
 
 @pytest.fixture(scope="module")
 def tokenize(hard) -> WordPiece:
-    """Our tokenizer, with words that no text can hold in the place of those that do not occur in the strings."""
+    """Our tokenizer, with impossible words in place of those that do not occur in the strings."""
     vocabulary = [f" {number}" for number in range(hard["vocabulary_size"])]
     for token, number in hard["vocabulary"].items():
         vocabulary[number] = token
@@ -51,20 +51,20 @@ def tokenize(hard) -> WordPiece:
 
 @pytest.fixture(scope="module")
 def states() -> dict[str, np.ndarray]:
-    """Token ids of sentences, and what the reference makes of them."""
+    """Token ids of sentences, and the hidden states of the reference."""
     with np.load(DATA / "minilm_hidden_states.npz", allow_pickle=False) as file:
         return dict(file)
 
 
 @pytest.fixture
 def fetched() -> None:
-    """Skip where the real files are not in the user's cache: nothing is downloaded here."""
+    """Skip if the real files are not in the cache: nothing is downloaded here."""
     if missing_files(MINILM):
         pytest.skip("needs the real vocabulary and weights: python -m recipes fetch minilm")
 
 
 def differences(tokenize: WordPiece, hard: dict) -> dict[str, tuple[list[int], list[int]]]:
-    """Return the texts that come out otherwise than in the reference, with our ids and its."""
+    """Return the texts whose ids differ from the reference, with our ids and its."""
     texts = [row["text"] for row in hard["strings"]]
     ours = tokenize(tf.constant(texts)).to_list()
     pairs = zip(hard["strings"], ours, strict=True)
@@ -83,7 +83,7 @@ def test_there_are_many_hard_strings(hard):
 def test_ids_are_those_of_the_reference(hard, tokenize):
     different = differences(tokenize, hard)
     assert {text: ids for text, ids in different.items() if text not in LATER_UNICODE} == {}
-    # If this fails there is one reason less: the reference, or Python, has other tables now.
+    # If this fails, the reference or Python has new tables, and an exception can be removed.
     assert set(different) == set(LATER_UNICODE)
 
 
@@ -103,7 +103,7 @@ def test_a_graph_gives_the_same_ids_of_a_batch_and_of_one_text(hard, tokenize):
 
 
 def test_unassigned_characters_stay(tokenize):
-    # The reference keeps what its tables do not know. Were it dropped, ids would depend on the version of Python.
+    # The reference keeps characters that its tables lack. If dropped, ids would depend on the version of Python.
     unknown = tokenize.unknown
     assert tokenize(["x\u0378y", "x\U0003ffffy", "\uffff"]).to_list() == [[unknown]] * 3
 
@@ -123,9 +123,9 @@ def test_hidden_states_of_every_layer_are_those_of_the_reference(states, fetched
     ours = np.stack([np.asarray(output)[sentences, states["positions"]] for output in outputs], axis=2)
     assert ours.shape == states["hidden_states"].shape
     largest = np.abs(ours - states["hidden_states"]).max(axis=(0, 1, 3))
-    said = f"largest difference in the embeddings and after each layer: {', '.join(f'{d:.1e}' for d in largest)}"
-    print(said)
-    assert (largest < 1e-4).all(), said
+    message = f"largest difference in the embeddings and after each layer: {', '.join(f'{d:.1e}' for d in largest)}"
+    print(message)
+    assert (largest < 1e-4).all(), message
 
     embeddings = np.asarray(build_encoder(source)(inputs, training=False))
     np.testing.assert_allclose(embeddings, states["embeddings"], atol=1e-4)

@@ -1,4 +1,4 @@
-"""Text sources from folders made on the spot: what conversion loses is put right, and what does not fit is refused."""
+"""Text sources from generated folders: conversion is corrected, and what does not match is refused."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def folder(tmp_path) -> Path:
 
 @pytest.fixture
 def roberta(tmp_path) -> Path:
-    """A RoBERTa, in the files that were usual before tokenizer.json."""
+    """A RoBERTa in the files used before tokenizer.json."""
     vocabulary = write_byte_pairs(tmp_path, ["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
     write_weights(tmp_path, bert_shapes(len(vocabulary), positions=14))
     (tmp_path / "config.json").write_text(json.dumps(ROBERTA | {"vocab_size": len(vocabulary)}))
@@ -151,19 +151,19 @@ def test_what_keras_hub_would_compute_otherwise_is_refused(family, other, reques
     ("settings", "expected"),
     [
         ({"do_lower_case": True}, [5]),
-        ({}, [5]),  # KerasHub's own conversion fails without the word
+        ({}, [5]),  # KerasHub's own conversion fails without the setting
         ({"do_lower_case": False}, [1]),
         ({"do_lower_case": True, "strip_accents": False}, [1]),
     ],
 )
-def test_accents_are_dropped_as_the_folder_says(settings, expected, folder):
+def test_accents_are_dropped_as_the_folder_states(settings, expected, folder):
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     source = load_text_source(f"preset:{folder}")
     assert isinstance(source.tokenize, WordPiece) and source.max_length == 12
     assert source.tokenize(["Wörld"]).to_list() == [expected]
 
 
-def test_tokenizer_json_has_the_last_word(folder):
+def test_tokenizer_json_takes_precedence(folder):
     normalizer = {"type": "BertNormalizer", "lowercase": False, "strip_accents": True, "handle_chinese_chars": True}
     (folder / "tokenizer.json").write_text(json.dumps({"normalizer": normalizer}))
     assert load_text_source(f"preset:{folder}").tokenize(["Wörld"]).to_list() == [[8]]
@@ -177,7 +177,7 @@ def test_roberta_loads_as_transformers_saves_it(roberta):
     assert source.tokenize(["w wo", "</s>"]).to_list()[0][1:] == [word]  # a blank and `wo`
     assert 2 not in source.tokenize(["</s>"]).to_list()[0]
     weights = load_file(roberta / "model.safetensors")
-    positions = weights["embeddings.position_embeddings.weight"][2:]  # KerasHub leaves the token type out
+    positions = weights["embeddings.position_embeddings.weight"][2:]  # KerasHub ignores the token type
     expected = positions + weights["embeddings.token_type_embeddings.weight"][0]
     np.testing.assert_array_equal(source.backbone.embeddings.position_embedding.position_embeddings, expected)
     # The same with the names of a model that has a head, which are the only ones that KerasHub finds.
@@ -192,7 +192,7 @@ def test_gpt_2_ends_a_text_with_its_only_special_token(gpt_2):
     assert (source.tokenize.start, source.tokenize.end, source.max_length) == (None, 0, 12)
     inputs, _ = TextReader(source.tokenize, 4).batch(tf.constant(["w", "w wo wo wo wo"]))
     assert inputs["token_ids"].numpy()[:, -1].tolist() == [0, 0] and inputs["padding_mask"].numpy().sum() == 2 + 4
-    # What is said of a text is what is said of its last token, however the row is filled up.
+    # The embedding of a text is the state of its last token, regardless of padding.
     encoder = build_encoder(source)
     whole = source.backbone(inputs)
     expected = [np.asarray(whole)[0, 1], np.asarray(whole)[1, 3]]
@@ -225,10 +225,10 @@ def write_tokenizer_json(folder: Path, add_prefix_space: bool = False) -> None:
 @pytest.mark.parametrize(
     ("other", "words"),
     [
-        ({"normalizer": {"type": "Lowercase"}}, "cuts text in another way.* normalizer"),
-        ({"pre_tokenizer": {"type": "Whitespace"}}, "cuts text in another way.* pre_tokenizer"),
+        ({"normalizer": {"type": "Lowercase"}}, "does not tokenize as GPT-2.* normalizer"),
+        ({"pre_tokenizer": {"type": "Whitespace"}}, "does not tokenize as GPT-2.* pre_tokenizer"),
         ({"model": {"type": "BPE", "vocab": {}, "merges": [], "end_of_word_suffix": "</w>"}}, "end_of_word_suffix"),
-        ({"model": {"type": "Unigram", "vocab": []}}, "of the kind Unigram, and of this model the kind BPE"),
+        ({"model": {"type": "Unigram", "vocab": []}}, "is a Unigram tokenizer; this model requires BPE"),
     ],
 )
 def test_a_tokenizer_of_another_kind_is_refused(other, words, gpt_2):
@@ -245,7 +245,7 @@ DEBERTA = SMALL | {"model_type": "deberta-v2", "intermediate_size": 16, "max_pos
 @pytest.mark.parametrize(
     ("config", "settings", "words"),
     [
-        ({}, {}, "There is no spm.model"),  # tokenizer.json alone folds text in another way
+        ({}, {}, "There is no spm.model"),  # tokenizer.json alone normalises text in another way
         ({}, {"split_by_punct": True}, "has split_by_punct set"),
         ({"share_att_key": False}, {}, "has share_att_key False"),
         ({"type_vocab_size": 2}, {}, "has type_vocab_size 2"),
@@ -266,20 +266,20 @@ def test_a_family_whose_tokenizer_needs_other_ops_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("words", [["extra"], [f"w{number}" for number in range(200)]])
-def test_more_tokens_than_vectors_are_refused(words, folder):
+def test_more_tokens_than_embeddings_are_refused(words, folder):
     (folder / "vocab.txt").write_text("\n".join(WORDS + words) + "\n", "utf-8")
-    with pytest.raises(UserError, match=rf"it has {10 + len(words)} tokens, and the table of token vectors 10 rows"):
+    with pytest.raises(UserError, match=rf"it has {10 + len(words)} tokens, and the embedding table has 10 rows"):
         load_text_source(f"preset:{folder}")
 
 
-def test_far_fewer_tokens_than_vectors_are_refused(folder):
+def test_far_fewer_tokens_than_embeddings_are_refused(folder):
     for rows, fits in ((10 + 127, True), (10 + 128, False)):  # a table may be padded
         write_weights(folder, bert_shapes(rows, positions=12))
         change(folder / "config.json", vocab_size=rows)
         if fits:
             assert load_text_source(f"preset:{folder}").backbone.vocabulary_size == rows
         else:
-            with pytest.raises(UserError, match=r"does not belong to the weights: it has 10 tokens.*138 rows"):
+            with pytest.raises(UserError, match=r"does not match the weights: it has 10 tokens.*138 rows"):
                 load_text_source(f"preset:{folder}")
 
 
@@ -291,7 +291,7 @@ def test_special_tokens_with_other_numbers_are_refused(family, stated, request):
     folder = request.getfixturevalue(family)
     change(folder / "config.json", **stated)
     name, number = next(iter(stated.items()))
-    with pytest.raises(UserError, match=f"config.json says {name} {number}, and in the vocabulary it is "):
+    with pytest.raises(UserError, match=rf"{name} is {number} in config\.json, but \d+ in the vocabulary"):
         load_text_source(f"preset:{folder}")
 
 
@@ -337,8 +337,8 @@ def test_a_preset_of_each_family_is_served_as_it_was_trained(family, tmp_path):
     tokens = reader.read(texts)
     model.train_on_batch(tokens.batch(range(6)), np.eye(2)[[0, 1, 0, 1, 0, 1]])
     probabilities = run_on_tokens(model, tokens)
-    assert len(np.unique(probabilities[:, 0].round(5))) == len(texts)  # no two texts are the same to it
-    # How far a row is filled up does not matter.
+    assert len(np.unique(probabilities[:, 0].round(5))) == len(texts)  # all outputs differ
+    # The length of the padding does not matter.
     alone = np.concatenate([run_on_tokens(model, reader.read([text])) for text in texts])
     np.testing.assert_allclose(alone, probabilities, atol=1e-5)
 
@@ -355,14 +355,14 @@ def test_random_weights(folder):
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("keras:MobileNetV2", "is not a model of text"), ("bundled:resnet_mini", "is not a model of text")],
+    [("keras:MobileNetV2", "is not a text model"), ("bundled:resnet_mini", "is not a text model")],
 )
-def test_what_is_no_text_is_refused(text, words):
+def test_other_models_are_refused(text, words):
     with pytest.raises(UserError, match=words):
         load_text_source(text)
 
 
-def test_a_picture_preset_is_refused():
+def test_an_image_preset_is_refused():
     with pytest.raises(UserError, match=r"Received: '?preset:"):
         load_text_source(f"preset:{BUNDLED_FOLDER / 'resnet_mini'}")
 

@@ -1,4 +1,4 @@
-"""Unigrams in core ops: the ids of the reference tokenizer (`sentencepiece`), on text made to be hard."""
+"""Unigrams in core ops: the ids of the reference tokenizer (`sentencepiece`), on difficult text."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from common.proof.fresh_process.ops import ops_outside_tf_serving
 from common.texts.tokenizers.unigram import Unigrams, _read_rules
 from tests.texts.test_byte_pair import PIECES, hard_texts, settled_characters
 
-# What the table of replacements composes, takes apart or drops, and the sign that stands for a space.
+# Characters that the replacement table composes, decomposes or drops, and the symbol for a space.
 REPLACED = ["ﷺ", "ﬁ", "①", "㍿", "\u0301", "\u1100\u1161\u11a8", "क\u093c", "\u2581", "\u2581\u2581", "\x7f", "\u00ad"]
-TIED = ["!!", "...", "'ll", "ll", "l", "aa", "the ", "- ", "=", "23", "97", "000"]  # can be cut in equally likely ways
+TIED = ["!!", "...", "'ll", "ll", "l", "aa", "the ", "- ", "=", "23", "97", "000"]  # segmentations with equal scores
 
 
 @pytest.fixture(scope="module")
 def texts() -> list[str]:
-    """Strings in many writing systems, and others put together at random."""
+    """Strings in many writing systems, and random combinations."""
     rng = random.Random(0)
     known = [chr(point) for point in settled_characters()]
     mixed = ["".join(rng.choices(PIECES + REPLACED, k=rng.randint(0, 12))) for _ in range(4000)]
@@ -64,11 +64,11 @@ def differences(ours, model: bytes, texts: list[str]) -> list[tuple]:
 def test_ids_are_those_of_the_reference(ours, model, texts):
     assert differences(ours, model, texts) == []
     unknown = sum(row.count(ours.unknown) for row in ours(tf.constant(texts)).to_list())
-    assert unknown > 1000  # the texts hold what the vocabulary does not
+    assert unknown > 1000  # the texts contain characters outside the vocabulary
 
 
 @pytest.mark.parametrize("name", ["nmt_nfkc_cf", "nfkc", "identity"])
-def test_every_table_of_replacements_is_followed(name, texts):
+def test_every_replacement_table_is_applied(name, texts):
     some = texts[:1000]
     model = train(some, normalization_rule_name=name)
     assert differences(Unigrams(model), model, some) == []
@@ -85,7 +85,7 @@ def test_the_table_is_read_whole(model):
 
 
 @pytest.mark.parametrize("letters", ["a", TIED, "日本語テキスト中文字符"])
-def test_a_long_text_takes_little_time_and_room(letters, ours, model):
+def test_a_long_text_takes_little_time_and_memory(letters, ours, model):
     text = "".join(random.Random(0).choices(letters, k=20_000))
     assert differences(ours, model, [text, "short", ""]) == []
 
@@ -133,13 +133,13 @@ def test_special_tokens_in_a_text_are_text(ours):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"model_type": "bpe"}, "another model than unigram"),
+        ({"model_type": "bpe"}, "a model type other than unigram"),
         ({"byte_fallback": True}, "bytes for unknown characters"),
-        ({"user_defined_symbols": ["<x>"]}, "tokens that are cut out first"),
-        ({"add_dummy_prefix": False}, "no space at the beginning"),
+        ({"user_defined_symbols": ["<x>"]}, "user-defined or byte tokens"),
+        ({"add_dummy_prefix": False}, "no space added at the beginning"),
         ({"bos_piece": "<s>"}, r"has no \[CLS\]"),
     ],
 )
-def test_what_is_not_done_here_is_refused(settings, message, texts):
+def test_unsupported_features_are_refused(settings, message, texts):
     with pytest.raises(ValueError, match=message):
         Unigrams(train(texts[:340], **settings))

@@ -1,4 +1,4 @@
-"""WordPiece in core ops: the ids of the reference tokenizer (Hugging Face's `tokenizers`), on text made to be hard."""
+"""WordPiece in core ops: the ids of the reference tokenizer (Hugging Face's `tokenizers`), on difficult text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tokenizers import BertWordPieceTokenizer
 
 from common.texts.tokenizers.wordpiece import WordPiece
 
-# ruff: noqa: RUF001 (these letters are meant to be mistaken for others)
+# ruff: noqa: RUF001 (these letters are ambiguous on purpose)
 HARD = [
     "The quick brown fox.", "Wörld café naïve Ångström", "don't stop—now…", "日本語テキスト and 中文字符",
     "emoji 😀 ok", "한국어 문장", "a" * 100, "a" * 101, "tab\tnew\nline\r\x00\u200bzero", "ＦＵＬＬ width １２３",
@@ -46,8 +46,8 @@ def test_ids_are_those_of_the_reference(lowercase, strip_accents, split_chinese,
     assert ours(tf.constant(HARD)).to_list() == expected
 
 
-def test_every_character_is_folded_as_in_the_reference(vocabulary):
-    # The reference has tables of an older Unicode than Python: what is a character of another kind since is left out.
+def test_every_character_is_normalised_as_in_the_reference(vocabulary):
+    # The reference has tables of an older Unicode than Python: characters whose kind has changed are left out.
     reference = BertWordPieceTokenizer({token: i for i, token in enumerate(vocabulary)}, lowercase=True)
     old = unicodedata.ucd_3_2_0
     kinds = {point: old.category(chr(point)) for point in range(1, sys.maxunicode + 1)}
@@ -67,7 +67,7 @@ def test_every_character_is_folded_as_in_the_reference(vocabulary):
 
 
 def test_keras_hubs_tokenizer_still_needs_replacing(vocabulary):
-    # If this fails KerasHub has changed: look whether WordPiece is still needed.
+    # If this fails, KerasHub has changed: check whether WordPiece is still needed.
     reference = BertWordPieceTokenizer({token: i for i, token in enumerate(vocabulary)}, lowercase=True)
     theirs = keras_hub.models.BertTokenizer(vocabulary, lowercase=True)
     text = "Wörld café"

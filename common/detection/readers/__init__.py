@@ -1,1 +1,1 @@
-"""Boxes as people have them, as rows."""
+"""Readers of bounding boxes: every supported layout as rows."""

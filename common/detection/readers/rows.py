@@ -1,7 +1,7 @@
-"""Pictures and their boxes as the user wrote them: Pascal VOC, COCO, a table, YOLO, TensorFlow Datasets, the demo.
+"""Images with boxes as the user provides them: Pascal VOC, COCO, a table, YOLO, TensorFlow Datasets, the demo.
 
-Nothing is judged here: a box with its corners swapped is a row like any other. `box_sets` looks at the pictures and
-says what can be used.
+Nothing is checked here: a box with swapped corners is a row like any other. `common.detection.checks` reads the images
+and decides what can be used.
 """
 
 from __future__ import annotations
@@ -17,67 +17,49 @@ import numpy as np
 from common.data.folders import files_under
 from common.errors import UserError
 
-# What was noticed while reading: for each reason the places where it was seen. It never stops a run by itself.
+# Notes made while reading: for each reason the places where it occurred. They never stop a run by themselves.
 Noticed = defaultdict[str, list[str]]
 
-UNLABELLED = "has no annotation: left out, as nobody looked at it. To say that it shows no object, {how}"
+UNLABELLED = "has no annotation: skipped, as it may be unlabelled. To mark it as an image without objects, {how}"
 
 
 @dataclass(frozen=True)
 class BoxRow:
-    """One picture as the user gave it, with its boxes.
+    """One image as the user provides it, with its boxes.
 
     Attributes:
-        path: of the picture.
-        boxes: xmin, ymin, xmax, ymax as written, float64 [k, 4]; NaN where no number was found. In pixels, or in
-            shares of the picture's width and height where `relative`.
+        path: of the image.
+        boxes: xmin, ymin, xmax, ymax as written, float64 [k, 4]; NaN for invalid numbers. In pixels, or as
+            fractions of the image's width and height where `relative`.
         labels: class name of each box as written, "" where there is none; k of them.
-        crowds: whether a box stands for a group, or for something too hard to judge: evaluation ignores it, training
-            does not learn from it; k of them.
-        part: train, val or test; None where no split was given.
-        place: where the annotation stands, for messages.
-        size: (height, width) in pixels that the annotation states, or None.
+        crowds: whether a box stands for a group or a difficult object: evaluation and training ignore it; k of
+            them.
+        split: train, val or test; None where none was given.
+        place: location of the annotation, for messages.
+        size: (height, width) in pixels according to the annotation, or None.
         relative: see `boxes`.
-        problem: why the picture cannot be used, or "".
+        problem: why the image cannot be used, or "".
     """
 
     path: str
     boxes: np.ndarray
     labels: tuple[str, ...]
     crowds: tuple[bool, ...]
-    part: str | None
+    split: str | None
     place: str
     size: tuple[int, int] | None = None
     relative: bool = False
     problem: str = ""
 
 
-def box_row(path: Any, boxes: Sequence, labels: Sequence[str], part: str | None, place: str, **more: Any) -> BoxRow:
-    """Return a row; without `crowds`, no box is one."""
+def box_row(path: Any, boxes: Sequence, labels: Sequence[str], split: str | None, place: str, **more: Any) -> BoxRow:
+    """Return a row; by default no box is a crowd."""
     crowds = tuple(more.pop("crowds", [False] * len(labels)))
-    return BoxRow(str(path), np.array(boxes, np.float64).reshape(-1, 4), tuple(labels), crowds, part, place, **more)
+    return BoxRow(str(path), np.array(boxes, np.float64).reshape(-1, 4), tuple(labels), crowds, split, place, **more)
 
 
-def unusable_row(path: Any, part: str | None, place: str, problem: str) -> BoxRow:
-    return box_row(path, (), (), part, place, problem=problem)
-
-
-# --- Pascal VOC -------------------------------------------------------------------------------------------
-
-
-# --- COCO -------------------------------------------------------------------------------------------------
-
-
-# --- a table ----------------------------------------------------------------------------------------------
-
-
-# --- YOLO -------------------------------------------------------------------------------------------------
-
-
-# --- TensorFlow Datasets and the demo ---------------------------------------------------------------------
-
-
-# --- shared -----------------------------------------------------------------------------------------------
+def unusable_row(path: Any, split: str | None, place: str, problem: str) -> BoxRow:
+    return box_row(path, (), (), split, place, problem=problem)
 
 
 def path_under(root: Path, file: Path) -> str:
@@ -85,13 +67,13 @@ def path_under(root: Path, file: Path) -> str:
 
 
 def inside_folder(text: str) -> Path:
-    """Return a path that cannot leave the folder that it is joined to; of an absolute one only the last name stays."""
+    """Return a path that cannot leave the folder it is joined to; an absolute one is reduced to its file name."""
     pieces = [piece for piece in text.strip().replace("\\", "/").split("/") if piece not in (".", "..")]
     return Path(pieces[-1] if pieces[0] == "" or pieces[0].endswith(":") else "/".join(pieces)) if pieces else Path()
 
 
 def number_of(text: Any) -> float:
-    """Return a number, or NaN where there is none."""
+    """Return a number, or NaN if it is invalid."""
     try:
         return float(text)
     except (TypeError, ValueError, OverflowError):
@@ -99,24 +81,24 @@ def number_of(text: Any) -> float:
 
 
 def size_of(height: Any, width: Any) -> tuple[int, int] | None:
-    """Return a size in pixels, or None where none is stated: some tools write 0."""
+    """Return a size in pixels, or None if none is given: some tools write 0."""
     sides = [number_of(height), number_of(width)]
     return tuple(int(side) for side in sides) if all(1 <= side < 2**31 for side in sides) else None
 
 
 def need_folder(kind: str, path: Path) -> None:
     if not path.is_dir():
-        raise UserError(f"--data {kind}: needs a folder, and this is a file: {str(path)!r}.{suggest_kind(path, kind)}")
+        raise UserError(f"--data {kind}: needs a folder. Received a file: {str(path)!r}.{suggest_kind(path, kind)}")
 
 
 def suggest_kind(path: Path, but: str = "") -> str:
-    """Return how a path could be read instead, as the end of a message."""
+    """Return the remedy of a message: how to read the path instead."""
     kind = guess_kind(path)
     return f" Try: --data {kind}:{path}" if kind and kind != but else ""
 
 
 def guess_kind(path: Path) -> str | None:
-    """Return how the boxes in a folder or file seem to be written: voc, coco, csv, yolo; None where nothing tells."""
+    """Return the likely format of a folder or file: voc, coco, csv, yolo; None where it is unknown."""
     if path.is_file():
         return {".json": "coco", ".csv": "csv"}.get(path.suffix.lower())
     suffixes = {file.suffix.lower() for file in files_under(path)}

@@ -1,1 +1,1 @@
-"""What runs in the fresh process of a proof: it imports tensorflow and nothing of this project."""
+"""The code of the fresh process of a proof: it imports tensorflow and nothing of this project."""

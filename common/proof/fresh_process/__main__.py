@@ -15,11 +15,11 @@ from ops import ops_outside_tf_serving
 
 
 def main(kind: str, version: Path, inputs_file: Path, expected_file: Path, result_file: Path) -> None:
-    """Send the raw inputs to the SavedModel, compare with what evaluation saw, and write down what was found."""
-    asked = json.loads(inputs_file.read_text(encoding="utf-8"))
+    """Send the raw inputs to the SavedModel, compare with the evaluation, and write the result."""
+    sent = json.loads(inputs_file.read_text(encoding="utf-8"))
     expected = dict(np.load(expected_file, allow_pickle=False))
-    found = importlib.import_module(kind).compare(version, asked, expected)
-    # TensorFlow itself imports Keras; nothing that trained or exported the model may be here.
+    found = importlib.import_module(kind).compare(version, sent, expected)
+    # TensorFlow itself imports Keras; nothing that trained or exported the model may be imported.
     foreign = sorted(name for name in ("keras_hub", "common", "recipes") if name in sys.modules)
     if foreign:
         raise SystemExit(f"the proof must import only tensorflow, and found {foreign}")

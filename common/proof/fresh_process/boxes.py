@@ -1,4 +1,4 @@
-"""Compares the boxes of a served detector with what evaluation saw."""
+"""Compares the boxes of a served detector with those of the evaluation."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ SAME_PLACE = 0.99  # IoU
 
 
 def overlaps(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Return the IoU of each box with each other one, [n, m]; of two that are points in one place it is 1."""
+    """Return the IoU of each pair of boxes, [n, m]; 1 for two equal boxes without area."""
     low, high = np.maximum(boxes[:, None, :2], others[None, :, :2]), np.minimum(boxes[:, None, 2:], others[None, :, 2:])
     shared = np.prod(np.maximum(high - low, 0), axis=2)
     areas = [np.prod(one[:, 2:] - one[:, :2], axis=1) for one in (boxes, others)]
@@ -19,7 +19,7 @@ def overlaps(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def match(boxes, scores, labels, expected) -> tuple[int, float]:
-    """Return how many expected boxes came again, each once, and the largest difference of their scores."""
+    """Return how many expected boxes were found, each once, and the largest difference of their scores."""
     overlap = overlaps(expected["boxes"], boxes)
     overlap[expected["labels"][:, None] != labels[None]] = 0.0
     came, largest = 0, 0.0
@@ -34,21 +34,21 @@ def match(boxes, scores, labels, expected) -> tuple[int, float]:
     return came, largest
 
 
-def compare(version: Path, asked: dict, expected: dict[str, np.ndarray], batch_size: int = 8) -> dict:
-    """Send the raw files to the signature that leaves nothing out.
+def compare(version: Path, sent: dict, expected: dict[str, np.ndarray], batch_size: int = 8) -> dict:
+    """Send the raw files to the signature without a threshold.
 
     Args:
         version: folder of the SavedModel.
-        asked: "paths" of n images, "names" of the classes.
+        sent: "paths" of n images, "names" of the classes.
         expected: "counts" int [n], and of all boxes together "boxes", "scores", "labels".
-        batch_size: files at a time.
+        batch_size: files per request.
 
     Returns:
-        {"agreement" (share of boxes that came again), "max_abs_diff" (of a score)}.
+        {"agreement" (share of boxes found), "max_abs_diff" (of a score)}.
     """
-    paths, numbers = asked["paths"], {name: number for number, name in enumerate(asked["names"])}
+    paths, numbers = sent["paths"], {name: number for number, name in enumerate(sent["names"])}
     ends = np.cumsum(expected["counts"])
-    loaded = tf.saved_model.load(str(version))  # held in a name: a signature alone loses its variables
+    loaded = tf.saved_model.load(str(version))  # kept in a variable: a signature alone loses its variables
     serve = loaded.signatures["all"]
     came, returned, largest = 0, 0, 0.0
     for first in range(0, len(paths), batch_size):
@@ -57,9 +57,9 @@ def compare(version: Path, asked: dict, expected: dict[str, np.ndarray], batch_s
         answer = {name: tensor.numpy() for name, tensor in answer.items()}
         for row in range(len(some)):
             count, end = answer["count"][row], ends[first + row]
-            part = slice(end - expected["counts"][first + row], end)
+            own = slice(end - expected["counts"][first + row], end)
             labels = np.array([numbers[label.decode("utf-8")] for label in answer["labels"][row, :count]], np.int64)
-            wanted = {name: expected[name][part] for name in ("boxes", "scores", "labels")}
+            wanted = {name: expected[name][own] for name in ("boxes", "scores", "labels")}
             found, difference = match(answer["boxes"][row, :count], answer["scores"][row, :count], labels, wanted)
             came, returned, largest = came + found, returned + int(count), max(largest, difference)
     total = int(ends[-1]) if len(ends) else 0

@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-# What the stock server links and has kernels for; benchmarks/refresh_served_ops.py writes it. The process of a proof
-# may know more ops: it has Python, and its TensorFlow may be newer than the server's.
+# The ops with kernels in the stock server; written by benchmarks/refresh_served_ops.py. The process of a proof may
+# have more ops: it has Python, and its TensorFlow may be newer than the server's.
 SERVED_OPS = Path(__file__).with_name("served_ops.json")
 
 

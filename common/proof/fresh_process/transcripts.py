@@ -1,4 +1,4 @@
-"""Compares the texts of a served recogniser with what evaluation wrote."""
+"""Compares the transcripts of a served recogniser with those of the evaluation."""
 
 from pathlib import Path
 
@@ -6,20 +6,20 @@ import numpy as np
 import tensorflow as tf
 
 
-def compare(version: Path, asked: dict, expected: dict[str, np.ndarray], batch_size: int = 4) -> dict:
+def compare(version: Path, sent: dict, expected: dict[str, np.ndarray], batch_size: int = 4) -> dict:
     """Send the raw files to `serving_default`.
 
     Args:
         version: folder of the SavedModel.
-        asked: "paths" of n sounds, and their "texts".
+        sent: "paths" of n clips, and their "texts".
         expected: "confidences", float32 [n].
-        batch_size: files at a time; sounds are long.
+        batch_size: files per request; clips are long.
 
     Returns:
         {"agreement" (share of identical texts), "max_abs_diff" (of a confidence), "first_different" ([place, text])}.
     """
-    paths, texts, confidences = asked["paths"], asked["texts"], expected["confidences"]
-    loaded = tf.saved_model.load(str(version))  # held in a name: a signature alone loses its variables
+    paths, texts, confidences = sent["paths"], sent["texts"], expected["confidences"]
+    loaded = tf.saved_model.load(str(version))  # kept in a variable: a signature alone loses its variables
     serve = loaded.signatures["serving_default"]
     same, largest, first_different = 0, 0.0, None
     for start in range(0, len(paths), batch_size):
@@ -30,7 +30,7 @@ def compare(version: Path, asked: dict, expected: dict[str, np.ndarray], batch_s
             same += text == wanted
             if text != wanted and first_different is None:
                 first_different = [place, text]
-        # Not Python's max, which passes over NaN.
+        # Not Python's max, which ignores NaN.
         largest = float(np.maximum(largest, np.abs(answer["confidence"].numpy() - confidences[some]).max()))
     agreement = same / max(len(paths), 1)
     return {"agreement": agreement, "max_abs_diff": largest, "first_different": first_different}

@@ -1,1 +1,1 @@
-"""What is written beside an export: requests, clients, deployment files."""
+"""The files written beside an export: requests, clients, deployment files."""

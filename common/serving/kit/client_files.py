@@ -14,7 +14,7 @@ _DEFAULT = 'MODEL = ""\n'
 
 
 def write_clients(folder: Path, name: str) -> list[Path]:
-    """Write client.py (REST, with the standard library alone) and grpc_client.py, whose --model is this one by default.
+    """Write client.py (REST, with the standard library alone) and grpc_client.py, with this model as default.
 
     Args:
         folder: OUT/serving of a run.
@@ -24,12 +24,12 @@ def write_clients(folder: Path, name: str) -> list[Path]:
         The files.
 
     Raises:
-        UserError: the name cannot be one of a model, or the disk is full.
+        UserError: the name is not valid for a model, or the disk is full.
     """
     if not SERVABLE_NAME.fullmatch(name):
         raise UserError(
-            f"a model's name is letters of a to z, digits, '_', '.' and '-', and begins with a letter or a digit; "
-            f"received {name!r}"
+            f"the name of a model must consist of letters a to z, digits, '_', '.' and '-', and begin with a letter or "
+            f"digit. Received: {name!r}"
         )
     written = []
     with room_for("the clients", folder):

@@ -1,4 +1,4 @@
-"""The files that put an export behind the real TensorFlow Serving: docker compose, Kubernetes, KServe."""
+"""The files that deploy an export with the real TensorFlow Serving: docker compose, Kubernetes, KServe."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import jinja2
 
 from common.files import write_atomically
 
-# The release of June 2026, the first in three years with a TF Text that knows the ops of KerasHub's tokenizers: from
+# The release of June 2026, the first in three years whose TF Text has the ops of KerasHub's tokenizers: from
 # 2.12 to 2.19 the server linked TF Text 2.12, and refused such graphs with "Op type not registered
-# 'TFText>RoundRobinTrim'". served_ops.json beside this file lists the ops of this very release, and every export is
+# 'TFText>RoundRobinTrim'". served_ops.json beside this file lists the ops of this release, and every export is
 # checked against it. Change both together.
 SERVING_IMAGE = "tensorflow/serving:2.20.0"
 
@@ -30,9 +30,9 @@ FILES = (
     "kserve.yaml",
 )
 
-# A name that passes can stand in a path, a URL, a YAML string and a text proto without being quoted or escaped.
+# A name that matches needs no quoting in a path, a URL, a YAML string or a text proto.
 SERVABLE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-# A Service's name has 63 letters at most; the names of other resources add a word to it.
+# A Service's name has at most 63 characters; the names of other resources add a word to it.
 _LONGEST_RESOURCE_NAME = 50
 
 
@@ -42,17 +42,17 @@ def write_deployment(folder: Path, name: str, *, input_name: str) -> list[Path]:
     Args:
         folder: holds NAME/1/ (the SavedModel) and request.json; need not hold them yet.
         name: the model's name on the server.
-        input_name: the input of `serving_default`, which the comments tell the reader.
+        input_name: the input of `serving_default`, named in the comments.
 
     Returns:
         The files: docker-compose.yml and kserve.yaml, the server's three .config files, and a folder kubernetes/.
 
     Raises:
-        ValueError: a name that is no plain word.
+        ValueError: an invalid name.
     """
     for what, word in (("name", name), ("input_name", input_name)):
         if not SERVABLE_NAME.fullmatch(word):
-            raise ValueError(f"{what} must be letters, digits, '_', '.', '-', the first no sign; received {word!r}")
+            raise ValueError(f"{what} must be letters, digits, '_', '.', '-', the first no sign. Received: {word!r}")
     texts = render_deployment(name, input_name=input_name)
     return [
         write_atomically(folder / file, lambda partial, text=text: partial.write_text(text, encoding="utf-8"))
@@ -68,7 +68,7 @@ def render_deployment(name: str, *, input_name: str) -> dict[str, str]:
         input_name: the input of `serving_default`.
 
     Returns:
-        {path: text}, in the order in which a reader wants them.
+        {path: text}, in reading order.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), undefined=jinja2.StrictUndefined, keep_trailing_newline=True
@@ -85,7 +85,7 @@ def render_deployment(name: str, *, input_name: str) -> dict[str, str]:
 
 
 def resource_name(name: str) -> str:
-    """Return a model's name as Kubernetes takes it: RFC 1123, and a letter first, which a Service asks for.
+    """Return a model's name for Kubernetes: RFC 1123, beginning with a letter, as a Service requires.
 
     Args:
         name: the model's name on the server, `image_classification`.

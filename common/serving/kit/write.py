@@ -1,4 +1,4 @@
-"""Everything that stands beside an export, for whoever deploys it and whoever asks it."""
+"""Write the files beside an export: a request, clients, deployment files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from common.serving.kit.deployment import write_deployment
 
 
 def write_serving_files(folder: Path, name: str, *, input_name: str, example: Path | bytes | str) -> None:
-    """Write a request that works, clients, and the files of docker compose, Kubernetes and KServe.
+    """Write an example request, clients, and the files for docker compose, Kubernetes and KServe.
 
     Args:
         folder: OUT/serving, which holds NAME/1.
@@ -28,7 +28,7 @@ def write_serving_files(folder: Path, name: str, *, input_name: str, example: Pa
 
 
 def write_request(path: Path, input_name: str, example: Path | bytes | str) -> Path:
-    """Write a REST request that works: `curl -d @request.json http://HOST:8501/v1/models/NAME:predict`.
+    """Write an example REST request: `curl -d @request.json http://HOST:8501/v1/models/NAME:predict`.
 
     Args:
         path: of the request.

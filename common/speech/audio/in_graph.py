@@ -1,7 +1,7 @@
-"""WAV files to samples inside a TensorFlow graph: what a served model hears is what `decode.decode_sound` gives.
+"""WAV files to samples inside a TensorFlow graph, equal to those of `decode.decode_sound`.
 
-`tf.audio.decode_wav` reads 16 bits only. Everything here is made of core ops, which the stock TF Serving server has;
-flac, ogg and mp3 have no decoder there.
+`tf.audio.decode_wav` reads 16 bits only. This module uses core ops only, which the stock TF Serving server has; it has
+no decoder for flac, ogg and mp3.
 """
 
 from __future__ import annotations
@@ -13,31 +13,31 @@ from common.speech.audio.decode import ABSURD_PEAK, CANCELLED, HIGHEST_RATE, LOW
 from common.speech.audio.resampling import FAST_LENGTHS, PASSED, SILENCE
 
 ALLOWED = (
-    "Allowed: WAV files (RIFF) of 8, 16, 24 or 32 bits, or of floats, of any rate and channels. "
+    "Allowed: WAV files (RIFF) of 8, 16, 24 or 32 bits, or of floats, with any rate and channels. "
     f"Convert it: ffmpeg -i FILE -ar {SAMPLE_RATE} -ac 1 FILE.wav"
 )
-# (code of the format, bytes of a sample), in the order of the functions in `_levels`: whole numbers are 1, floats 3.
+# (code of the format, bytes per sample), in the order of the functions in `_levels`: integers are 1, floats 3.
 _KINDS = ((1, 1), (1, 2), (1, 3), (1, 4), (3, 4), (3, 8))
-_EXTENSIBLE = 0xFFFE  # the code stands further behind
-_MOST_CHUNKS = 1000  # before the samples; files made to keep a server busy have more
+_EXTENSIBLE = 0xFFFE  # the code is stored further on
+_MOST_CHUNKS = 1000  # before the samples; only malicious files have more
 
 
 def prepare_wav_in_graph(encoded: tf.Tensor, rate: int = SAMPLE_RATE) -> tf.Tensor:
-    """Decode a WAV file, mix its channels, take away its mean and resample it, as `decode.decode_sound` does.
+    """Decode a WAV file, mix its channels, remove its mean and resample it, as `decode.decode_sound` does.
 
     Args:
         encoded: scalar string, the bytes of the file.
-        rate: wanted, Hz.
+        rate: to resample to, Hz.
 
     Returns:
-        float32 [samples], around 0; empty where the file holds no samples.
+        float32 [samples], around 0; empty if the file has no samples.
 
     Raises:
-        tf.errors.InvalidArgumentError: `decode_sound` would refuse it too (but for no samples), or it is no WAV file.
+        tf.errors.InvalidArgumentError: it is not a WAV file, or refused by `decode_sound` (except for no samples).
     """
     frames, file_rate = decode_wav_in_graph(encoded)
     inside = tf.logical_and(file_rate >= LOWEST_RATE, file_rate <= HIGHEST_RATE)
-    frames = checked(frames, inside, "The sound states a rate that no recording has (samples a second):", file_rate)
+    frames = checked(frames, inside, "The sound states an impossible sampling rate, Hz:", file_rate)
     return resample_in_graph(around_zero(_mixed_in_graph(check_levels(frames))), file_rate, rate)
 
 
@@ -49,45 +49,45 @@ def around_zero(samples: tf.Tensor) -> tf.Tensor:
 
 
 def check_levels(levels: tf.Tensor) -> tf.Tensor:
-    """Return samples of any shape, and fail where they are no numbers or far beyond full scale."""
+    """Return samples of any shape; fail if they are not numbers or far beyond full scale."""
     numbers = tf.reduce_all(tf.math.is_finite(levels))
-    levels = checked(levels, numbers, "The sound holds samples that are no numbers (NaN or infinite).")
-    peak = tf.reduce_max(tf.abs(levels))  # of nothing it is minus infinity
-    return checked(levels, peak <= ABSURD_PEAK, "The sound must lie within -1 to 1, which is full scale. Peak:", peak)
+    levels = checked(levels, numbers, "The sound has samples that are not numbers (NaN or infinite).")
+    peak = tf.reduce_max(tf.abs(levels))  # minus infinity if empty
+    return checked(levels, peak <= ABSURD_PEAK, "The samples must be from -1 to 1, which is full scale. Peak:", peak)
 
 
-def checked(value: tf.Tensor, condition: tf.Tensor, says: str, *received: tf.Tensor) -> tf.Tensor:
-    """Return the value, and fail with a text where the condition does not hold, before anything is made of the value.
+def checked(value: tf.Tensor, condition: tf.Tensor, message: str, *received: tf.Tensor) -> tf.Tensor:
+    """Return the value; fail with a message if the condition does not hold, before the value is used.
 
     Args:
         value: any tensor.
         condition: bool scalar.
-        says: what is wrong and what is allowed.
-        *received: shown behind the text.
+        message: what is wrong and what is allowed.
+        *received: shown after the message.
     """
-    with tf.control_dependencies([tf.debugging.Assert(condition, [says, *received])]):
+    with tf.control_dependencies([tf.debugging.Assert(condition, [message, *received])]):
         return tf.identity(value)
 
 
 def decode_wav_in_graph(encoded: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Decode a WAV file.
 
-    Chunks other than the format and the samples are skipped. A program that wrote into a pipe did not know the length
-    and states none, or the largest: then everything to the end of the file is samples.
+    Chunks other than the format and the samples are skipped. A program that wrote to a pipe did not know the length and
+    states 0, or the maximum: then everything up to the end of the file is samples.
 
     Args:
         encoded: scalar string, the bytes of the file: 8 (unsigned), 16, 24 or 32 bits, or floats of 32 or 64.
 
     Returns:
-        (samples float32 [frames, channels], full scale is -1 to 1; samples a second, int32 scalar).
+        (samples float32 [frames, channels], full scale is -1 to 1; samples per second, int32 scalar).
 
     Raises:
-        tf.errors.InvalidArgumentError: it is something else, or its end is missing.
+        tf.errors.InvalidArgumentError: it is not such a file, or its end is missing.
     """
     length = tf.cast(tf.strings.length(encoded), tf.int64)
     is_wav = tf.logical_and(_piece(encoded, 0, 4) == b"RIFF", _piece(encoded, 8, 4) == b"WAVE")
-    # Not what it begins with: an error with bytes that are no UTF-8 reaches no client.
-    encoded = checked(encoded, is_wav, f"The sound is no WAV file. {ALLOWED}. Bytes received:", length)
+    # Without its first bytes: an error message that is not UTF-8 would not reach the client.
+    encoded = checked(encoded, is_wav, f"The sound is not a WAV file. {ALLOWED}. Bytes received:", length)
 
     form, data, stated = _find_chunks(encoded, length)
     complete = tf.logical_and(form > 0, data > 0)
@@ -96,15 +96,15 @@ def decode_wav_in_graph(encoded: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     kinds = tf.constant(_KINDS, tf.int64)
     matches = tf.reduce_all(kinds == tf.stack([code, size]), axis=1)
     usable = tf.logical_and(tf.reduce_any(matches), channels > 0)
-    encoded = checked(encoded, usable, f"The WAV file is coded in another way. {ALLOWED}. Code and bytes:", code, size)
+    encoded = checked(encoded, usable, f"The WAV file has another encoding. {ALLOWED}. Code and bytes:", code, size)
 
     there = length - data
-    # Or there are no samples, and another chunk lies behind: then the length of the whole file is known.
+    # A stated 0 may also mean no samples before another chunk: then the length of the whole file is known.
     whole = _number(encoded, tf.constant(4, tf.int64), 4)
     unknown = tf.logical_and(stated == 0, tf.logical_or(whole + 8 <= data, whole >= STREAMED))
     streamed = tf.logical_or(unknown, stated >= STREAMED)
     missing = tf.where(streamed, tf.constant(0, tf.int64), stated - there)
-    encoded = checked(encoded, missing <= 0, "The WAV file is cut off. Bytes of samples that are missing:", missing)
+    encoded = checked(encoded, missing <= 0, "The WAV file is cut off. Missing bytes of samples:", missing)
     frames = tf.where(streamed, there, stated) // tf.maximum(size * channels, 1)
     raw = _piece(encoded, data, frames * size * channels)
     levels = _levels(raw, tf.argmax(matches, output_type=tf.int32))
@@ -112,7 +112,7 @@ def decode_wav_in_graph(encoded: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 def _find_chunks(encoded: tf.Tensor, length: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Return where the format and the samples begin, 0 where there are none, and the bytes stated of the samples."""
+    """Return the offsets of format and samples, 0 if missing, and the stated bytes of the samples."""
 
     def next_chunk(place, form, data, stated):
         name, size, inside = (
@@ -134,8 +134,8 @@ def _find_chunks(encoded: tf.Tensor, length: tf.Tensor) -> tuple[tf.Tensor, tf.T
 
 
 def _read_format(encoded: tf.Tensor, form: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Return code, channels, samples a second and bytes of one sample. The chunk of samples lies behind: 16 bytes do
-    too, or the loop would have found none."""
+    """Return code, channels, samples per second and bytes per sample. The chunk of samples comes later, so that at
+    least 16 bytes follow."""
     code = _number(encoded, form, 2)
     further = tf.where(code == _EXTENSIBLE, form + 24, form)
     return (
@@ -147,15 +147,15 @@ def _read_format(encoded: tf.Tensor, form: tf.Tensor) -> tuple[tf.Tensor, tf.Ten
 
 
 def _piece(encoded: tf.Tensor, place: tf.Tensor | int, size: tf.Tensor | int) -> tf.Tensor:
-    """Return some bytes of the file, fewer where it ends."""
+    """Return some bytes of the file, fewer at its end."""
     place, size = tf.cast(place, tf.int64), tf.cast(size, tf.int64)
     return tf.strings.substr(encoded, tf.minimum(place, tf.cast(tf.strings.length(encoded), tf.int64)), size)
 
 
 def _number(encoded: tf.Tensor, place: tf.Tensor, size: int) -> tf.Tensor:
-    """Return the number that stands in the file, int64; zeros stand in for bytes behind its end."""
+    """Return a number in the file, int64; bytes beyond its end count as zeros."""
     padded = tf.strings.join([_piece(encoded, place, size), b"\0" * size])
-    levels = tf.cast(tf.io.decode_raw(padded, tf.uint8)[:size], tf.int64)  # the lowest first
+    levels = tf.cast(tf.io.decode_raw(padded, tf.uint8)[:size], tf.int64)  # little-endian
     return tf.reduce_sum(levels * tf.constant([256**power for power in range(size)], tf.int64))
 
 
@@ -184,10 +184,7 @@ def _levels(raw: tf.Tensor, kind: tf.Tensor) -> tf.Tensor:
 
 
 def _mixed_in_graph(frames: tf.Tensor) -> tf.Tensor:
-    """Return the mean of the channels, float32 [n]; where they cancel each other out, the loudest of them.
-
-    As `decode.mixed`. A single channel never cancels itself out.
-    """
+    """Return the mean of the channels, float32 [n], or the loudest one if they cancel out, as `decode.mixed` does."""
     mono, power = tf.reduce_mean(frames, axis=1), tf.math.reduce_std(frames, axis=0)
     limit = CANCELLED * tf.reduce_max(power) / tf.cast(tf.shape(frames)[1], tf.float32)
     loudest = tf.gather(frames, tf.argmax(power), axis=1)
@@ -199,11 +196,11 @@ def resample_in_graph(samples: tf.Tensor, rate: tf.Tensor, to_rate: int) -> tf.T
 
     Args:
         samples: float32 [n].
-        rate: of the samples, whole number of Hz, an int tensor: the same graph takes any rate.
-        to_rate: wanted, Hz.
+        rate: of the samples, an integer tensor in Hz: the same graph takes any rate.
+        to_rate: new rate, Hz.
 
     Returns:
-        float32 [ceil(n * to_rate / rate)], as `resample` but for rounding.
+        float32 [ceil(n * to_rate / rate)], equal to `resample` except for rounding.
     """
 
     def changed() -> tf.Tensor:
@@ -221,13 +218,13 @@ def resample_in_graph(samples: tf.Tensor, rate: tf.Tensor, to_rate: int) -> tf.T
 
 
 def _lengths_in_graph(count: tf.Tensor, rate: tf.Tensor, to_rate: int) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Return what `_lengths` returns for whole rates, int64."""
+    """Return the same as `_lengths` for integer rates, int64."""
     to_rate = tf.constant(to_rate, tf.int64)
     silence = -(-SILENCE * rate // tf.minimum(rate, to_rate))
     divisor, _ = tf.while_loop(lambda a, b: b > 0, lambda a, b: (b, a % b), (rate, to_rate))  # Euclid
     block, becomes = rate // divisor, to_rate // divisor
-    wanted = -(-(count + silence) // block)
-    blocks = tf.gather(FAST_LENGTHS, tf.searchsorted(FAST_LENGTHS, wanted[None])[0])
+    least = -(-(count + silence) // block)
+    blocks = tf.gather(FAST_LENGTHS, tf.searchsorted(FAST_LENGTHS, least[None])[0])
     return blocks * block, blocks * becomes, -(-count * becomes // block)
 
 

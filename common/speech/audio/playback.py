@@ -1,4 +1,4 @@
-"""Sounds inside of a page: what the model heard, to be played without any other file."""
+"""Sounds embedded in a page, to be played without any other file."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ import soundfile
 from common.speech.audio.decode import SAMPLE_RATE, UnreadableSound, read_sound
 
 MAX_SECONDS = 15  # of each clip
-MAX_CHARACTERS = 3_000_000  # of all clips of a page, as they stand in it
-# Browsers play both. FLAC keeps every sample as well, and is about half as large, but for sounds of a few samples.
+MAX_CHARACTERS = 3_000_000  # of all encoded clips of a page
+# Browsers play both. FLAC is lossless too, and about half as large except for very short sounds.
 _FORMATS = {"audio/flac": "FLAC", "audio/wav": "WAV"}
 
 
 def embed_sounds(paths: Sequence[str], room: int = MAX_CHARACTERS) -> list[dict[str, str]]:
-    """Return sounds as data URIs: mono, 16 kHz, 16 bits, which is what a model of speech hears.
+    """Return sounds as data URIs: mono, 16 kHz, 16 bits, as a speech model receives them.
 
     Args:
         paths: n files.
-        room: characters for all of them together; one that does not fit any more is left out.
+        room: maximum number of characters of all together; sounds that do not fit are omitted.
 
     Returns:
-        n of {"sound": the data URI or "", "note": what is missing of it, or ""}.
+        n of {"sound": the data URI or "", "note": what is missing, or ""}.
     """
     sounds = []
     for path in paths:
@@ -36,9 +36,9 @@ def embed_sounds(paths: Sequence[str], room: int = MAX_CHARACTERS) -> list[dict[
             sounds.append({"sound": "", "note": f"The file {error}."})
             continue
         sound = encode_sound(samples[: MAX_SECONDS * SAMPLE_RATE])
-        note = f"The first {MAX_SECONDS} s are played." if len(samples) > MAX_SECONDS * SAMPLE_RATE else ""
+        note = f"Only the first {MAX_SECONDS} s can be played." if len(samples) > MAX_SECONDS * SAMPLE_RATE else ""
         if len(sound) > room:
-            sound, note = "", "Its sound is left out, or this page would be too large."
+            sound, note = "", "Its sound is omitted: this page would be too large."
         room -= len(sound)
         sounds.append({"sound": sound, "note": note})
     return sounds
@@ -56,7 +56,7 @@ def encode_sound(samples: np.ndarray) -> str:
 
 
 def players(paths: Sequence[str]) -> Callable[[Sequence[int]], list[dict]]:
-    """Return what plays sounds in a report: places in `paths` -> "sound" (a data URI), "note" and "name" of each."""
+    """Return the preview of a report: positions in `paths` -> "sound" (a data URI), "note" and "name" of each."""
 
     def preview(places: Sequence[int]) -> list[dict]:
         some = [str(paths[place]) for place in places]

@@ -1,4 +1,4 @@
-"""Beside greedy decoding: beam search, and beam search with a word n-gram model of a text, chosen on validation."""
+"""Beam search without a language model, and with a word n-gram model of a text whose weight is chosen on validation."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from common.speech.ctc.word_ngrams import WordNgrams, count_words
 from common.speech.metrics import count_errors
 
 _WEIGHTS, _BONUSES = (0.3, 0.7, 1.2), (0.0, 1.0, 2.5)  # tried on validation
-_TRIED_ON = 100  # clips of validation; each costs as many searches as there are pairs of these
+_TRIED_ON = 100  # validation clips; each takes one search per pair of these
 
 
 def read_language(path: str, characters: Characters) -> WordNgrams:
-    """Count the words of a text file, a sentence on each line, spelled as the recogniser spells.
+    """Count the words of a text file with a sentence per line, normalised as the transcripts.
 
     Raises:
         UserError: the file cannot be read, or has no words.
@@ -33,10 +33,10 @@ def read_language(path: str, characters: Characters) -> WordNgrams:
     try:
         return count_words(characters.normalise(line) for line in lines)
     except ValueError as error:
-        raise UserError(f"--language-model {path}: {error} Give a file with a sentence on each line.") from error
+        raise UserError(f"--language-model {path}: {error} Allowed: a file with a sentence per line.") from error
 
 
-def write_with_beams(
+def beam_transcripts(
     test: Sequence[np.ndarray],
     val: Sequence[np.ndarray],
     val_references: Sequence[str],
@@ -45,43 +45,43 @@ def write_with_beams(
     width: int,
     ngrams: WordNgrams | None = None,
 ) -> dict[str, list[str]]:
-    """Return what beam search writes of the test clips.
+    """Return the transcripts of the test clips by beam search.
 
-    How much the language counts is chosen on validation, where its clips are given.
+    The weight of the language model is chosen on validation, if its clips are given.
 
     Args:
-        test, val: of each clip float32 [frames, vocabulary], natural logarithms; val may have none.
-        val_references: what was said in the validation clips.
-        characters: of the vocabulary.
-        width: beginnings that are followed; 0 for no beam search.
-        ngrams: words of the language, as `read_language` counts them, or None.
+        test, val: log probabilities per clip, float32 [frames, vocabulary]; val may be empty.
+        val_references: transcripts of the validation clips.
+        characters: the vocabulary.
+        width: beam width; 0 for no beam search.
+        ngrams: as returned by `read_language`, or None.
 
     Returns:
         {"beam": texts, and with a language model "beam_lm": texts}.
     """
     if not width:
         return {}
-    written = {"beam": _write(test, characters, width, None, "beam search")}
+    found = {"beam": _search(test, characters, width, None, "beam search")}
     if ngrams:
         language, tried = LanguageModel(ngrams.log_probability, characters.symbols), {}
         for weight, bonus in product(_WEIGHTS, _BONUSES) if len(val) else ():
             candidate = replace(language, weight=weight, word_bonus=bonus)
-            said = _write(val[:_TRIED_ON], characters, width, candidate, f"language model, weight {weight:g}")
-            errors, words = count_errors(val_references[:_TRIED_ON], said)
+            texts = _search(val[:_TRIED_ON], characters, width, candidate, f"language model, weight {weight:g}")
+            errors, words = count_errors(val_references[:_TRIED_ON], texts)
             tried[candidate] = errors.sum() / words.sum()
         language = min(tried, key=tried.get, default=language)
-        found = f" (WER {tried[language]:.3f} on validation)" if tried else ""
-        print(f"language model: weight {language.weight:g}, {language.word_bonus:g} for each word{found}")
-        written["beam_lm"] = _write(test, characters, width, language, "beam search with the language model")
-    return written
+        wer = f" (WER {tried[language]:.3f} on validation)" if tried else ""
+        print(f"language model: weight {language.weight:g}, bonus {language.word_bonus:g} per word{wer}")
+        found["beam_lm"] = _search(test, characters, width, language, "beam search with the language model")
+    return found
 
 
-def _write(
+def _search(
     clips: Sequence[np.ndarray], characters: Characters, width: int, language: LanguageModel | None, title: str
 ) -> list[str]:
     texts, progress = [], ProgressLine(title, len(clips))
     for log_probabilities in clips:
-        found: dict[str, float] = {}  # "a", and "a" with a space behind it, are one text
+        found: dict[str, float] = {}  # "a", and "a" followed by a space, are one text
         for tokens, score in beam_search(log_probabilities, width, language):
             text = characters.decode(tokens)
             found[text] = np.logaddexp(found.get(text, -np.inf), score)

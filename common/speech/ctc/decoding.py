@@ -1,7 +1,7 @@
-"""From what a CTC network says of each frame to text: the best path, and beam search with or without a language model.
+"""From the log probabilities of a CTC network to text: best path, and beam search with or without a language model.
 
-CTC (Graves et al. 2006): a path names a token or the blank for each frame; neighbours that are equal count once, and
-blanks go. Many paths spell one text, and its probability is their sum.
+CTC (Graves et al. 2006): a path has a token or the blank per frame; repeated tokens are merged, then blanks removed.
+Many paths give the same text, and its probability is their sum.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ ScoreWord = Callable[[str, tuple[str, ...]], float]
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """What beam search knows of the language beside the sound.
+    """A language model for beam search.
 
     Attributes:
         score_word: (word, the words before it) -> natural logarithm of its probability.
-        characters: character of each token; that of the blank is never asked for.
-        weight: how much the language counts beside the sound.
-        word_bonus: added for each word: without it, few and long words would win, since each word costs.
+        characters: character of each token; that of the blank is never used.
+        weight: of the language model relative to the acoustic score.
+        word_bonus: added per word: without it, texts with few words would win, since each word lowers the score.
     """
 
     score_word: ScoreWord
@@ -36,13 +36,13 @@ class LanguageModel:
     word_bonus: float = 1.0
 
     def cost(self, words: tuple[str, ...]) -> float:
-        """Return what the last of these words adds to the logarithm of a score."""
+        """Return the contribution of the last of these words to the log score."""
         return self.weight * self.score_word(words[-1], words[:-1]) + self.word_bonus
 
 
 @dataclass
 class _Prefix:
-    """A text begun, and how probable its paths are so far: those that end with a blank, and the others."""
+    """A prefix with the log probability of its paths: those that end with a blank, and the others."""
 
     blank: float = _NEVER
     token: float = _NEVER
@@ -51,16 +51,16 @@ class _Prefix:
     unfinished: str = field(default="")
 
     @property
-    def sound(self) -> float:
+    def acoustic(self) -> float:
         return _add(self.blank, self.token)
 
     @property
     def score(self) -> float:
-        return self.sound + self.language
+        return self.acoustic + self.language
 
 
 def best_path(log_probabilities: np.ndarray) -> list[int]:
-    """Return the tokens of the most probable path: quick, and not always the most probable text.
+    """Return the tokens of the most probable path: fast, but not always the most probable text.
 
     Args:
         log_probabilities: float [frames, tokens], natural logarithms; token 0 is the blank.
@@ -77,13 +77,12 @@ def beam_search(
 
     Args:
         log_probabilities: float [frames, tokens], natural logarithms; token 0 is the blank.
-        width: how many beginnings are followed at a time.
-        language: counts each finished word; without it, the sound alone decides.
-        least: tokens that are less probable than this in a frame (natural logarithm) are not tried there.
+        width: beam width.
+        language: scores each finished word; None for the acoustic score only.
+        least: tokens less probable than this in a frame (natural logarithm) are not tried there.
 
     Returns:
-        (tokens, score) of up to `width` texts. The score is the logarithm of the probability, plus what the language
-        adds.
+        (tokens, score) of up to `width` texts. The score is the log probability plus that of the language model.
     """
     beams: dict[tuple[int, ...], _Prefix] = {(): _Prefix(blank=0.0)}
     for frame in log_probabilities:
@@ -91,12 +90,12 @@ def beam_search(
         grown: dict[tuple[int, ...], _Prefix] = {}
         for tokens, prefix in beams.items():
             stays = grown.setdefault(tokens, _like(prefix))
-            stays.blank = _add(stays.blank, prefix.sound + frame[BLANK])
+            stays.blank = _add(stays.blank, prefix.acoustic + frame[BLANK])
             if tokens:
                 stays.token = _add(stays.token, prefix.token + frame[tokens[-1]])
             for token in tried:
-                # The same token twice needs a blank between; without one it is the first, still sounding.
-                before = prefix.blank if tokens and token == tokens[-1] else prefix.sound
+                # A repeated token needs a blank in between; without one it continues the first.
+                before = prefix.blank if tokens and token == tokens[-1] else prefix.acoustic
                 if before == _NEVER:
                     continue
                 longer = (*tokens, token)
@@ -106,17 +105,17 @@ def beam_search(
                 grown[longer].token = _add(grown[longer].token, before + frame[token])
         best = sorted(grown.items(), key=lambda item: -item[1].score)[:width]
         beams = dict(best)
-    ended = [(list(tokens), prefix.sound + _finished(prefix, language)) for tokens, prefix in beams.items()]
+    ended = [(list(tokens), prefix.acoustic + _finished(prefix, language)) for tokens, prefix in beams.items()]
     return sorted(ended, key=lambda one: -one[1])
 
 
 def _like(prefix: _Prefix) -> _Prefix:
-    """Return the same beginning, of which no path has been counted yet."""
+    """Return the same prefix without any paths yet."""
     return _Prefix(language=prefix.language, words=prefix.words, unfinished=prefix.unfinished)
 
 
 def _grown(prefix: _Prefix, token: int, language: LanguageModel | None) -> _Prefix:
-    """Return a beginning with one token more; a space finishes a word."""
+    """Return a prefix with one more token; a space finishes a word."""
     if language is None:
         return prefix
     character = language.characters[token]
@@ -129,14 +128,14 @@ def _grown(prefix: _Prefix, token: int, language: LanguageModel | None) -> _Pref
 
 
 def _finished(prefix: _Prefix, language: LanguageModel | None) -> float:
-    """Return what the language says of all words, the last one included."""
+    """Return the language model score of all words, including the last one."""
     if language is None or not prefix.unfinished:
         return prefix.language
     return prefix.language + language.cost((*prefix.words, prefix.unfinished))
 
 
 def _add(a: float, b: float) -> float:
-    """Return the logarithm of a sum of two probabilities."""
+    """Return the logarithm of the sum of two probabilities."""
     if a == _NEVER or b == _NEVER:
         return max(a, b)
     return max(a, b) + math.log1p(math.exp(-abs(a - b)))

@@ -1,7 +1,7 @@
-"""A word n-gram language model from a text: how probable a word is after the words before it.
+"""A word n-gram language model from a text: the probability of a word after the words before it.
 
 Interpolated Witten-Bell smoothing (Witten and Bell 1991; Chen and Goodman 1999): the more different words have followed
-a history, the more probable is one that never did.
+a history, the more probable is an unseen one.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ class WordNgrams:
 
     Attributes:
         order: words of the longest n-gram.
-        followers: history -> how often each word followed it; histories have 0 to order - 1 words.
-        unseen: probability that is shared by all words that were never seen.
+        followers: history -> counts of the words after it; histories have 0 to order - 1 words.
+        unseen: probability of each unseen word.
     """
 
     order: int
@@ -29,11 +29,11 @@ class WordNgrams:
     unseen: float
 
     def log_probability(self, word: str, history: tuple[str, ...] = ()) -> float:
-        """Return the natural logarithm of the probability of a word after the words from the beginning on.
+        """Return the natural logarithm of the probability of a word.
 
         Args:
-            word: as it is written in the text that was counted; else it is an unseen one.
-            history: all words before it; only the last ones matter.
+            word: spelled as in the text; otherwise it is unseen.
+            history: all words of the sentence before it; only the last ones matter.
         """
         padded = (*(_BEGIN,) * (self.order - 1), *history)
         return math.log(self._probability(word, padded[len(padded) - self.order + 1 :]))
@@ -51,12 +51,12 @@ def count_words(sentences: Iterable[str], order: int = 3, vocabulary_size: int =
     """Count the n-grams of a text.
 
     Args:
-        sentences: words between spaces, spelled as the recogniser spells them.
-        order: 1 to 5; 3 words see the two before them.
-        vocabulary_size: how many words the language may have: among so many the unseen share their probability.
+        sentences: words separated by spaces, normalised as the transcripts.
+        order: 1 to 5; with 3, a word depends on the two before it.
+        vocabulary_size: assumed number of words of the language, for the probability of unseen ones.
 
     Raises:
-        ValueError: no words, or an order that makes no sense.
+        ValueError: no words, or an order out of range.
     """
     if not 1 <= order <= 5:
         raise ValueError(f"order must be from 1 to 5. Received: {order}.")

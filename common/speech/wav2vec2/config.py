@@ -1,4 +1,4 @@
-"""Sizes and settings of a wav2vec 2.0, as Hugging Face's config.json has them."""
+"""Sizes and settings of a wav2vec 2.0, as in Hugging Face's config.json."""
 
 from __future__ import annotations
 
@@ -16,40 +16,40 @@ class Wav2Vec2Config:
 
     Attributes:
         conv_dim: channels of each convolution of the feature extractor.
-        conv_kernel: samples or frames that each one sees.
-        conv_stride: steps between its frames.
-        conv_bias: whether they have biases.
-        feat_extract_norm: `group` (a norm of each channel after the first convolution) or `layer` (one of each frame
-            after every convolution).
+        conv_kernel: kernel size of each, in samples or frames.
+        conv_stride: stride of each.
+        conv_bias: whether the convolutions have biases.
+        feat_extract_norm: `group` (a norm per channel after the first convolution) or `layer` (a norm per frame after
+            every convolution).
         hidden_size: width of the transformer.
-        num_hidden_layers: its blocks.
-        num_attention_heads: heads of each.
-        intermediate_size: width inside the feed-forward part.
-        num_conv_pos_embeddings: frames that the positional convolution sees.
+        num_hidden_layers: transformer blocks.
+        num_attention_heads: heads per block.
+        intermediate_size: width inside the feed-forward network.
+        num_conv_pos_embeddings: kernel size of the positional convolution, in frames.
         num_conv_pos_embedding_groups: its groups.
-        do_stable_layer_norm: norms stand before attention and feed-forward part, not after.
+        do_stable_layer_norm: pre-norm: norms before attention and feed-forward network, not after.
         layer_norm_eps: epsilon of the transformer's norms.
-        hidden_dropout: after attention, feed-forward part and positions.
+        hidden_dropout: after attention, feed-forward network and positions.
         attention_dropout: of attention weights.
-        activation_dropout: inside the feed-forward part.
-        feat_proj_dropout: after the projection of features.
+        activation_dropout: inside the feed-forward network.
+        feat_proj_dropout: after the feature projection.
         feat_quantizer_dropout: of the features that are quantized.
         final_dropout: before the CTC head.
-        layerdrop: chance that a step of training skips a block (https://arxiv.org/abs/1909.11556).
+        layerdrop: probability that a training step skips a block (https://arxiv.org/abs/1909.11556).
         apply_spec_augment: whether training masks spans (https://arxiv.org/abs/1904.08779).
         mask_time_prob: share of frames that spans would cover if none overlapped.
         mask_time_length: frames of a span.
-        mask_time_min_masks: spans that a clip gets at least.
+        mask_time_min_masks: minimum number of spans per clip.
         mask_feature_prob: as mask_time_prob, of the hidden features.
         mask_feature_length: features of a span.
-        mask_feature_min_masks: spans of features at least.
+        mask_feature_min_masks: minimum number of spans of features.
         num_codevector_groups: codebooks of the quantizer.
-        num_codevectors_per_group: entries of each.
-        codevector_dim: width of one entry from every codebook side by side.
+        num_codevectors_per_group: entries per codebook.
+        codevector_dim: width of the concatenated entries of all codebooks.
         proj_codevector_dim: width in which prediction and target are compared.
         contrastive_logits_temperature: divides cosines.
-        num_negatives: distractors for each masked frame.
-        diversity_loss_weight: of the diversity loss, beside the contrastive loss.
+        num_negatives: distractors per masked frame.
+        diversity_loss_weight: weight of the diversity loss relative to the contrastive loss.
     """
 
     conv_dim: tuple[int, ...] = (512, 512, 512, 512, 512, 512, 512)
@@ -90,48 +90,48 @@ class Wav2Vec2Config:
     def __post_init__(self):
         if not len(self.conv_dim) == len(self.conv_kernel) == len(self.conv_stride) > 0:
             raise ValueError(
-                "conv_dim, conv_kernel and conv_stride need one number for each convolution. "
+                "conv_dim, conv_kernel and conv_stride must have one number per convolution. "
                 f"Received: {self.conv_dim}, {self.conv_kernel}, {self.conv_stride}."
             )
         if self.feat_extract_norm not in ("group", "layer"):
-            raise ValueError(f"feat_extract_norm is group or layer. Received: {self.feat_extract_norm!r}.")
-        for width, parts in (
+            raise ValueError(f"feat_extract_norm must be group or layer. Received: {self.feat_extract_norm!r}.")
+        for size, unit in (
             ("hidden_size", "num_attention_heads"),
             ("hidden_size", "num_conv_pos_embedding_groups"),
             ("codevector_dim", "num_codevector_groups"),
         ):
-            if getattr(self, width) % getattr(self, parts):
-                raise ValueError(f"{parts} {getattr(self, parts)} does not divide {width} {getattr(self, width)}.")
+            if getattr(self, size) % getattr(self, unit):
+                raise ValueError(f"{size} {getattr(self, size)} must be a multiple of {unit} {getattr(self, unit)}.")
 
     @classmethod
     def base(cls, **changes: Any) -> Wav2Vec2Config:
-        """Return BASE of the paper: 12 blocks of width 768, which are the defaults, with some changed."""
+        """Return BASE of the paper: 12 blocks of width 768, which are the defaults, with some changes."""
         return cls(**changes)
 
     @classmethod
     def large(cls, **changes: Any) -> Wav2Vec2Config:
-        """Return LARGE of the paper, 24 blocks of width 1024, as it was trained on Librispeech."""
+        """Return LARGE of the paper, 24 blocks of width 1024, as trained on LibriSpeech."""
         large = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
         return cls(**large | {"codevector_dim": 768, "proj_codevector_dim": 768} | changes)
 
     @classmethod
     def xls_r_300m(cls, **changes: Any) -> Wav2Vec2Config:
-        """Return the smallest XLS-R (https://arxiv.org/abs/2111.09296): LARGE with norms of layers, and before."""
+        """Return the smallest XLS-R (https://arxiv.org/abs/2111.09296): LARGE with layer norms, and pre-norm."""
         stable = {"feat_extract_norm": "layer", "conv_bias": True, "do_stable_layer_norm": True}
         rates = {"activation_dropout": 0.0, "feat_proj_dropout": 0.1, "final_dropout": 0.0, "mask_time_prob": 0.075}
         return cls.large(**stable | rates | changes)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Wav2Vec2Config:
-        """Return the config that a dict, such as the content of config.json, describes; unknown keys are left out."""
+        """Return the config for a dict such as the content of config.json; unknown keys are ignored."""
         known = {field.name for field in dataclasses.fields(cls)} & set(values)
         return cls(**{name: tuple(values[name]) if isinstance(values[name], list) else values[name] for name in known})
 
     def frame_lengths(self, samples: Any) -> Any:
-        """Return how many frames come out of clips.
+        """Return the number of frames of each clip.
 
         Args:
-            samples: of each clip; an int, a NumPy array or an int32 tensor.
+            samples: number per clip; an int, a NumPy array or an int32 tensor.
 
         Returns:
             Frames, in the same form; 0 for a clip too short for one.
@@ -144,6 +144,6 @@ class Wav2Vec2Config:
 
     @property
     def receptive_field(self) -> int:
-        """Samples that one frame sees."""
+        """Number of samples that one frame covers."""
         strides = np.cumprod((1, *self.conv_stride[:-1]))
         return 1 + int(sum((kernel - 1) * stride for kernel, stride in zip(self.conv_kernel, strides, strict=True)))

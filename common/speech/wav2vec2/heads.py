@@ -13,11 +13,11 @@ from common.speech.wav2vec2.network import Wav2Vec2Backbone, audio_inputs, make_
 
 @keras.saving.register_keras_serializable("recipes")
 class CTCHead(keras.layers.Layer):
-    """Dropout, and a score of each token of the vocabulary in each frame; token 0 is the blank.
+    """Dropout, and a logit per frame and token of the vocabulary; token 0 is the blank.
 
     Args:
         vocabulary_size: tokens, blank included.
-        dropout: rate of it.
+        dropout: dropout rate.
     """
 
     def __init__(self, vocabulary_size: int, dropout: float = 0.1, **named):
@@ -38,33 +38,33 @@ class CTCHead(keras.layers.Layer):
 
 
 def build_recogniser(backbone: Wav2Vec2Backbone, head: CTCHead) -> keras.Model:
-    """Return a model of the backbone's inputs that gives logits of tokens, float32 [batch, frames, vocabulary]."""
+    """Return a model from the backbone's inputs to logits of tokens, float32 [batch, frames, vocabulary]."""
     inputs = audio_inputs()
     return keras.Model(inputs, head(backbone(inputs)))
 
 
 def ctc_loss(labels: Any, logits: Any, label_lengths: Any, frame_lengths: Any) -> Any:
-    """Return minus the logarithm of the probability of each transcript (CTC, Graves et al. 2006), token 0 the blank.
+    """Return the negative log-likelihood of each transcript (CTC, Graves et al. 2006); token 0 is the blank.
 
-    keras.losses.CTC would take every frame as real, those of padding too.
+    keras.losses.CTC would treat every frame as real, padding included.
 
     Args:
-        labels: tokens, int32 [batch, length], anything behind the end of a transcript.
+        labels: tokens, int32 [batch, length], with any padding.
         logits: float [batch, frames, vocabulary].
-        label_lengths: tokens of each transcript, int32 [batch].
-        frame_lengths: real frames of each clip, int32 [batch], as `Wav2Vec2Config.frame_lengths` counts them.
+        label_lengths: tokens per transcript, int32 [batch].
+        frame_lengths: real frames per clip, int32 [batch], as counted by `Wav2Vec2Config.frame_lengths`.
 
     Returns:
-        float32 [batch]; 0, with no gradient, for a clip with too few frames for its transcript: no path leads to it.
+        float32 [batch]; 0, without a gradient, for a clip with too few frames for its transcript, which has no path.
     """
     labels, label_lengths = ops.cast(labels, "int32"), ops.cast(label_lengths, "int32")
     frame_lengths = ops.cast(frame_lengths, "int32")
     inside = real_places(label_lengths, ops.shape(labels)[1])
     labels = ops.where(inside, labels, 0)
-    # The same token twice needs a blank between.
+    # A repeated token needs a blank in between.
     twice = ops.logical_and(labels[:, 1:] == labels[:, :-1], inside[:, 1:])
     possible = label_lengths + ops.sum(ops.cast(twice, "int32"), axis=1) <= frame_lengths
-    # An empty transcript of one frame stands in for an impossible clip, so that no infinity reaches a gradient.
+    # An empty transcript of one frame replaces an impossible clip, so that no infinity reaches a gradient.
     loss = ops.ctc_loss(
         labels,
         ops.cast(logits, "float32"),

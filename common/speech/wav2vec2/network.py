@@ -1,10 +1,10 @@
-"""wav2vec 2.0 (https://arxiv.org/abs/2006.11477) in Keras: the network and its heads for fine-tuning.
+"""wav2vec 2.0 (https://arxiv.org/abs/2006.11477) in Keras: the network without a head.
 
     backbone = Wav2Vec2Backbone(Wav2Vec2Config.base())
     hidden = backbone({"samples": samples, "lengths": lengths})
 
-`samples` is audio at 16 kHz, float32 [batch, time], as `normalise` gives it; `lengths` says how many samples of each
-row are real, int32 [batch]. What lies behind them changes nothing: a clip gets the same answer alone and in any batch.
+`samples` is audio at 16 kHz, float32 [batch, time], as returned by `normalise`; `lengths` is the number of real samples
+in each row, int32 [batch]. Padding has no influence: a clip gets the same output alone and in any batch.
 common/speech/wav2vec2/weights.py loads pretrained weights.
 """
 
@@ -20,22 +20,17 @@ from keras import ops
 from common.speech.wav2vec2.config import Wav2Vec2Config
 from common.speech.wav2vec2.masking import draw_spans, real_places, standardised
 
-_CONV_NORM_EPSILON = 1e-5  # of the norms between convolutions, whatever layer_norm_eps says
-HIDDEN_SCORE = -1e9  # score of a frame that attention must not see
+_CONV_NORM_EPSILON = 1e-5  # of the norms between convolutions; layer_norm_eps does not apply to them
+MASKED_SCORE = -1e9  # attention score of a masked frame
 
 
 def _gelu(values: Any) -> Any:
-    return ops.gelu(values, approximate=False)  # wav2vec 2.0 was trained with the exact one
-
-
-# ---- The network ------------------------------------------------------------------------------------------------
+    return ops.gelu(values, approximate=False)  # wav2vec 2.0 was trained with the exact GELU
 
 
 @keras.saving.register_keras_serializable("recipes")
 class MaskedGroupNorm(keras.layers.Layer):
-    """Group norm with a group for each channel, over the real frames of a clip.
-
-    Were padding counted, a clip would get another answer in every batch.
+    """Group norm with one group per channel, over the real frames of a clip, so that padding has no influence.
 
     Args:
         epsilon: added to the variance.
@@ -46,7 +41,7 @@ class MaskedGroupNorm(keras.layers.Layer):
         self.epsilon = epsilon
 
     def build(self, hidden_shape, lengths_shape):
-        """Make scale and offset of each channel."""
+        """Create scale and offset of each channel."""
         self.gamma = self.add_weight(shape=hidden_shape[-1:], initializer="ones", name="gamma")
         self.beta = self.add_weight(shape=hidden_shape[-1:], initializer="zeros", name="beta")
 
@@ -103,7 +98,7 @@ class FeatureExtractor(keras.layers.Layer):
     def call(self, samples, lengths):
         """Return float [batch, frames, channels] for float [batch, time] with int32 [batch] real samples.
 
-        There is always a frame: rows shorter than it needs are filled up, and `frame_lengths` says 0 of them.
+        There is always at least one frame: shorter rows are padded, and `frame_lengths` gives 0 for them.
         """
         time = ops.shape(samples)[1]
         hidden = ops.where(real_places(lengths, time), samples, 0.0)
@@ -129,7 +124,7 @@ class FeatureExtractor(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("recipes")
 class RealFrames(keras.layers.Layer):
-    """Says which frames of a batch belong to its clips, and which to padding.
+    """Distinguishes the real frames of a batch from padding.
 
     Args:
         config: fields of Wav2Vec2Config, or itself.
@@ -149,7 +144,7 @@ class RealFrames(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("recipes")
 class ZeroPadding(keras.layers.Layer):
-    """Sets frames that belong to no clip to 0."""
+    """Sets padding frames to 0."""
 
     def call(self, hidden, real):
         """Return float [batch, frames, width], given also which are real, bool [batch, frames]."""
@@ -158,9 +153,9 @@ class ZeroPadding(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("recipes")
 class SpecAugment(keras.layers.Layer):
-    """Masks spans of frames by a learned vector, and spans of features by 0 (https://arxiv.org/abs/1904.08779).
+    """Masks spans of frames with a learned vector, and spans of features with 0 (https://arxiv.org/abs/1904.08779).
 
-    In training the spans are drawn, for each clip among its real frames; pre-training says which frames.
+    In training the spans are drawn per clip from its real frames; pretraining passes the frames to mask.
 
     Args:
         config: fields of Wav2Vec2Config, or itself.
@@ -174,7 +169,7 @@ class SpecAugment(keras.layers.Layer):
         self.random = keras.random.SeedGenerator(seed)
 
     def build(self, hidden_shape, real_shape, masked_shape=None):
-        """Make the vector that stands for masked frames."""
+        """Create the vector that replaces masked frames."""
         self.mask_vector = self.add_weight(
             shape=hidden_shape[-1:], initializer=keras.initializers.RandomUniform(0.0, 1.0), name="mask_vector"
         )
@@ -185,7 +180,7 @@ class SpecAugment(keras.layers.Layer):
         Args:
             hidden: float [batch, frames, width].
             real: which frames belong to a clip, bool [batch, frames].
-            masked: frames to mask, bool [batch, frames]; None draws them, in training only.
+            masked: frames to mask, bool [batch, frames]; with None they are drawn, in training only.
             training: whether to draw.
 
         Returns:
@@ -215,11 +210,11 @@ class SpecAugment(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("recipes")
 class PositionalEmbedding(keras.layers.Layer):
-    """Adds what a wide grouped convolution with weight norm (https://arxiv.org/abs/1602.07868) sees around each frame.
+    """Adds a wide grouped convolution with weight norm (https://arxiv.org/abs/1602.07868) to encode positions.
 
     Args:
-        kernel_size: frames that it sees.
-        groups: parts of the width that do not see each other.
+        kernel_size: frames that it covers.
+        groups: groups of channels, convolved independently.
     """
 
     def __init__(self, kernel_size: int, groups: int, **named):
@@ -228,7 +223,7 @@ class PositionalEmbedding(keras.layers.Layer):
         self.groups = groups
 
     def build(self, hidden_shape, real_shape):
-        """Make direction and length of the kernel, and the bias."""
+        """Create direction and length of the kernel, and the bias."""
         width = hidden_shape[-1]
         shape = (self.kernel_size, width // self.groups, width)
         deviation = 2 / math.sqrt(self.kernel_size * width)
@@ -241,11 +236,11 @@ class PositionalEmbedding(keras.layers.Layer):
         self.bias = self.add_weight(shape=(width,), initializer="zeros", autocast=False, name="bias")
 
     def call(self, hidden, real):
-        """Return float [batch, frames, width]; padding, where bool [batch, frames] `real` is False, is not seen."""
+        """Return float [batch, frames, width]; padding, where bool [batch, frames] `real` is False, is ignored."""
         hidden = ops.where(real[..., None], hidden, 0.0)
         norm = ops.sqrt(ops.sum(ops.square(self.direction), axis=(1, 2), keepdims=True))
         kernel = self.direction * (self.length / norm)
-        # Not in half precision, in which oneDNN's convolution of 8 channels gives something else altogether.
+        # Not in half precision, in which oneDNN's convolution of 8 channels gives wrong results.
         positions = _grouped_convolution(ops.cast(hidden, kernel.dtype), kernel, self.groups)
         return hidden + ops.cast(_gelu(positions + self.bias), hidden.dtype)
 
@@ -254,14 +249,14 @@ class PositionalEmbedding(keras.layers.Layer):
 
 
 def _grouped_convolution(hidden: Any, kernel: Any, groups: int) -> Any:
-    """Convolve each group of channels by itself, with as many frames before as after (of an even kernel one less).
+    """Convolve each group of channels separately, padded equally at both ends (one less at the end for an even kernel).
 
-    `ops.conv` with groups compiles by XLA on a CPU, anew for every length of a batch, and leaves it in a served graph.
+    On a CPU, `ops.conv` with groups compiles with XLA, again for every batch length, and leaves XLA in a served graph.
 
     Args:
         hidden: float [batch, frames, width].
         kernel: float [frames, width / groups, width].
-        groups: how many.
+        groups: number of groups.
 
     Returns:
         float [batch, frames, width].
@@ -277,7 +272,7 @@ class SelfAttention(keras.layers.Layer):
     """Multi-head self-attention (https://arxiv.org/abs/1706.03762) among the real frames of a clip.
 
     Args:
-        heads: how many.
+        heads: number of heads.
         dropout: of attention weights.
     """
 
@@ -287,7 +282,7 @@ class SelfAttention(keras.layers.Layer):
         self.dropout = keras.layers.Dropout(dropout, dtype=self.dtype_policy)
 
     def build(self, hidden_shape, real_shape):
-        """Make the four projections."""
+        """Create the four projections."""
         for name in ("query", "key", "value", "output"):
             dense = make_dense(hidden_shape[-1], self.dtype_policy, f"{name}_projection")
             dense.build(hidden_shape)
@@ -301,7 +296,7 @@ class SelfAttention(keras.layers.Layer):
         )
         query = query / math.sqrt(query.shape[-1])
         scores = ops.cast(ops.matmul(query, ops.transpose(key, (0, 1, 3, 2))), "float32")
-        weights = ops.softmax(ops.where(real[:, None, None], scores, HIDDEN_SCORE))
+        weights = ops.softmax(ops.where(real[:, None, None], scores, MASKED_SCORE))
         weights = self.dropout(ops.cast(weights, value.dtype), training=training)
         seen = ops.transpose(ops.matmul(weights, value), (0, 2, 1, 3))
         return self.output_projection(ops.reshape(seen, ops.shape(hidden)))
@@ -317,7 +312,7 @@ class SelfAttention(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("recipes")
 class TransformerBlock(keras.layers.Layer):
-    """Self-attention and a feed-forward part, each added to what came in.
+    """Self-attention and a feed-forward network, each with a residual connection.
 
     Args:
         config: fields of Wav2Vec2Config, or itself.
@@ -341,10 +336,10 @@ class TransformerBlock(keras.layers.Layer):
         self.dropout = keras.layers.Dropout(config.hidden_dropout, dtype=policy)
 
     def build(self, hidden_shape, real_shape):
-        """Build the parts."""
+        """Build the sublayers."""
         self.attention.build(hidden_shape, real_shape)
-        for part in (self.attention_norm, self.inner, self.output_norm):
-            part.build(hidden_shape)
+        for layer in (self.attention_norm, self.inner, self.output_norm):
+            layer.build(hidden_shape)
         self.outer.build((*hidden_shape[:-1], self.config.intermediate_size))
 
     def call(self, hidden, real, training=None):
@@ -372,7 +367,7 @@ class TransformerBlock(keras.layers.Layer):
 
 
 def _as_config(config: Wav2Vec2Config | dict) -> Wav2Vec2Config:
-    """Return the config; a saved layer holds its fields."""
+    """Return the config; a saved layer stores its fields."""
     return config if isinstance(config, Wav2Vec2Config) else Wav2Vec2Config.from_dict(config)
 
 
@@ -389,12 +384,11 @@ def _layer_norm(config: Wav2Vec2Config, policy: Any, name: str) -> keras.layers.
 class Wav2Vec2Backbone(keras.Model):
     """wav2vec 2.0 without a head: {"samples": float32 [batch, time], "lengths": int32 [batch]} to hidden states.
 
-    Any length works, within a batch and from batch to batch. Frames behind the end of a clip are 0, and what its row
-    holds there has no influence.
+    Clips of any length can be batched. Frames beyond the end of a clip are 0, and padding has no influence.
 
     Args:
         config: fields of Wav2Vec2Config, or itself.
-        dtype: a policy of Keras.
+        dtype: a Keras dtype policy.
 
     Returns:
         When called: float [batch, frames, hidden_size]; `config.frame_lengths` says how many frames are real.
@@ -409,9 +403,9 @@ class Wav2Vec2Backbone(keras.Model):
         self.dtype_policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
 
     def every_hidden_state(self) -> keras.Model:
-        """Return a model with the same inputs that gives what goes into the first block, then what each gives.
+        """Return a model with the same inputs that returns the input of the first block, then the output of each.
 
-        The last one is the output of the backbone. Of the others frames behind the end of a clip mean nothing.
+        The last one is the output of the backbone. In the others, frames beyond the end of a clip are meaningless.
         """
         blocks = [self.get_layer(f"block_{number}") for number in range(self.config.num_hidden_layers)]
         states = [block.input[0] for block in blocks]
@@ -428,7 +422,7 @@ class Wav2Vec2Backbone(keras.Model):
 
 
 def audio_inputs() -> dict[str, Any]:
-    """Return the symbolic inputs of every model here."""
+    """Return the symbolic inputs of every wav2vec 2.0 model."""
     return {
         "samples": keras.Input((None,), dtype="float32", name="samples"),
         "lengths": keras.Input((), dtype="int32", name="lengths"),
@@ -436,7 +430,7 @@ def audio_inputs() -> dict[str, Any]:
 
 
 def _make_layers(config: Wav2Vec2Config, dtype: Any) -> dict[str, keras.layers.Layer]:
-    """Return the layers of a backbone by their names."""
+    """Return the layers of a backbone by name."""
     bound = math.sqrt(1 / config.conv_dim[-1])
     uniform = keras.initializers.RandomUniform(-bound, bound)
     layers = [
@@ -465,13 +459,13 @@ def connect(layers: dict[str, Any], samples: Any, lengths: Any, masked: Any = No
     """Run the layers of a backbone.
 
     Args:
-        layers: by name, as `_make_layers` gives them.
+        layers: by name, as returned by `_make_layers`.
         samples: float32 [batch, time].
         lengths: real samples, int32 [batch].
-        masked: frames to mask, bool [batch, frames]; None leaves it to SpecAugment.
+        masked: frames to mask, bool [batch, frames]; None leaves the choice to SpecAugment.
 
     Returns:
-        features (what the quantizer sees, never masked): float [batch, frames, channels]; real: bool [batch, frames];
+        features (input of the quantizer, never masked): float [batch, frames, channels]; real: bool [batch, frames];
         hidden: float [batch, frames, hidden_size].
     """
     config = layers["feature_extractor"].config
@@ -489,6 +483,3 @@ def connect(layers: dict[str, Any], samples: Any, lengths: Any, masked: Any = No
     if config.do_stable_layer_norm:
         hidden = layers["encoder_norm"](hidden)
     return {"features": features, "real": real, "hidden": layers["zero_padding"](hidden, real)}
-
-
-# ---- Heads ------------------------------------------------------------------------------------------------------

@@ -1,5 +1,5 @@
-"""How wav2vec 2.0 (https://arxiv.org/abs/2006.11477) learns from sound alone: spans are hidden, and of several it has
-to tell which one was there."""
+"""Pretraining of wav2vec 2.0 (https://arxiv.org/abs/2006.11477) on sound alone: spans are masked, and the network
+has to identify each masked frame among distractors."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ import keras
 from keras import ops
 
 from common.speech.wav2vec2.config import Wav2Vec2Config
-from common.speech.wav2vec2.network import HIDDEN_SCORE, Wav2Vec2Backbone, audio_inputs, connect
+from common.speech.wav2vec2.network import MASKED_SCORE, Wav2Vec2Backbone, audio_inputs, connect
 from common.speech.wav2vec2.weights import Target, assign_backbone, assign_tensors, dense_targets, read_tensors
 
 
 @keras.saving.register_keras_serializable("recipes")
 class GumbelQuantizer(keras.layers.Layer):
-    """Product quantizer: an entry of each codebook for every frame (section 2 of the paper).
+    """Product quantizer: one entry of each codebook per frame (section 2 of the paper).
 
-    In training the choice is drawn by Gumbel softmax (https://arxiv.org/abs/1611.01144): one entry in the forward
-    pass, the gradient of the soft choice in the backward pass. `temperature` is a variable that does not train; the
-    paper lets it fall from 2.
+    In training the entry is drawn by Gumbel softmax (https://arxiv.org/abs/1611.01144): one-hot in the forward pass,
+    with the gradient of the softmax in the backward pass. `temperature` is a non-trainable variable; the paper lowers
+    it from 2.
 
     Args:
         groups: codebooks.
-        entries: of each.
-        width: of the chosen entries side by side.
-        temperature: at the start.
+        entries: per codebook.
+        width: of the concatenated entries.
+        temperature: initial temperature.
         seed: of the draws.
     """
 
@@ -46,7 +46,7 @@ class GumbelQuantizer(keras.layers.Layer):
         )
 
     def build(self, features_shape):
-        """Make the codebooks."""
+        """Create the codebooks."""
         self.scores.build(features_shape)
         self.codebooks = self.add_weight(
             shape=(self.groups, self.entries, self.width // self.groups),
@@ -61,7 +61,7 @@ class GumbelQuantizer(keras.layers.Layer):
 
         Returns:
             vectors: float [batch, frames, width]; codes (entry of each codebook): int32 [batch, frames, groups];
-            probabilities (of each entry, in training; without it 1 of the chosen one): float32 [batch, frames, groups,
+            probabilities (of each entry in training; otherwise one-hot): float32 [batch, frames, groups,
             entries].
         """
         batch, frames = ops.shape(features)[:2]
@@ -83,7 +83,7 @@ class GumbelQuantizer(keras.layers.Layer):
 
 
 def gumbel_one_hot(scores: Any, noise: Any, temperature: Any) -> Any:
-    """Return 1 at the largest sum of score and noise along the last axis, with the gradient of their softmax.
+    """Return one-hot vectors of the largest sum of score and noise on the last axis, with the gradient of the softmax.
 
     Args:
         scores: logits, float32 [..., entries].
@@ -96,43 +96,43 @@ def gumbel_one_hot(scores: Any, noise: Any, temperature: Any) -> Any:
 
 
 def draw_distractors(masked: Any, count: int, seed: Any) -> Any:
-    """Draw for each masked frame others of the same clip that are masked as well, each as likely as the next.
+    """Draw for each masked frame other masked frames of the same clip, all equally likely.
 
     Args:
         masked: bool [batch, frames].
-        count: distractors of a frame; one frame may be drawn twice.
+        count: distractors per frame; a frame may be drawn more than once.
         seed: int or keras.random.SeedGenerator.
 
     Returns:
-        Their places, int32 [batch, frames, count]. Of frames that are not masked they mean nothing; the only masked
-        frame of a clip gets itself, which `pretraining_loss` does not count.
+        Their positions, int32 [batch, frames, count]; meaningless for unmasked frames. The only masked frame of a clip
+        gets itself, which `pretraining_loss` does not count.
     """
     batch, frames = ops.shape(masked)
     of_masked = ops.cast(masked, "int32")
-    # Masked places first, in order: the r-th one stands at r.
+    # Masked positions first, in order: the r-th one is at r.
     places = ops.argsort(ops.arange(frames, dtype="int32")[None] + frames * (1 - of_masked), axis=1)
     total = ops.sum(of_masked, axis=1)[:, None, None]
     uniform = keras.random.uniform((batch, frames, count), seed=seed)
     drawn = ops.cast(ops.floor(uniform * ops.cast(total - 1, "float32")), "int32")
     own = (ops.cumsum(of_masked, axis=1) - 1)[..., None]
-    drawn = ops.clip(drawn + ops.cast(drawn >= own, "int32"), 0, ops.maximum(total - 1, 0))  # all others, not itself
+    drawn = ops.clip(drawn + ops.cast(drawn >= own, "int32"), 0, ops.maximum(total - 1, 0))  # all but itself
     found = ops.take_along_axis(places, ops.reshape(drawn, (batch, frames * count)), axis=1)
     return ops.cast(ops.reshape(found, (batch, frames, count)), "int32")
 
 
 @keras.saving.register_keras_serializable("recipes")
 class Wav2Vec2Pretraining(keras.Model):
-    """A backbone that learns to tell what was masked: predictions and quantized targets of every frame.
+    """A backbone that is trained to identify masked frames: predictions and quantized targets of every frame.
 
-    Inputs are those of the backbone and `masked`, bool [batch, frames], as `draw_spans` gives it. What the backbone
-    learns stays in it. `pretraining_loss` makes a loss of the outputs.
+    Inputs are those of the backbone and `masked`, bool [batch, frames], as returned by `draw_spans`. Training updates
+    the backbone itself. `pretraining_loss` computes the loss from the outputs.
 
     Args:
         backbone: its layers are shared.
 
     Returns:
         When called: predicted, quantized: float [batch, frames, proj_codevector_dim]; codes, probabilities: as
-        GumbelQuantizer gives them.
+        returned by GumbelQuantizer.
     """
 
     def __init__(self, backbone: Wav2Vec2Backbone, **named):
@@ -168,17 +168,17 @@ class Wav2Vec2Pretraining(keras.Model):
 def pretraining_loss(outputs: dict[str, Any], masked: Any, distractors: Any, config: Wav2Vec2Config) -> dict[str, Any]:
     """Return the objective of the paper (section 3.2) per masked frame.
 
-    The contrastive loss asks which of the true quantized frame and its distractors was masked; distractors with the
-    codes of the true one do not count. The diversity loss asks for all entries of the codebooks to be used alike.
+    The contrastive loss identifies the true quantized frame among its distractors; distractors with the codes of the
+    true frame do not count. The diversity loss encourages equal use of all codebook entries.
 
     Args:
         outputs: of Wav2Vec2Pretraining.
         masked: real frames that were masked, bool [batch, frames].
-        distractors: their places, int32 [batch, frames, count], as `draw_distractors` gives them.
+        distractors: their positions, int32 [batch, frames, count], as returned by `draw_distractors`.
         config: temperature and weight.
 
     Returns:
-        float32 scalars: contrastive; diversity (0 where all entries are used alike, 1 where one only is used); loss,
+        float32 scalars: contrastive; diversity (0 where all entries are used equally, 1 where only one is used); loss,
         which is contrastive + diversity_loss_weight * diversity.
     """
     weights = ops.cast(masked, "float32")
@@ -186,11 +186,11 @@ def pretraining_loss(outputs: dict[str, Any], masked: Any, distractors: Any, con
     predicted, quantized = (
         ops.normalize(ops.cast(outputs[name], "float32"), axis=-1) for name in ("predicted", "quantized")
     )
-    # Of all pairs of frames, which is cheaper than to gather a vector for each distractor.
+    # For all pairs of frames, which is cheaper than gathering a vector for each distractor.
     cosines = ops.einsum("bfw,bdw->bfd", predicted, quantized) / config.contrastive_logits_temperature
     codes = outputs["codes"]
     same = ops.all(codes[:, :, None] == codes[:, None], axis=-1)
-    others = ops.take_along_axis(ops.where(same, HIDDEN_SCORE, cosines), distractors, axis=2)
+    others = ops.take_along_axis(ops.where(same, MASKED_SCORE, cosines), distractors, axis=2)
     own = ops.einsum("bfw,bfw->bf", predicted, quantized) / config.contrastive_logits_temperature
     of_frames = ops.logsumexp(ops.concatenate([own[..., None], others], axis=-1), axis=-1) - own
     contrastive = ops.sum(weights * of_frames) / count
@@ -203,7 +203,7 @@ def pretraining_loss(outputs: dict[str, Any], masked: Any, distractors: Any, con
 
 
 def perplexity(probabilities: Any, masked: Any) -> Any:
-    """Return how many entries of the codebooks are in use, over the masked frames: float32 scalar.
+    """Return the effective number of codebook entries in use over the masked frames: float32 scalar.
 
     Args:
         probabilities: of each entry, float32 [batch, frames, groups, entries].
@@ -216,14 +216,14 @@ def perplexity(probabilities: Any, masked: Any) -> Any:
 
 
 def load_pretraining(model: Wav2Vec2Pretraining, folder: Path | str) -> None:
-    """Set the weights of the backbone and of the parts that pre-training needs, to go on with it.
+    """Set the weights of the backbone, the quantizer and the projections, to continue pretraining.
 
     Args:
-        model: of the configuration of the folder.
+        model: with the configuration of the folder.
         folder: of a Wav2Vec2ForPreTraining, such as facebook/wav2vec2-base.
 
     Raises:
-        UserError: weights are missing or of another shape.
+        UserError: weights are missing or have another shape.
     """
     folder = Path(folder).expanduser()
     tensors = read_tensors(folder)

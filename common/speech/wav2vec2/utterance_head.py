@@ -10,12 +10,12 @@ from common.speech.wav2vec2.network import RealFrames, Wav2Vec2Backbone, audio_i
 
 @keras.saving.register_keras_serializable("recipes")
 class UtteranceHead(keras.layers.Layer):
-    """A class of the whole clip: the mean over its real frames of a projection, and a score of each class.
+    """Classifies the whole clip: a projection averaged over the real frames, and a logit per class.
 
     Args:
-        classes: how many.
-        projection_size: width of the mean.
-        dropout: of the mean.
+        classes: number of classes.
+        projection_size: width of the projection.
+        dropout: rate applied to the mean.
     """
 
     def __init__(self, classes: int, projection_size: int = 256, dropout: float = 0.0, **named):
@@ -42,7 +42,7 @@ class UtteranceHead(keras.layers.Layer):
 
 
 def build_classifier(backbone: Wav2Vec2Backbone, head: UtteranceHead) -> keras.Model:
-    """Return a model of the backbone's inputs that gives logits of classes, float32 [batch, classes]."""
+    """Return a model from the backbone's inputs to logits of classes, float32 [batch, classes]."""
     inputs = audio_inputs()
     hidden = backbone(inputs)
     return keras.Model(inputs, head(hidden, RealFrames(backbone.config)(hidden, inputs["lengths"])))

@@ -1,7 +1,7 @@
-"""A pretrained wav2vec 2.0 from a Hugging Face folder, as `save_pretrained` of transformers writes it.
+"""A pretrained wav2vec 2.0 in a Hugging Face folder, as written by `save_pretrained` of transformers.
 
-`hf download facebook/wav2vec2-base-960h --local-dir FOLDER` makes one. Read are config.json, model.safetensors and,
-where they are, vocab.json, added_tokens.json and preprocessor_config.json. Nothing is unpickled.
+`hf download facebook/wav2vec2-base-960h --local-dir FOLDER` creates one. The files read are config.json,
+model.safetensors and, if present, vocab.json, added_tokens.json and preprocessor_config.json. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -24,38 +24,38 @@ from common.speech.wav2vec2.config import Wav2Vec2Config
 from common.speech.wav2vec2.heads import CTCHead
 from common.speech.wav2vec2.network import Wav2Vec2Backbone
 
-# What the network here computes whatever config.json says; what is not stated there is the first one.
+# Settings that this network supports; the first one is the default where config.json has none.
 _COMPUTED = {
     "hidden_act": ("gelu",),
     "feat_extract_activation": ("gelu",),
     "add_adapter": (False,),
     "adapter_attn_dim": (None,),
 }
-# Heads that are trained for one task, or with the network and then not used any more.
+# Heads of single tasks, or used in pretraining only.
 _OTHER_HEADS = (
     "quantizer.", "project_q.", "project_hid.", "projector.", "classifier.", "layer_weights", "tdnn.", "objective.",
 )  # fmt: skip
-_MASK_VECTOR = "masked_spec_embed"  # transformers leaves it out of a network that never masks
-_SPELLINGS = {  # of weight norm, since PyTorch 2.0 and before
+_MASK_VECTOR = "masked_spec_embed"  # absent where transformers saved a network that never masks
+_SPELLINGS = {  # of weight norm, since PyTorch 2.0 and earlier
     "parametrizations.weight.original0": "weight_g",
     "parametrizations.weight.original1": "weight_v",
 }
 
-# Name in the folder, our variable, and how to bring the array into the order of its axes.
+# Name in the folder, our variable, and a function that reorders the axes of the array.
 Target = tuple[str, Any, Callable[[np.ndarray], np.ndarray]]
 
 
 @dataclass(frozen=True)
 class LoadedWav2Vec2:
-    """What a Hugging Face folder holds.
+    """The content of a Hugging Face folder.
 
     Attributes:
         backbone: with the weights of the folder.
-        head: scores of tokens; None where the folder has no CTC head.
-        vocabulary: token of each output of the head, blank first; None where the folder has no head or no vocab.json.
+        head: CTC head; None where the folder has none.
+        vocabulary: token of each output of the head, blank first; None without a head or vocab.json.
         normalises: whether clips go through `normalise` before the network.
-        sampling_rate: samples a second.
-        ignored: tensors of the folder that nothing here uses.
+        sampling_rate: samples per second.
+        ignored: unused tensors of the folder.
     """
 
     backbone: Wav2Vec2Backbone
@@ -69,16 +69,16 @@ class LoadedWav2Vec2:
 def load_wav2vec2(folder: Path | str) -> LoadedWav2Vec2:
     """Load network, CTC head and vocabulary.
 
-    Token 0 of the head is the blank: where the folder has it elsewhere it is put first, and the others stay in order.
+    Token 0 of the head is the blank: it is moved to the front if necessary, and the others keep their order.
 
     Args:
         folder: with config.json and model.safetensors.
 
     Returns:
-        What it holds, built under Keras' current dtype policy.
+        Its content, built under Keras' current dtype policy.
 
     Raises:
-        UserError: not such a folder, another architecture, or weights that are missing, left over or of another shape.
+        UserError: no such folder, another architecture, or weights that are missing, unexpected or of another shape.
     """
     folder = Path(folder).expanduser()
     settings = _read_settings(folder)
@@ -109,7 +109,7 @@ def save_wav2vec2(
     sampling_rate: int = 16000,
     half: bool = False,
 ) -> Path:
-    """Write network, CTC head and vocabulary as `load_wav2vec2` and transformers read them.
+    """Write network, CTC head and vocabulary in the format that `load_wav2vec2` and transformers read.
 
     Args:
         folder: to write to.
@@ -117,8 +117,8 @@ def save_wav2vec2(
         head: built, or None.
         vocabulary: content of vocab.json, or None.
         normalises: whether clips go through `normalise` before the network.
-        sampling_rate: samples a second.
-        half: write float16, half the size; what is loaded computes in float32 all the same.
+        sampling_rate: samples per second.
+        half: write float16, half the size; the loaded network computes in float32 regardless.
 
     Returns:
         The folder.
@@ -130,7 +130,7 @@ def save_wav2vec2(
         kind = "Wav2Vec2ForCTC"
         targets = [(f"wav2vec2.{name}", variable, arrange) for name, variable, arrange in targets]
         targets += _head_targets(head, list(range(head.dense.units)))
-    # What brings an array into our order brings it back as well: axes change places.
+    # The reordering of axes is its own inverse.
     tensors = {name: np.ascontiguousarray(_back(arrange, variable)) for name, variable, arrange in targets}
     if half:
         tensors = {name: array.astype(np.float16) for name, array in tensors.items()}
@@ -153,7 +153,7 @@ def save_wav2vec2(
 
 
 def _back(arrange: Callable[[np.ndarray], np.ndarray], variable: Any) -> np.ndarray:
-    """Return a variable in the order of axes that the folder has."""
+    """Return a variable with the order of axes used in the folder."""
     array = np.asarray(variable, np.float32)
     return array if arrange is _as_is or array.ndim < 2 else array.T
 
@@ -162,7 +162,7 @@ def _read_settings(folder: Path) -> dict:
     """Return the content of config.json."""
     if not (folder / "config.json").is_file():
         raise UserError(
-            f"There is no config.json in {folder}. Allowed: a folder that transformers wrote. Try: "
+            f"There is no config.json in {folder}. Allowed: a folder written by transformers. Try: "
             "hf download facebook/wav2vec2-base-960h --local-dir FOLDER"
         )
     settings = _read_json(folder / "config.json")
@@ -174,7 +174,7 @@ def _read_settings(folder: Path) -> dict:
     for key, allowed in _COMPUTED.items():
         if settings.get(key, allowed[0]) not in allowed:
             raise UserError(
-                f"The wav2vec 2.0 in {folder} has {key} {settings[key]!r}, and ours would compute with another one. "
+                f"The wav2vec 2.0 in {folder} has {key} {settings[key]!r}, which is not supported. "
                 f"Allowed: {', '.join(map(repr, allowed))}."
             )
     return settings
@@ -184,17 +184,17 @@ def _network_config(settings: dict, folder: Path) -> Wav2Vec2Config:
     try:
         return Wav2Vec2Config.from_dict(settings)
     except ValueError as error:
-        raise UserError(f"config.json in {folder} describes no wav2vec 2.0: {error}") from error
+        raise UserError(f"config.json in {folder} does not describe a wav2vec 2.0: {error}") from error
 
 
 def read_tensors(folder: Path) -> dict[str, np.ndarray]:
-    """Return the arrays of model.safetensors; their names do not depend on the head and the version they came from."""
+    """Return the arrays of model.safetensors, with names independent of the head and the version."""
     path = folder / "model.safetensors"
     if not path.is_file():
         found = sorted(file.name for file in folder.iterdir()) if folder.is_dir() else []
         pickled = any(name.endswith((".bin", ".pt", ".ckpt")) for name in found)
         convert = (
-            " Files of PyTorch are pickled and can run anything, so they are not read. Convert it where you trust it: "
+            " PyTorch files are pickled and can run any code, so they are not read. Convert a trusted one: "
             f'python -c "from transformers import AutoModel as m; m.from_pretrained({str(folder)!r})'
             f'.save_pretrained({str(folder)!r})" (AutoModelForCTC keeps a CTC head)'
         )
@@ -206,7 +206,7 @@ def read_tensors(folder: Path) -> dict[str, np.ndarray]:
         tensors = load_file(path)
     except SafetensorError as error:
         raise UserError(
-            f"{path} cannot be read; it is damaged or half-written. Fetch it again. It said: {first_line(error)}"
+            f"{path} cannot be read; it is damaged or half-written. Fetch it again. The error: {first_line(error)}"
         ) from error
     return {_plain_name(name): array for name, array in tensors.items()}
 
@@ -219,7 +219,7 @@ def _plain_name(name: str) -> str:
 
 
 def assign_backbone(backbone: Wav2Vec2Backbone, tensors: dict[str, np.ndarray], folder: Path) -> set[str]:
-    """Set the weights of a backbone; return the names of the tensors that were used."""
+    """Set the weights of a backbone; return the names of the tensors used."""
     masks = backbone.config.mask_time_prob > 0 or backbone.config.mask_feature_prob > 0
     targets = backbone_targets(backbone)
     return assign_tensors(
@@ -228,10 +228,7 @@ def assign_backbone(backbone: Wav2Vec2Backbone, tensors: dict[str, np.ndarray], 
 
 
 def assign_tensors(targets: Iterator[Target], tensors: dict[str, np.ndarray], folder: Path) -> set[str]:
-    """Set variables from tensors.
-
-    Returns:
-        Names of the tensors that were used.
+    """Set variables from tensors; return the names of the tensors used.
 
     Raises:
         UserError: a tensor is missing or has another shape.
@@ -244,14 +241,14 @@ def assign_tensors(targets: Iterator[Target], tensors: dict[str, np.ndarray], fo
         array = arrange(tensors[name])
         if array.shape != tuple(variable.shape):
             raise UserError(
-                f"{name} in {folder}/model.safetensors has another shape than config.json says. Allowed: "
+                f"The shape of {name} in {folder}/model.safetensors does not match config.json. Allowed: "
                 f"{tuple(variable.shape)}. Received: {array.shape} (both in our order of axes)."
             )
         variable.assign(array.astype(np.float32))
         used.add(name)
     if missing:
         raise UserError(
-            f"{folder}/model.safetensors lacks {len(missing)} of the tensors that config.json asks for: "
+            f"{folder}/model.safetensors lacks {len(missing)} of the tensors that config.json requires: "
             f"{_some(missing)}. Received {len(tensors)} tensors: {_some(sorted(tensors))}. Fetch the folder again, or "
             "save the model again with save_pretrained."
         )
@@ -259,14 +256,14 @@ def assign_tensors(targets: Iterator[Target], tensors: dict[str, np.ndarray], fo
 
 
 def _ignored(tensors: dict[str, np.ndarray], used: set[str], folder: Path) -> tuple[str, ...]:
-    """Return the tensors that belong to heads which are not built here; any other must have been used."""
+    """Return the tensors of heads that are not built here; any other tensor must have been used."""
     left = sorted(set(tensors) - used)
     strange = [name for name in left if not name.startswith(_OTHER_HEADS)]
     if strange:
         raise UserError(
-            f"{folder}/model.safetensors has tensors that a wav2vec 2.0 of its config.json does not have: "
-            f"{_some(strange)}. Answers would be wrong without them. Fetch config.json and model.safetensors of one "
-            "model."
+            f"{folder}/model.safetensors has tensors that a wav2vec 2.0 with this config.json does not have: "
+            f"{_some(strange)}. Outputs would be wrong without them. Fetch config.json and model.safetensors of the "
+            "same model."
         )
     return tuple(left)
 
@@ -276,13 +273,13 @@ def _some(names: list[str]) -> str:
 
 
 def backbone_targets(backbone: Wav2Vec2Backbone) -> Iterator[Target]:
-    """Yield which tensor of the folder each variable of a backbone comes from.
+    """Yield the tensor of the folder for each variable of a backbone.
 
     Args:
-        backbone: of the folder's configuration.
+        backbone: with the folder's configuration.
 
     Yields:
-        Name in the folder, variable, and a function that brings the array into our order of axes.
+        Name in the folder, variable, and a function that reorders the axes of the array.
     """
     config, layer = backbone.config, backbone.get_layer
     extractor = layer("feature_extractor")
@@ -337,12 +334,12 @@ def _as_is(array: np.ndarray) -> np.ndarray:
 
 
 def _convolution(array: np.ndarray) -> np.ndarray:
-    """Bring [outputs, inputs, kernel] of PyTorch into [kernel, inputs, outputs]."""
+    """Transpose [outputs, inputs, kernel] of PyTorch to [kernel, inputs, outputs]."""
     return np.transpose(array, (2, 1, 0))
 
 
 def _blank_first(size: int, blank: int, folder: Path) -> list[int]:
-    """Return the outputs of the head in the order wanted."""
+    """Return the outputs of the head with the blank first."""
     if not isinstance(blank, int) or not 0 <= blank < size:
         raise UserError(
             f"The CTC head in {folder} has no output for the blank. Allowed: pad_token_id of config.json from 0 to "
@@ -352,27 +349,27 @@ def _blank_first(size: int, blank: int, folder: Path) -> list[int]:
 
 
 def _read_vocabulary(folder: Path, order: list[int]) -> list[str] | None:
-    """Return the token of each output, in the order given; an output that no file names is called ''."""
+    """Return the token of each output, in the given order; '' for an output without a name."""
     if not (folder / "vocab.json").is_file():
         return None
     ids = _read_json(folder / "vocab.json") | _read_json(folder / "added_tokens.json")
     if not all(isinstance(number, int) for number in ids.values()):
         raise UserError(
-            f"vocab.json in {folder} is not a table of tokens. Allowed: a number for each token. Received: "
-            f"{_some(sorted(ids))} with other values, as models of several languages have them."
+            f"vocab.json in {folder} is not a table of tokens. Allowed: a number per token. Received: "
+            f"{_some(sorted(ids))} with other values, as in models of several languages."
         )
     tokens = {number: token for token, number in ids.items()}
     return [tokens.get(number, "") for number in order]
 
 
 def _read_json(path: Path) -> dict:
-    """Return the content of a JSON file, empty where there is none."""
+    """Return the content of a JSON file, or {} if there is none."""
     if not path.is_file():
         return {}
     try:
         content = json.loads(path.read_text("utf-8"))
     except ValueError as error:
-        raise UserError(f"{path} is not JSON. Fetch it again. It said: {first_line(error)}") from error
+        raise UserError(f"{path} is not JSON. Fetch it again. The error: {first_line(error)}") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path} is no table of names and values. Fetch it again. It begins: {str(content)[:50]}")
+        raise UserError(f"{path} is not a table of names and values. Fetch it again. It begins: {str(content)[:50]}")
     return content

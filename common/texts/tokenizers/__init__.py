@@ -1,1 +1,1 @@
-"""Tokenizers in TensorFlow ops, so that they are served with the model."""
+"""Tokenizers in TensorFlow ops, exported and served with the model."""

@@ -1,4 +1,4 @@
-"""How a preset or a Hugging Face folder cuts text, as a tokenizer of ours; and whether it belongs to the weights."""
+"""Load the tokenizer of a preset or Hugging Face folder as one of ours, and check that it matches the weights."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import keras
-import keras_nlp  # today another name of keras_hub
+import keras_nlp  # now an alias of keras_hub
 
 from common.errors import UserError
 from common.texts.tokenizers.byte_pair import BytePairs
@@ -15,8 +15,8 @@ from common.texts.tokenizers.wordpiece import WordPiece
 
 Tokenizer = WordPiece | BytePairs | Unigrams
 _OF_WORD_PIECES = (keras_nlp.models.BertBackbone, keras_nlp.models.DistilBertBackbone)
-# The tokens before and after a text, and the one that fills up. GPT-2 was trained without one before: its last token
-# has seen all, so a text ends with the one that ends documents.
+# The tokens before and after a text, and the padding token. GPT-2 was trained without a start token. Its last token
+# attends to all others, so a text ends with the end-of-document token.
 _OF_BYTE_PAIRS = {
     keras_nlp.models.RobertaBackbone: ("<s>", "</s>", "<pad>"),
     keras_nlp.models.GPT2Backbone: (None, "<|endoftext|>", "<|endoftext|>"),
@@ -24,15 +24,15 @@ _OF_BYTE_PAIRS = {
 
 
 def load_tokenizer(name: str, backbone: keras.Model, text: str) -> Tokenizer:
-    """Load the tokenizer as one of ours, which cuts text as the checkpoint's own does, and in any server.
+    """Load the tokenizer as one of ours, which gives the same ids as the checkpoint's own, in any server.
 
     Args:
         name: folder or name of the preset.
-        backbone: its family says which kind of tokenizer it has.
-        text: what the user typed.
+        backbone: its family determines the kind of tokenizer.
+        text: the value of --source.
 
     Raises:
-        UserError: none of ours does what the folder says.
+        UserError: none of ours implements the tokenizer of the folder.
         ValueError: the vocabulary is of another kind.
     """
     special = _OF_BYTE_PAIRS.get(type(backbone))
@@ -53,13 +53,13 @@ def load_tokenizer(name: str, backbone: keras.Model, text: str) -> Tokenizer:
 
 
 def _read_word_pieces(name: str, text: str) -> tuple[list[str], dict[str, bool | None]]:
-    """Return the tokens in the order of their ids, and how text is folded."""
+    """Return the tokens in the order of their ids, and the normalisation of text."""
     folder = Path(name)
     model = read_json(folder / "tokenizer.json").get("model", {})
     if (folder / "vocab.txt").is_file():
         vocabulary = (folder / "vocab.txt").read_text("utf-8").split("\n")
         return vocabulary[:-1] if not vocabulary[-1] else vocabulary, _normalisation(folder)
-    if model:  # what newer versions of transformers write
+    if model:  # as written by newer versions of transformers
         _check_kind(model, "WordPiece", text)
         ids = model["vocab"] | _added_tokens(folder)
         named = {number: token for token, number in ids.items()}
@@ -72,7 +72,7 @@ def _read_byte_pairs(name: str, text: str) -> tuple[dict[str, int], list[str], b
     """Return the id of each token, the rules, and whether a text begins with a space."""
     folder = Path(name)
     tokenizer, settings = read_json(folder / "tokenizer.json"), read_json(folder / "tokenizer_config.json")
-    if "model" in tokenizer:  # in a preset of KerasHub the file of this name holds something else
+    if "model" in tokenizer:  # the file of this name in a KerasHub preset is different
         model, cuts = tokenizer["model"], tokenizer.get("pre_tokenizer") or {}
         _check_kind(model, "BPE", text)
         others = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges")
@@ -81,8 +81,8 @@ def _read_byte_pairs(name: str, text: str) -> tuple[dict[str, int], list[str], b
             found.append("pre_tokenizer")
         if found:
             raise UserError(
-                f"The tokenizer.json in {text} cuts text in another way than GPT-2 and RoBERTa do, and ids would be "
-                f"wrong. What differs: {', '.join(found)}."
+                f"The tokenizer.json in {text} does not tokenize as GPT-2 and RoBERTa do, so ids would be wrong. "
+                f"Differences: {', '.join(found)}."
             )
         merges = [rule if isinstance(rule, str) else " ".join(rule) for rule in model["merges"]]
         prefix_space = settings.get("add_prefix_space", cuts["add_prefix_space"])
@@ -101,25 +101,25 @@ def _read_unigrams(name: str, text: str) -> bytes:
     settings = read_json(folder / "tokenizer_config.json")
     changed = [key for key in ("do_lower_case", "split_by_punct") if settings.get(key)]
     if changed:
-        raise UserError(f"The tokenizer in {text} has {changed[0]} set, which is not done here; ids would be wrong.")
+        raise UserError(f"The tokenizer in {text} has {changed[0]} set, which is not supported; ids would be wrong.")
     if (folder / "spm.model").is_file():
         return (folder / "spm.model").read_bytes()
     if "model_type" in read_json(folder / "config.json"):
         raise UserError(
-            f"There is no spm.model in {text}, the file that a DeBERTa's text is cut by; tokenizer.json does not say "
-            "the same. Copy it from the model that this one was made of, for example microsoft/deberta-v3-small."
+            f"There is no spm.model in {text}, the tokenizer of a DeBERTa; tokenizer.json does not replace it. "
+            "Copy it from the model that this one was fine-tuned from, for example microsoft/deberta-v3-small."
         )
     return keras_nlp.models.Tokenizer.from_preset(name).proto
 
 
 def _check_kind(model: dict, kind: str, text: str) -> None:
-    """Refuse a tokenizer that is not of the kind that a model's family has."""
+    """Refuse a tokenizer that is not of the kind of the model's family."""
     inferred = "BPE" if "merges" in model else "Unigram" if isinstance(model.get("vocab"), list) else "WordPiece"
-    found = model.get("type", inferred)  # older files do not say
+    found = model.get("type", inferred)  # missing in older files
     if found != kind:
         raise UserError(
-            f"The tokenizer.json in {text} is of the kind {found}, and of this model the kind {kind} is known. "
-            "Take a folder whose model and tokenizer belong together, or another model, for example minilm."
+            f"The tokenizer.json in {text} is a {found} tokenizer; this model requires {kind}. "
+            "Use a folder whose model and tokenizer belong together, or another model, for example minilm."
         )
 
 
@@ -128,37 +128,37 @@ def _added_tokens(folder: Path) -> dict[str, int]:
 
 
 def check_vocabulary(tokenize: Tokenizer, rows: int, config: dict, text: str) -> None:
-    """Refuse a vocabulary that the weights were not trained with: every id would mean something else.
+    """Refuse a vocabulary that the weights were not trained with: every id would mean another token.
 
     Args:
         tokenize: with the vocabulary.
-        rows: of the table of token vectors.
+        rows: of the token embedding table.
         config: of a Hugging Face folder.
-        text: what the user typed.
+        text: the value of --source.
 
     Raises:
-        UserError: it does not belong to them.
+        UserError: vocabulary and weights do not match.
     """
-    advice = "Take the vocabulary files and the weights from the same place, as one folder."
-    spare = max(127, rows // 100)  # tables are padded to a round number, for speed
+    advice = "Use vocabulary files and weights of the same model, in one folder."
+    spare = max(127, rows // 100)  # tables are padded to a round number for speed
     if not 0 <= rows - tokenize.size <= spare:
         raise UserError(
-            f"The vocabulary in {text} does not belong to the weights: it has {tokenize.size} tokens, and the table of "
-            f"token vectors {rows} rows. Allowed: as many rows as tokens, or up to {spare} more. {advice}"
+            f"The vocabulary in {text} does not match the weights: it has {tokenize.size} tokens, and the embedding "
+            f"table has {rows} rows. Allowed: as many rows as tokens, or up to {spare} more. {advice}"
         )
     stated = {"bos_token_id": tokenize.start, "eos_token_id": tokenize.end}
-    if tokenize.padding != tokenize.end:  # GPT-2 has no token to pad with: any will do, for it is masked
+    if tokenize.padding != tokenize.end:  # GPT-2 has no padding token; any will do, as padding is masked
         stated["pad_token_id"] = tokenize.padding
     for key, found in stated.items():
         if found is not None and config.get(key) not in (None, found):
             raise UserError(
-                f"The vocabulary in {text} does not belong to the weights: config.json says {key} {config[key]}, and "
-                f"in the vocabulary it is {found}. {advice}"
+                f"The vocabulary in {text} does not match the weights: {key} is {config[key]} in config.json, but "
+                f"{found} in the vocabulary. {advice}"
             )
 
 
 def _normalisation(folder: Path) -> dict[str, bool | None]:
-    """How a Hugging Face folder says text is folded: tokenizer.json, tokenizer_config.json, or as in uncased BERT."""
+    """Return the normalisation from tokenizer.json or tokenizer_config.json, by default that of uncased BERT."""
     normalizer = read_json(folder / "tokenizer.json").get("normalizer") or {}
     if normalizer.get("type") == "BertNormalizer":
         return {
@@ -175,5 +175,5 @@ def _normalisation(folder: Path) -> dict[str, bool | None]:
 
 
 def read_json(path: Path) -> dict:
-    """Return the content of a JSON file, empty where there is none."""
+    """Return the content of a JSON file, empty if there is no file."""
     return json.loads(path.read_text("utf-8")) if path.is_file() else {}

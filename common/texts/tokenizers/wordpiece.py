@@ -1,4 +1,4 @@
-"""BERT's tokenizer in core TensorFlow ops: the same ids as Hugging Face's, in training and in any server's graph."""
+"""BERT's tokenizer in core TensorFlow ops, with the ids of Hugging Face's, in training and in any server."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import tensorflow as tf
 
 _MAX_WORD = 100  # characters; longer words are unknown, as in the reference
 _KEEP, _REMOVE, _SPACE, _ALONE, _REPLACE = range(5)
-# The blocks that BERT calls Chinese characters (https://github.com/google-research/bert/blob/master/tokenization.py).
+# The Unicode blocks that BERT treats as Chinese (https://github.com/google-research/bert/blob/master/tokenization.py).
 _CHINESE = (
     (0x4E00, 0x9FFF), (0x3400, 0x4DBF), (0x20000, 0x2A6DF), (0x2A700, 0x2B73F), (0x2B740, 0x2B81F),
     (0x2B920, 0x2CEAF), (0xF900, 0xFAFF), (0x2F800, 0x2FA1F),
@@ -22,14 +22,14 @@ _CHINESE = (
 class WordPiece(tf.Module):
     """Text to BERT's token ids (https://arxiv.org/abs/1609.08144, section 4.1, with the normalisation of BERT).
 
-    KerasHub's tokenizer folds characters in another way, needs ops that plain TensorFlow has not, and drops
-    accents only if told; pinned in tests/texts/test_wordpiece.py. Special tokens written in a text (`[CLS]`) are text.
+    KerasHub's tokenizer normalises characters in another way, needs ops outside core TensorFlow, and drops accents only
+    if told to; pinned in tests/texts/test_wordpiece.py. Special tokens written in a text (`[CLS]`) are text.
 
     Args:
-        vocabulary: the token of each id, as the lines of vocab.txt.
+        vocabulary: the token of each id, as in the lines of vocab.txt.
         lowercase: whether the model is uncased.
-        strip_accents: whether accents are dropped; None drops them where text is lowercased, as BERT did.
-        split_chinese: whether each Chinese character is a word.
+        strip_accents: whether accents are dropped; None drops them if text is lowercased, as in BERT.
+        split_chinese: whether each Chinese character is its own word.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class WordPiece(tf.Module):
         ids = {token: number for number, token in enumerate(vocabulary)}
         missing = [token for token in ("[UNK]", "[CLS]", "[SEP]", "[PAD]") if token not in ids]
         if missing:
-            raise ValueError(f"The vocabulary has no {', '.join(missing)}; it is not one of BERT.")
+            raise ValueError(f"The vocabulary has no {', '.join(missing)}; it is not a BERT vocabulary.")
         self.unknown, self.start, self.end, self.padding = (ids[t] for t in ("[UNK]", "[CLS]", "[SEP]", "[PAD]"))
         self._ids = _table(list(ids), np.fromiter(ids.values(), np.int32), default=-1)
         self._longest = max(len(token.removeprefix("##")) for token in vocabulary)
@@ -57,7 +57,7 @@ class WordPiece(tf.Module):
 
     def vocabulary(self) -> list[str]:
         """Return the token of each id."""
-        tokens, ids = (tensor.numpy() for tensor in self._ids.export())  # kept nowhere else: a table saves itself
+        tokens, ids = (tensor.numpy() for tensor in self._ids.export())  # stored only in the table, which is saved
         found = [""] * self.size
         for token, number in zip(tokens, ids, strict=True):
             found[number] = token.decode()
@@ -67,19 +67,19 @@ class WordPiece(tf.Module):
         """Tokenize.
 
         Args:
-            texts: string [batch], UTF-8; bytes that are not become the replacement character, which is dropped.
+            texts: string [batch], UTF-8; invalid bytes become the replacement character, which is dropped.
 
         Returns:
             int32 [batch, (tokens)], without special tokens.
         """
         words = tf.strings.split(self._folded(texts))
-        different, which = tf.unique(words.flat_values)  # most words of a text are frequent ones
+        different, which = tf.unique(words.flat_values)  # most words occur many times
         pieces = tf.gather(self._pieces(different), which)
         # The pieces of a sentence are those of its words: [batch, (words), (pieces)] with the inner level dropped.
         return words.with_values(pieces).merge_dims(1, 2)
 
     def _folded(self, texts: tf.Tensor) -> tf.Tensor:
-        """Lowercase, drop accents and control characters, put spaces around what is a word by itself."""
+        """Lowercase, drop accents and control characters, put spaces around single-character words."""
         points = tf.strings.unicode_decode(texts, "UTF-8", errors="replace")
         flat = points.flat_values
         kind = tf.gather(self._kinds, tf.searchsorted(self._starts, flat, side="right") - 1)
@@ -90,10 +90,10 @@ class WordPiece(tf.Module):
         return tf.strings.reduce_join(points.with_values(folded), axis=1)
 
     def _pieces(self, words: tf.Tensor) -> tf.RaggedTensor:
-        """Cut each word [n] from the left into the longest pieces that the vocabulary has: int32 [n, (pieces)]."""
+        """Split each word [n] from the left into the longest pieces in the vocabulary: int32 [n, (pieces)]."""
         length = tf.strings.length(words, unit="UTF8_CHAR")
         known = length <= _MAX_WORD
-        words = tf.where(known, words, "")  # what is unknown anyway need not be searched
+        words = tf.where(known, words, "")  # unknown anyway, so not searched
         length = tf.where(known, length, 0)
         lengths = tf.range(1, self._longest + 1)
 
@@ -106,7 +106,7 @@ class WordPiece(tf.Module):
             word, begin = tf.gather(words, which), tf.gather(at, which)
             count = tf.shape(which)[0]
             rest = tf.strings.substr(word, begin, tf.fill([count], self._longest), unit="UTF8_CHAR")
-            # All beginnings of the rest; one that asks for more characters than there are is the rest, again.
+            # All prefixes of the rest; prefixes longer than the rest equal the rest.
             beginnings = tf.strings.substr(
                 tf.repeat(rest[:, None], self._longest, axis=1),
                 tf.zeros([count, self._longest], tf.int32),
@@ -126,7 +126,7 @@ class WordPiece(tf.Module):
         empty = tf.zeros([tf.shape(words)[0], 0], tf.int32)
         shapes = [tf.TensorShape([None]), tf.TensorShape([None]), tf.TensorShape([None, None])]
         _, known, found = tf.while_loop(more, cut, [tf.zeros_like(length), known, empty], shapes)
-        # 0 marks "no piece"; a word with a part that no piece fits is one unknown token.
+        # 0 marks "no piece"; a word that cannot be split completely is one unknown token.
         unknown = tf.concat([tf.fill([tf.shape(words)[0], 1], self.unknown + 1), tf.zeros_like(found)], axis=1)
         found = tf.where(known[:, None], tf.pad(found, [[0, 0], [0, 1]]), unknown)
         return tf.RaggedTensor.from_row_lengths((found[found > 0]) - 1, tf.math.count_nonzero(found, axis=1))
@@ -138,10 +138,10 @@ def _table(keys, values, default) -> tf.lookup.StaticHashTable:
 
 @functools.cache
 def _folding(lowercase: bool, strip_accents: bool, split_chinese: bool):
-    """Say of every Unicode character what becomes of it.
+    """Return how every Unicode character is normalised.
 
     Returns:
-        (first code point of each run of equals, what becomes of them, {code point: text} of those that are replaced).
+        (first code point of each run of one kind, the kinds, {code point: replacement} of replaced characters).
     """
     kinds = np.fromiter(
         (_kind(chr(point), lowercase, strip_accents, split_chinese) for point in range(sys.maxunicode + 1)), np.int8
@@ -157,7 +157,7 @@ def _kind(character: str, lowercase: bool, strip_accents: bool, split_chinese: b
     category = unicodedata.category(character)
     if character in "\t\n\r" or category[0] == "Z":
         return _SPACE
-    if category == "Cn":  # assigned since Python's tables were made, or nothing at all: the reference keeps both
+    if category == "Cn":  # assigned after Python's tables were made, or not at all: the reference keeps both
         return _ALONE if split_chinese and _is_chinese(character) else _KEEP
     if category[0] == "C" or character == "\ufffd":
         return _REMOVE
@@ -186,5 +186,5 @@ def _is_chinese(character: str) -> bool:
 
 
 def _is_punctuation(character: str) -> bool:
-    symbols = "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"  # BERT counts all of these, Unicode only some
+    symbols = "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"  # all punctuation to BERT, only some to Unicode
     return character in symbols or unicodedata.category(character)[0] == "P"

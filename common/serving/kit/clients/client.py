@@ -1,14 +1,14 @@
-"""Ask a served model over TensorFlow Serving's REST API.
+"""Query a served model over TensorFlow Serving's REST API.
 
-Needs nothing but Python 3.9 or newer: copy this one file wherever the model is asked from.
+Needs only Python 3.9 or newer: copy this file to wherever the model is queried from.
 
-    python client.py photo.jpg other.png                    # files, where the model takes pictures or sound
-    python client.py "what a day" "never again"             # sentences, where it takes text
-    cat sentences.txt | python client.py -                  # one sentence a line
+    python client.py photo.jpg other.png                    # files, if the model takes images or sound
+    python client.py "what a day" "never again"             # sentences, if it takes text
+    cat sentences.txt | python client.py -                  # one sentence per line
     python client.py --url http://SERVER:8501 --json photo.jpg > answers.jsonl
 
-Each input becomes one line: its name, the label, the probability. An input that cannot be answered is told on stderr
-and spoils no other one; the exit code is then 1.
+Prints one line per input: its name, the label, the probability. An input that fails is reported on stderr without
+affecting the others; the exit code is then 1.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ from urllib.parse import quote, urlsplit
 
 MODEL = ""
 
-KINDS = ("image", "audio", "text")  # inputs that this client knows how to fill
+KINDS = ("image", "audio", "text")  # inputs that this client can fill
 FILLABLE = [[(kind, "DT_STRING")] for kind in KINDS]
-BATCH_BYTES = 16 * 2**20  # many servers refuse requests beyond some tens of MB
-PAUSES = (0.5, 1.0, 2.0)  # seconds before each further try
-# Statuses that may be the fault of one input; after any other one the next request would fail like this one.
+BATCH_BYTES = 16 * 2**20  # many servers refuse requests larger than some tens of MB
+PAUSES = (0.5, 1.0, 2.0)  # seconds before each retry
+# Statuses that one input may cause; after any other the next request would fail too.
 ABOUT_THE_INPUTS = (400, 413, 422, 500, 501)
 
 
 class Trouble(Exception):
-    """Nothing can be answered any more; the message says why, and what to do."""
+    """No further input can be answered; the message says why, and what to do."""
 
 
 class HungUp(Trouble):
-    """The server broke a request off; it may still answer others."""
+    """The server closed the connection during a request; it may still answer others."""
 
 
 def main(arguments=None) -> int:
-    """Print one line for each input; return 1 where any has no answer."""
+    """Print one line per input; return 1 where any failed."""
     options = parse(arguments)
-    for stream in (sys.stdout, sys.stderr):  # file names may hold what a terminal's encoding lacks
+    for stream in (sys.stdout, sys.stderr):  # file names may hold characters that the terminal's encoding lacks
         stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     failed = 0
     try:
@@ -62,7 +62,7 @@ def main(arguments=None) -> int:
     except Trouble as trouble:
         print(f"client.py: {trouble}", file=sys.stderr)
         return 1
-    except BrokenPipeError:  # `| head` has read enough; Python would complain when it flushes at its end
+    except BrokenPipeError:  # `| head` has read enough; Python would raise again at its final flush
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
@@ -75,15 +75,15 @@ def parse(arguments=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="client.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("inputs", nargs="+", metavar="FILE_OR_TEXT", help="- reads sentences from stdin, one a line")
+    parser.add_argument("inputs", nargs="+", metavar="FILE_OR_TEXT", help="- reads sentences from stdin, one per line")
     parser.add_argument("--url", default="http://127.0.0.1:8501", help="of the REST API (default: %(default)s)")
     parser.add_argument("--model", default=MODEL, help=f"name on the server (default: {MODEL or 'none'})")
     parser.add_argument("--version", type=int, help="number of the version (default: the newest)")
     parser.add_argument("--label", help="label of the version, such as stable; instead of --version")
     parser.add_argument("--signature", default="serving_default", help="default: %(default)s")
-    parser.add_argument("--json", action="store_true", help="print all outputs, one JSON object a line")
+    parser.add_argument("--json", action="store_true", help="print all outputs, one JSON object per line")
     parser.add_argument("--timeout", type=float, default=60, help="seconds to wait for an answer (default: 60)")
-    parser.add_argument("--batch", type=int, default=8, help="inputs in one request (default: 8)")
+    parser.add_argument("--batch", type=int, default=8, help="inputs per request (default: 8)")
     options = parser.parse_args(arguments)
     options.url = options.url.rstrip("/")
     try:
@@ -94,7 +94,7 @@ def parse(arguments=None) -> argparse.Namespace:
     if not usable:
         parser.error(f"--url is {options.url!r}; it must look like http://127.0.0.1:8501")
     if options.version is not None and options.label:
-        parser.error("--version and --label name the version twice; give one of them")
+        parser.error("--version and --label both name the version; use one of them")
     if options.version is not None and options.version < 0:
         parser.error(f"--version is {options.version}; it must be 0 or more")
     if not options.timeout > 0:
@@ -102,15 +102,15 @@ def parse(arguments=None) -> argparse.Namespace:
     if options.batch < 1:
         parser.error(f"--batch is {options.batch}; it must be 1 or more")
     if not options.model:
-        parser.error("name the model that is to be asked: --model NAME")
+        parser.error("the name of the model is required: --model NAME")
     return options
 
 
 def read(arguments, kind):
-    """Yield (name, what is sent in its place, why it cannot be read) for each input.
+    """Yield (name, content to send, reason why it cannot be read) for each input.
 
     Args:
-        arguments: files, or sentences; "-" is every line of stdin where sentences are wanted.
+        arguments: files, or sentences; "-" is every line of stdin, for text.
         kind: "image" and "audio" are files, "text" are sentences.
     """
     for argument in arguments:
@@ -121,7 +121,7 @@ def read(arguments, kind):
             except OSError as error:
                 yield argument, None, error.strerror or str(error)
                 continue
-            # The server undoes exactly one base64; a second one would reach the model as text.
+            # The server decodes base64 exactly once.
             yield argument, {"b64": base64.b64encode(content).decode("ascii")}, ""
         elif argument != "-":
             yield argument, argument, ""
@@ -137,7 +137,7 @@ def read(arguments, kind):
 
 
 def batches(items, most):
-    """Yield lists of at most so many items, and of fewer where they are large."""
+    """Yield lists of at most so many items, or fewer where they are large."""
     batch, size = [], 0
     for item in items:
         sent = item[1]
@@ -164,7 +164,7 @@ def look_up_signature(options):
     """Return (the name of the signature's input, the names of its outputs).
 
     Raises:
-        Trouble: no server, no such model or signature, or one that wants something else than files or sentences.
+        Trouble: no server, no such model or signature, or one that takes other inputs than files or sentences.
     """
     status, content = ask(options, f"{model_url(options)}/metadata")
     if status != 200:
@@ -181,15 +181,15 @@ def look_up_signature(options):
 
 
 def choose_signature(options, inputs, outputs):
-    """Return (the name of the wanted signature's input, the names of its outputs).
+    """Return (the name of the chosen signature's input, the names of its outputs).
 
     Args:
-        options: with the `signature` that is wanted.
+        options: with the name of the `signature`.
         inputs: of each signature, their types by their names.
         outputs: of each signature, their names.
 
     Raises:
-        Trouble: there is no such signature, or it wants something else than files or sentences.
+        Trouble: there is no such signature, or it takes other inputs than files or sentences.
     """
     theirs = sorted(name for name in inputs if not name.startswith("__"))  # those are the loader's own
     usable = [name for name in theirs if list(inputs[name].items()) in FILLABLE]
@@ -209,7 +209,7 @@ def choose_signature(options, inputs, outputs):
 
 
 def why_no_model(options, status, content) -> str:
-    """Say what the server has instead of the model or version that was asked for."""
+    """Return what the server has instead of the requested model or version."""
     said = f"{options.url} answers {status}: {error_of(content)}"
     if status != 404:
         return said
@@ -217,7 +217,7 @@ def why_no_model(options, status, content) -> str:
     if status == 200:
         versions = content.get("model_version_status") or []
         there = ", ".join(str(one.get("version")) for one in versions if one.get("state") == "AVAILABLE")
-        return f"{said}. The model {options.model!r} has the versions: {there or 'none that can be asked'}."
+        return f"{said}. The model {options.model!r} has the versions: {there or 'none available'}."
     return f"{options.url} has no model {options.model!r}: {error_of(content)} Name another one with --model."
 
 
@@ -228,7 +228,7 @@ def answer_batch(options, kind, outputs, batch):
 
 
 def predict(options, kind, outputs, contents):
-    """Return (outputs, problem) for each content. One that is refused with others is asked once more alone.
+    """Return (outputs, problem) for each content. Contents of a refused batch are sent again one by one.
 
     Raises:
         Trouble: the server cannot answer anything now.
@@ -239,7 +239,7 @@ def predict(options, kind, outputs, contents):
     request = {"signature_name": options.signature, "instances": [{kind: content} for content in contents]}
     try:
         status, content = ask(options, url, request)
-    except HungUp as trouble:  # that is how some servers refuse what is too large
+    except HungUp as trouble:  # some servers refuse large requests this way
         status, content = 413, {"error": str(trouble)}
     if status == 200:
         rows = content.get("predictions")
@@ -255,10 +255,10 @@ def predict(options, kind, outputs, contents):
 
 
 def ask(options, url, content=None):
-    """Return (HTTP status, JSON object) of a GET, or of a POST of JSON; what may pass is tried again a few times.
+    """Return (HTTP status, JSON object) of a GET, or of a POST of JSON; transient failures are retried.
 
     Raises:
-        Trouble: there is no server, or it is none for models, or (HungUp) it breaks off.
+        Trouble: there is no server, it is not a model server, or (HungUp) it closes the connection.
     """
     body = None if content is None else json.dumps(content).encode("ascii")
     request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
@@ -279,7 +279,7 @@ def ask(options, url, content=None):
 
 def send(request, timeout):
     """Return (HTTP status, body) of one request."""
-    # A proxy that the environment names for the internet cannot reach what listens on this machine.
+    # A proxy of the environment cannot reach a server on this machine.
     here = urlsplit(request.full_url).hostname in ("127.0.0.1", "localhost", "::1")
     opener = urllib.request.build_opener(*([urllib.request.ProxyHandler({})] if here else []))
     try:
@@ -303,40 +303,40 @@ def as_object(url, status, said) -> dict:
     if isinstance(content, dict):
         return content
     text = " ".join(said.decode("utf-8", "replace").split())[:200] or "nothing"
-    if status != 200:  # of a proxy in between, mostly
+    if status != 200:  # mostly of a proxy in between
         return {"error": text}
-    raise Trouble(f"{url} answers no JSON object, but {text!r}. Is this the REST API of a model server? See --url")
+    raise Trouble(f"{url} returned no JSON object, but {text!r}. Is this the REST API of a model server? See --url")
 
 
 def error_of(content) -> str:
-    """Return what a server says about a failure, on one line."""
+    """Return the error message of a server, on one line."""
     return " ".join(str(content.get("error") or json.dumps(content)[:200]).split())
 
 
 def why_no_answer(options, reason) -> str:
-    """Say why a server could not be asked, and what to do."""
+    """Return why there is no answer, and what to do."""
     if isinstance(reason, ConnectionRefusedError):
         return (
             f"no server listens at {options.url}. Start one: `python -m recipes serve RUN`, or TensorFlow Serving with "
             f"docker (see model_card.md); or name another one with --url"
         )
-    if isinstance(reason, TimeoutError) or "timed out" in str(reason):  # before Python 3.10 it had another class
+    if isinstance(reason, TimeoutError) or "timed out" in str(reason):  # another class before Python 3.10
         return f"{options.url} did not answer within {options.timeout:g} seconds. Wait longer with --timeout"
     if isinstance(reason, http.client.BadStatusLine) and not isinstance(reason, ConnectionResetError):
-        return f"{options.url} does not speak HTTP. Is this the port of gRPC (8500)? REST is mostly on 8501: --url"
+        return f"{options.url} does not speak HTTP. Is this the gRPC port (8500)? REST is usually on port 8501: --url"
     if isinstance(reason, (ConnectionResetError, BrokenPipeError)):
-        return f"{options.url} broke the connection off: {reason}. Is what was sent too large for it?"
-    return f"{options.url} cannot be asked: {str(reason) or type(reason).__name__}. See --url"
+        return f"{options.url} closed the connection: {reason}. Was the request too large?"
+    return f"{options.url} cannot be reached: {str(reason) or type(reason).__name__}. See --url"
 
 
 def short(name, kind) -> str:
-    """Return the name of an input on one line; of a long sentence, the beginning."""
+    """Return the name of an input on one line; a long sentence is shortened."""
     name = " ".join(name.splitlines())
     return name if kind != "text" or len(name) <= 60 else name[:59] + "…"
 
 
 def in_words(outputs) -> str:
-    """Return the outputs for one input as a person wants to read them."""
+    """Return the outputs for one input as readable text."""
     try:
         if "label" in outputs:
             return f"{outputs['label']}" + (
@@ -347,12 +347,12 @@ def in_words(outputs) -> str:
         if outputs.keys() >= {"boxes", "labels", "scores"}:
             return boxes_in_words(outputs)
     except (TypeError, ValueError, IndexError):
-        pass  # the names are those that we know, and what they hold is something else
+        pass  # known names with unexpected values
     return json.dumps(outputs, ensure_ascii=False, separators=(",", ":"))
 
 
 def boxes_in_words(outputs) -> str:
-    """Return what was found in one picture: of each box its label, score and edges."""
+    """Return the detections of one image: label, score and edges of each box."""
     count = int(outputs.get("count", len(outputs["scores"])))
     found = [
         f"; {outputs['labels'][place]} {outputs['scores'][place]:.2f} "

@@ -1,16 +1,16 @@
-"""Ask a served model over TensorFlow Serving's gRPC API.
+"""Query a served model over TensorFlow Serving's gRPC API.
 
-Needs Python 3.9 or newer and two packages, some 20 MB; neither TensorFlow nor tensorflow-serving-api, which brings it:
+Needs Python 3.9 or newer and two packages, about 20 MB; neither TensorFlow nor tensorflow-serving-api:
 
     pip install "grpcio>=1.60" "protobuf>=5"
 
-    python grpc_client.py photo.jpg other.png               # files, where the model takes pictures or sound
-    python grpc_client.py "what a day" "never again"        # sentences, where it takes text
-    cat sentences.txt | python grpc_client.py -             # one sentence a line
+    python grpc_client.py photo.jpg other.png               # files, if the model takes images or sound
+    python grpc_client.py "what a day" "never again"        # sentences, if it takes text
+    cat sentences.txt | python grpc_client.py -             # one sentence per line
     python grpc_client.py --address SERVER:8500 --json photo.jpg > answers.jsonl
 
-Each input becomes one line: its name, the label, the probability. An input that cannot be answered is told on stderr
-and spoils no other one; the exit code is then 1. The connection is not encrypted.
+Prints one line per input: its name, the label, the probability. An input that fails is reported on stderr without
+affecting the others; the exit code is then 1. The connection is not encrypted.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import struct
 import sys
 import time
 
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what it has to say comes back as an error as well
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its messages are returned as errors as well
 
 try:
     import grpc
@@ -33,15 +33,15 @@ except ImportError as error:
 
 MODEL = ""
 
-KINDS = ("image", "audio", "text")  # inputs that this client knows how to fill
+KINDS = ("image", "audio", "text")  # inputs that this client can fill
 FILLABLE = [[(kind, "DT_STRING")] for kind in KINDS]
-BATCH_BYTES = 16 * 2**20  # many servers refuse requests beyond some tens of MB
-PAUSES = (0.5, 1.0, 2.0)  # seconds before each further try
-# Codes that may be the fault of one input; after any other one the next request would fail like this one.
+BATCH_BYTES = 16 * 2**20  # many servers refuse requests larger than some tens of MB
+PAUSES = (0.5, 1.0, 2.0)  # seconds before each retry
+# Codes that one input may cause; after any other the next request would fail too.
 ABOUT_THE_INPUTS = ("INVALID_ARGUMENT", "RESOURCE_EXHAUSTED", "UNIMPLEMENTED", "INTERNAL", "OUT_OF_RANGE")
 
-# What this client needs of the messages in tensorflow_serving/apis/*.proto and tensorflow/core/*/*.proto: for each
-# message its fields, with their numbers and types.
+# The parts of the messages in tensorflow_serving/apis/*.proto and tensorflow/core/*/*.proto that this client needs:
+# the fields of each message, with their numbers and types.
 MESSAGES = {
     "Int64Value": {"value": (1, "int64")},
     "ModelSpec": {
@@ -79,7 +79,7 @@ MESSAGES = {
 }
 PREDICTION, STATUS = "tensorflow.serving.PredictionService", "tensorflow.serving.ModelService"
 DT_STRING, AVAILABLE = 7, 30
-# Of each type of numbers: its name, the field that holds few values, and the letter that struct has for one of many.
+# Per numeric type: its name, the field of the tensor for its values, and its format letter in struct.
 NUMBERS = {
     1: ("DT_FLOAT", "float_val", "f"),
     2: ("DT_DOUBLE", "double_val", "d"),
@@ -96,13 +96,13 @@ NUMBERS = {
 
 
 class Trouble(Exception):
-    """Nothing can be answered any more; the message says why, and what to do."""
+    """No further input can be answered; the message says why, and what to do."""
 
 
 def main(arguments=None) -> int:
-    """Print one line for each input; return 1 where any has no answer."""
+    """Print one line per input; return 1 where any failed."""
     options = parse(arguments)
-    for stream in (sys.stdout, sys.stderr):  # file names may hold what a terminal's encoding lacks
+    for stream in (sys.stdout, sys.stderr):  # file names may hold characters that the terminal's encoding lacks
         stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     failed = 0
     try:
@@ -120,7 +120,7 @@ def main(arguments=None) -> int:
     except Trouble as trouble:
         print(f"grpc_client.py: {trouble}", file=sys.stderr)
         return 1
-    except BrokenPipeError:  # `| head` has read enough; Python would complain when it flushes at its end
+    except BrokenPipeError:  # `| head` has read enough; Python would raise again at its final flush
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
@@ -133,20 +133,20 @@ def parse(arguments=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="grpc_client.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("inputs", nargs="+", metavar="FILE_OR_TEXT", help="- reads sentences from stdin, one a line")
+    parser.add_argument("inputs", nargs="+", metavar="FILE_OR_TEXT", help="- reads sentences from stdin, one per line")
     parser.add_argument("--address", default="127.0.0.1:8500", help="HOST:PORT of gRPC (default: %(default)s)")
     parser.add_argument("--model", default=MODEL, help=f"name on the server (default: {MODEL or 'none'})")
     parser.add_argument("--version", type=int, help="number of the version (default: the newest)")
     parser.add_argument("--label", help="label of the version, such as stable; instead of --version")
     parser.add_argument("--signature", default="serving_default", help="default: %(default)s")
-    parser.add_argument("--json", action="store_true", help="print all outputs, one JSON object a line")
+    parser.add_argument("--json", action="store_true", help="print all outputs, one JSON object per line")
     parser.add_argument("--timeout", type=float, default=60, help="seconds to wait for an answer (default: 60)")
-    parser.add_argument("--batch", type=int, default=8, help="inputs in one request (default: 8)")
+    parser.add_argument("--batch", type=int, default=8, help="inputs per request (default: 8)")
     options = parser.parse_args(arguments)
     if "/" in options.address or not options.address.rpartition(":")[2].isdecimal():
         parser.error(f"--address is {options.address!r}; it must be HOST:PORT, such as 127.0.0.1:8500")
     if options.version is not None and options.label:
-        parser.error("--version and --label name the version twice; give one of them")
+        parser.error("--version and --label both name the version; use one of them")
     if options.version is not None and options.version < 0:
         parser.error(f"--version is {options.version}; it must be 0 or more")
     if not options.timeout > 0:
@@ -154,15 +154,15 @@ def parse(arguments=None) -> argparse.Namespace:
     if options.batch < 1:
         parser.error(f"--batch is {options.batch}; it must be 1 or more")
     if not options.model:
-        parser.error("name the model that is to be asked: --model NAME")
+        parser.error("the name of the model is required: --model NAME")
     return options
 
 
 def read(arguments, kind):
-    """Yield (name, bytes to send, why it cannot be read) for each input.
+    """Yield (name, bytes to send, reason why it cannot be read) for each input.
 
     Args:
-        arguments: files, or sentences; "-" is every line of stdin where sentences are wanted.
+        arguments: files, or sentences; "-" is every line of stdin, for text.
         kind: "image" and "audio" are files, "text" are sentences.
     """
     for argument in arguments:
@@ -173,7 +173,7 @@ def read(arguments, kind):
             except OSError as error:
                 yield argument, None, error.strerror or str(error)
         elif argument != "-":
-            yield argument, argument.encode("utf-8", "surrogateescape"), ""  # bytes that are no UTF-8 stay as typed
+            yield argument, argument.encode("utf-8", "surrogateescape"), ""  # invalid UTF-8 is sent as typed
         else:
             for number, line in enumerate(sys.stdin.buffer, 1):
                 try:
@@ -186,7 +186,7 @@ def read(arguments, kind):
 
 
 def batches(items, most):
-    """Yield lists of at most so many items, and of fewer where they are large."""
+    """Yield lists of at most so many items, or fewer where they are large."""
     batch, size = [], 0
     for item in items:
         batch.append(item)
@@ -199,10 +199,10 @@ def batches(items, most):
 
 
 def connect(address):
-    """Return a channel to a server; nothing is sent before the first question."""
+    """Return a channel to a server; nothing is sent before the first request."""
     options = [("grpc.max_receive_message_length", -1)]
     if address.rpartition(":")[0] in ("127.0.0.1", "localhost", "[::1]"):
-        # A proxy that the environment names for the internet cannot reach what listens on this machine.
+        # A proxy of the environment cannot reach a server on this machine.
         options.append(("grpc.enable_http_proxy", 0))
     return grpc.insecure_channel(address, options=options)
 
@@ -211,7 +211,7 @@ def look_up_signature(channel, options) -> str:
     """Return the name of the signature's input.
 
     Raises:
-        Trouble: no server, no such model or signature, or one that wants something else than files or sentences.
+        Trouble: no server, no such model or signature, or one that takes other inputs than files or sentences.
     """
     request = PROTO["GetModelMetadataRequest"](metadata_field=["signature_def"])
     fill_spec(request.model_spec, options)
@@ -240,12 +240,12 @@ def look_up_signature(channel, options) -> str:
 
 
 def type_name(dtype) -> str:
-    """Return what TensorFlow calls a type."""
+    """Return TensorFlow's name of a type."""
     return "DT_STRING" if dtype == DT_STRING else NUMBERS.get(dtype, (f"type {dtype}",))[0]
 
 
 def why_no_model(channel, options, code, said) -> str:
-    """Say what the server has instead of the model or version that was asked for."""
+    """Return what the server has instead of the requested model or version."""
     if code != "NOT_FOUND":
         return f"{options.address} answers {code}: {said}"
     request = PROTO["GetModelStatusRequest"]()
@@ -253,7 +253,7 @@ def why_no_model(channel, options, code, said) -> str:
     code, found = call(channel, options, STATUS, "GetModelStatus", request)
     if code == "OK":
         there = ", ".join(str(one.version) for one in found.model_version_status if one.state == AVAILABLE)
-        versions = f"The model {options.model!r} has the versions: {there or 'none that can be asked'}."
+        versions = f"The model {options.model!r} has the versions: {there or 'none available'}."
         return f"{options.address} answers NOT_FOUND: {said}. {versions}"
     return f"{options.address} has no model {options.model!r}: {found} Name another one with --model."
 
@@ -265,7 +265,7 @@ def answer_batch(channel, options, kind, batch):
 
 
 def predict(channel, options, kind, contents):
-    """Return (outputs, problem) for each content. One that is refused with others is asked once more alone.
+    """Return (outputs, problem) for each content. Contents of a refused batch are sent again one by one.
 
     Raises:
         Trouble: the server cannot answer anything now.
@@ -291,7 +291,7 @@ def predict(channel, options, kind, contents):
 
 
 def fill_spec(spec, options):
-    """Say which model is asked, and which version of it."""
+    """Set the model and the version of a request."""
     spec.name = options.model
     if options.version is not None:
         spec.version.value = options.version
@@ -300,7 +300,7 @@ def fill_spec(spec, options):
 
 
 def call(channel, options, service, method, request):
-    """Return ("OK", the answer) or (code, message); what may pass is tried again a few times.
+    """Return ("OK", the answer) or (code, message); transient failures are retried.
 
     Raises:
         Trouble: there is no server.
@@ -330,7 +330,7 @@ def call(channel, options, service, method, request):
         )
     if code == "UNAVAILABLE":
         raise Trouble(
-            f"{options.address} cannot be asked: {details}. Is this the port of gRPC (mostly 8500) and not of REST "
+            f"{options.address} cannot be reached: {details}. Is this the port of gRPC (usually 8500) and not of REST "
             f"(8501)? See --address"
         )
     return code, details
@@ -378,7 +378,7 @@ def shortest(value):
 
 
 def nested(values, shape):
-    """Return the values as lists of lists, as the shape has it."""
+    """Return the values as lists of lists, with the given shape."""
     if len(shape) == 1:
         return values
     size = len(values) // shape[0] if shape[0] else 0
@@ -386,13 +386,13 @@ def nested(values, shape):
 
 
 def short(name, kind) -> str:
-    """Return the name of an input on one line; of a long sentence, the beginning."""
+    """Return the name of an input on one line; a long sentence is shortened."""
     name = " ".join(name.splitlines())
     return name if kind != "text" or len(name) <= 60 else name[:59] + "…"
 
 
 def in_words(outputs) -> str:
-    """Return the outputs for one input as a person wants to read them."""
+    """Return the outputs for one input as readable text."""
     try:
         if "label" in outputs:
             return f"{outputs['label']}" + (
@@ -403,12 +403,12 @@ def in_words(outputs) -> str:
         if outputs.keys() >= {"boxes", "labels", "scores"}:
             return boxes_in_words(outputs)
     except (TypeError, ValueError, IndexError):
-        pass  # the names are those that we know, and what they hold is something else
+        pass  # known names with unexpected values
     return json.dumps(outputs, ensure_ascii=False, separators=(",", ":"))
 
 
 def boxes_in_words(outputs) -> str:
-    """Return what was found in one picture: of each box its label, score and edges."""
+    """Return the detections of one image: label, score and edges of each box."""
     count = int(outputs.get("count", len(outputs["scores"])))
     found = [
         f"; {outputs['labels'][place]} {outputs['scores'][place]:.2f} "
@@ -419,7 +419,7 @@ def boxes_in_words(outputs) -> str:
 
 
 def build_messages():
-    """Return a class for each message in MESSAGES, as protoc would have made them from the .proto files."""
+    """Return a class for each message in MESSAGES, as protoc would generate it from the .proto files."""
     file = descriptor_pb2.FileDescriptorProto(name="client.proto", package="client", syntax="proto3")
     for message, fields in MESSAGES.items():
         described = file.message_type.add(name=message)
@@ -433,13 +433,13 @@ def build_messages():
                 set_type(entry.field.add(name="key", number=1, label="LABEL_OPTIONAL"), "string")
                 set_type(entry.field.add(name="value", number=2, label="LABEL_OPTIONAL"), value)
             set_type(field, kind)
-    pool = descriptor_pool.DescriptorPool()  # not the common one, where TensorFlow's messages may be
+    pool = descriptor_pool.DescriptorPool()  # not the default one, where TensorFlow's messages may be
     pool.Add(file)
     return {name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"client.{name}")) for name in MESSAGES}
 
 
 def set_type(field, kind):
-    """Write a type into the description of a field."""
+    """Set the type of a field description."""
     if kind[0].isupper():
         field.type, field.type_name = field.TYPE_MESSAGE, f".client.{kind}"
     else:
