@@ -150,7 +150,7 @@ def test_what_a_killed_process_left_does_no_harm(left, upstream, tmp_path):
 
 def test_a_cache_that_cannot_be_is_named(upstream, monkeypatch):
     monkeypatch.setenv("TFHUB_CACHE_DIR", "/dev/null/x")
-    assert "/dev/null/x cannot be made" in refusal(load_source, f"hub:{HANDLE}")
+    assert "/dev/null/x cannot be created" in refusal(load_source, f"hub:{HANDLE}")
 
 
 def test_refusals_of_the_server_are_told(upstream, tmp_path):

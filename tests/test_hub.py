@@ -475,5 +475,5 @@ def test_only_real_numbers_train(tmp_path):
 
 @pytest.mark.parametrize("signature", ["__class__", "__repr__", "serve"])
 def test_only_what_was_saved_can_be_called(signature, folders):
-    with pytest.raises(UserError, match="has no .* to call"):
+    with pytest.raises(UserError, match=f"has no '{signature}' to call"):
         SavedModelLayer(str(folders["plain"]), signature=signature)

@@ -175,8 +175,8 @@ def untested_classes(class_names: Sequence[str], test_labels: np.ndarray, what: 
     if not untested:
         return ()
     return (
-        f"The test split has no {what} with class {some(untested)}: the scores do not cover it. A class needs at least 3 "
-        f"different {what}s to be in every split.",
+        f"The test split has no {what} with class {some(untested)}: the scores do not cover it. A class needs at least "
+        f"3 different {what}s to be in every split.",
     )
 
 

@@ -160,7 +160,7 @@ class Batcher:
             if any(len(array) != ends[-1] for array in outputs.values()):
                 raise ValueError("the answer has another number of rows than the question")
         except Exception:
-            # One bad picture fails its whole batch, and nobody says which one it was: ask one by one.
+            # One bad image fails its whole batch, and the error does not name it: run one by one.
             for one in batch:
                 self._answer_alone(one)
             return

@@ -362,7 +362,7 @@ def test_images_that_moved_or_changed_are_told(run: Path, tmp_path: Path, capsys
     next(photos.glob("dark/*.png")).unlink()
     (run / "config.json").write_text(json.dumps(config | {"data": f"folder:{photos}"}))
     said = refused([str(run), "--to", "litert"], capsys)
-    assert "are not those of" in said and "or run the recipe again" in said
+    assert "are no longer those of" in said and "or run the recipe again" in said
     shutil.rmtree(photos)
     said = refused([str(run), "--to", "litert", "--int8"], capsys)
     assert "but were not found" in said and str(photos) in said and "Restore them" in said

@@ -1,7 +1,7 @@
 """Run folders that were written before common/ became rooms and wings still predict, compare, serve and resume.
 
-`data/before_rooms` was made by the revision before: `finished` and `stopped` (killed while it extracted features) are runs
-of image_classification on `photos`, with `--source "keras:MobileNet(alpha=0.25,size=32)@random" --unfreeze frozen
+`data/before_rooms` was made by the revision before: `finished` and `stopped` (killed while it extracted features) are
+runs of image_classification on `photos`, with `--source "keras:MobileNet(alpha=0.25,size=32)@random" --unfreeze frozen
 --image-size 32 --no-explain`. Report and model.keras are left out, for their size.
 """
 

@@ -119,7 +119,7 @@ def test_the_whole_of_it(capsys, monkeypatch, tmp_path):
     [
         ("tf-keras", "2.16.0", "tf-keras 2.16.0 with TensorFlow", "pip install 'tf-keras=="),
         ("keras", "2.15.0", "keras 2.15.0; tested with", "pip install -r requirements.txt"),
-        ("protobuf", "3.20.0", "wants protobuf", "pip install 'protobuf"),
+        ("protobuf", "3.20.0", "requires protobuf", "pip install 'protobuf"),
         ("tensorflow-text", "2.12.1", "tensorflow-text 2.12.1 with TensorFlow", "pip install 'tensorflow-text=="),
         ("keras-hub", None, "keras-hub is not installed", "pip install -r requirements.txt"),
     ],

@@ -172,7 +172,7 @@ def test_the_clients_beside_an_export_know_their_model(tmp_path, server, picture
 
 @pytest.mark.parametrize("name", ["", ".", "a b", 'a"', "a\n", "größe", "-a", "a/b"])
 def test_no_client_is_written_for_a_name_that_is_none(tmp_path, name):
-    with pytest.raises(UserError, match="begins with a letter or a digit"):
+    with pytest.raises(UserError, match="begin with a letter or digit"):
         write_clients(tmp_path, name)
     assert not list(tmp_path.iterdir())
 
@@ -305,7 +305,7 @@ def test_a_proxy_for_the_internet_is_not_asked_about_this_machine(ask, pictures)
         (["--model", "m"], "FILE_OR_TEXT"),
         (["--model", "m", "--batch", "0", "x"], "--batch is 0; it must be 1 or more"),
         (["--model", "m", "--timeout", "nan", "x"], "--timeout is nan"),
-        (["--model", "m", "--version", "1", "--label", "stable", "x"], "give one of them"),
+        (["--model", "m", "--version", "1", "--label", "stable", "x"], "use one of them"),
         (["--model", "m", "--version", "-1", "x"], "--version is -1"),
         (["--model", "m", "--url", "127.0.0.1:8501", "x"], "must look like http://127.0.0.1:8501"),
         (["--model", "m", "--url", "http://127.0.0.1:x", "x"], "must look like http://127.0.0.1:8501"),

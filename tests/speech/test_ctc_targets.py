@@ -1,4 +1,4 @@
-"""What is learned from: a few clips of each text, and no clip that CTC cannot learn; and what decoding makes of it."""
+"""Training clips: few-shot selections, and none that CTC cannot be trained on; and beam search."""
 
 from __future__ import annotations
 
@@ -43,15 +43,15 @@ def test_shots_are_drawn_from_each_text_and_by_the_seed():
 
 
 def test_clips_that_cannot_be_learned_are_named_and_test_stays_as_it_is():
-    train = ["one", "a" * 60, "12", "bad 7"]  # too long for a second; nothing that can be written; a stranger in it
+    train = ["one", "a" * 60, "12", "bad 7"]  # too long for a second; no known character; an unknown one in it
     data, targets = writable_clips(a_set(train, test=("one 7", "...")), LETTERS, frames_of)
     assert list(data.train.texts) == ["one", "bad 7"] and [len(target) for target in targets] == [3, 3]
     reasons = dict(data.skipped)
     assert "60 characters need 119" in reasons[f"{'a' * 60}_1.wav"]
     assert "no character" in reasons["12_2.wav"] and "no words" in reasons["..._1.wav"]
     assert list(data.test.texts) == ["one 7"]
-    assert any("'7'" in note and "each is a mistake" in note for note in data.notes)
-    with pytest.raises(UserError, match="no train clip whose transcript"):
+    assert any("'7'" in note and "each counts as an error" in note for note in data.notes)
+    with pytest.raises(UserError, match="no train clip with a transcript"):
         writable_clips(a_set(["a" * 60]), LETTERS, frames_of)
     with pytest.raises(UserError, match="--outside skip"):
         writable_clips(a_set(train), LETTERS, frames_of, "error")

@@ -1,4 +1,4 @@
-"""Any sound file becomes mono samples of one rate, and one that cannot be used says why."""
+"""Any sound file becomes mono samples of one rate, and one that cannot be used gives a reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a served graph hears of a WAV file is what training and evaluation heard, and bad bytes say what is wrong."""
+"""A served graph decodes WAV files as training and evaluation do, and bad bytes give clear errors."""
 
 from __future__ import annotations
 

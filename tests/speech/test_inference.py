@@ -1,4 +1,4 @@
-"""A recogniser writes the same text alone, in a batch, and served; and the proof would notice if it did not."""
+"""A recogniser gives the same text alone, in a batch, and served; and the proof fails if it does not."""
 
 from __future__ import annotations
 

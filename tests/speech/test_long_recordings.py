@@ -1,4 +1,4 @@
-"""A recording of any length: no word lost or doubled at a seam, times that are right, memory of one window."""
+"""Recordings of any length: no word lost or doubled at a seam, correct times, memory of one window."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def as_logits(best: np.ndarray, size: int = len(LETTERS), sure: float = 5.0) -> 
 
 
 class Forward:
-    """Writes the letter of each tone, frame by frame, and is wrong where it has heard too little before or behind."""
+    """Outputs the letter of each tone, frame by frame, with errors at both ends, where context is missing."""
 
     def __init__(self):
         self.longest, self.calls = 0, 0
@@ -56,7 +56,7 @@ class Forward:
 
 
 def spoken(seconds: float, seed: int = 0, rate: int = 16_000) -> tuple[np.ndarray, str, list[float]]:
-    """Return tones that spell a text, the text, and the second at which each character begins."""
+    """Return tones that spell a text, the text, and the start of each character in seconds."""
     rng = np.random.default_rng(seed)
     samples, text, begins = np.zeros(round(seconds * rate), np.float32), "", []
     at = QUIET
@@ -73,7 +73,7 @@ def spoken(seconds: float, seed: int = 0, rate: int = 16_000) -> tuple[np.ndarra
 
 @pytest.fixture(scope="module")
 def minute(tmp_path_factory) -> tuple[str, str, list[float]]:
-    """A file of 70 s, what is said in it and when."""
+    """A file of 70 s, its text, and the start of each character."""
     samples, text, begins = spoken(70.0)
     path = tmp_path_factory.mktemp("long") / "minute.flac"
     soundfile.write(str(path), samples, 16_000)

@@ -1,4 +1,4 @@
-"""Heads that keep what they knew, losses that see real frames only, and learning from sound alone."""
+"""Heads that keep known characters, losses of real frames only, and training on sound alone."""
 
 from __future__ import annotations
 

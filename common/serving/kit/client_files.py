@@ -29,7 +29,7 @@ def write_clients(folder: Path, name: str) -> list[Path]:
     if not SERVABLE_NAME.fullmatch(name):
         raise UserError(
             f"the name of a model must consist of letters a to z, digits, '_', '.' and '-', and begin with a letter or "
-            f"digit. Received: {name!r}"
+            f"digit; received {name!r}"
         )
     written = []
     with room_for("the clients", folder):

@@ -52,7 +52,7 @@ def write_deployment(folder: Path, name: str, *, input_name: str) -> list[Path]:
     """
     for what, word in (("name", name), ("input_name", input_name)):
         if not SERVABLE_NAME.fullmatch(word):
-            raise ValueError(f"{what} must be letters, digits, '_', '.', '-', the first no sign. Received: {word!r}")
+            raise ValueError(f"{what} must be letters, digits, '_', '.', '-', the first no sign; received {word!r}")
     texts = render_deployment(name, input_name=input_name)
     return [
         write_atomically(folder / file, lambda partial, text=text: partial.write_text(text, encoding="utf-8"))
