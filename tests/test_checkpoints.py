@@ -100,6 +100,7 @@ def test_a_stage_of_no_passes_changes_nothing(tmp_path):
         np.testing.assert_array_equal(model.get_weights()[0], before[0])
 
 
+@pytest.mark.slow
 def test_a_stage_killed_again_and_again_ends_at_the_same_weights(tmp_path, whole):
     for _ in range(2):
         with pytest.raises(Killed):

@@ -377,6 +377,7 @@ print(read(paths, 40) - few)
 """
 
 
+@pytest.mark.slow
 def test_memory_holds_paths_and_not_images(tmp_path):
     pytest.importorskip("resource", reason="peak memory is read as POSIX tells it")
     content = encoded(noise(32, 32, 3))

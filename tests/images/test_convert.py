@@ -281,6 +281,7 @@ def test_convert_writes_proves_and_shows(run: Path, capsys):
     assert contents(run) == before  # nothing else of the run was touched
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "flags",
     [
@@ -380,6 +381,7 @@ def test_an_export_of_another_kind_is_refused(run: Path, capsys):
     assert "cannot be loaded" in refused([str(run), "--to", "litert"], capsys)
 
 
+@pytest.mark.slow
 @needs("litert")
 def test_a_full_disk_is_told_and_the_model_before_stays(run: Path):
     """RLIMIT_FSIZE makes the kernel refuse what is written beyond it, as a full disk does."""

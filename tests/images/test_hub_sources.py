@@ -313,12 +313,13 @@ assert "tensorflow_hub" in sys.modules
 
 
 def test_a_keyword_spotter_of_mlperf_tiny_loads_and_trains(shared_data):
+    keras.utils.set_random_seed(0)
     layer = SavedModelLayer(str(shared_data / "weights" / "mlperf_tiny" / "kws_ref_model"), trainable=True)
     assert layer.knows_training and len(layer.trainable_weights) == 38
     model = keras.Sequential([keras.Input((49, 10, 1)), layer])
     model.compile("adam", "sparse_categorical_crossentropy")
-    losses = model.fit(np.random.default_rng(0).normal(size=(8, 49, 10, 1)), np.arange(8), epochs=3, verbose=0)
-    assert losses.history["loss"][-1] < losses.history["loss"][0]
+    losses = model.fit(np.random.default_rng(0).normal(size=(8, 49, 10, 1)), np.arange(8), epochs=10, verbose=0)
+    assert losses.history["loss"][-1] < 0.5 * losses.history["loss"][0]
     assert "does not take RGB images" in refusal(f"hub:{shared_data / 'weights' / 'mlperf_tiny' / 'kws_ref_model'}")
 
 

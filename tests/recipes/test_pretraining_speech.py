@@ -93,6 +93,7 @@ def test_without_transcripts(tmp_path: Path):
     assert source.head is None and source.characters is None
 
 
+@pytest.mark.slow
 def test_check_trains_nothing_and_lets_listen(tmp_path: Path, capsys):
     assert main(["check", "pretraining_speech", *QUICK, "--out", str(tmp_path)]) == 0
     assert "estimate:" in capsys.readouterr().out

@@ -136,6 +136,7 @@ def test_a_calibrated_export_says_what_the_report_says(finished):
     assert found["test"]["ece"] == pytest.approx(found["calibration"]["ece_with"], abs=0.02)
 
 
+@pytest.mark.slow  # tests/detection/test_convert.py converts a detector without a run
 def test_a_detector_converts_to_litert(finished):
     name, out, _ = finished
     if name != "object_detection":
@@ -148,11 +149,8 @@ def test_a_detector_converts_to_litert(finished):
     assert main(["convert", str(out), "--to", "litert", "--int8"]) == 2  # for classifiers only
 
 
-ALIKE = ("bert_sentiment", "pretraining", "speech_commands")  # check as others do
-
-
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name in ALIKE else name for name in NAMES]
+    "name", [name if name == "image_classification" else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
 )
 def test_check_trains_nothing_and_draws_samples(name: str, tmp_path: Path, capsys):
     out = tmp_path / "check"

@@ -63,7 +63,9 @@ def test_a_run_of_spoken_commands_belongs_to_its_own_recipe_now(tmp_path: Path) 
     assert recipe_of_run(RECIPES, tmp_path).name == "speech_wav2vec"
 
 
-@pytest.mark.parametrize(("task", "said"), [("transcribe", "no run that was stopped"), ("commands", "--task is gone")])
+@pytest.mark.parametrize(
+    ("task", "said"), [("transcribe", "no run that was stopped"), ("commands", "--task was removed")]
+)
 def test_settings_that_are_gone_are_passed_over_or_told(
     task: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -353,6 +353,7 @@ def test_the_proof_compares_every_file_and_notices_what_differs(served, written,
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_proof_fails_where_confidences_differ_or_nothing_is_there(served, written, transcripts, tmp_path: Path):
     paths = written[0][:3]
     proof = prove_recogniser(served[1], paths, transcripts.texts[:3], transcripts.confidences[:3] + 0.01)
@@ -375,6 +376,7 @@ def test_what_no_graph_decodes_is_rewritten_without_loss(written, tmp_path: Path
 # --- commands ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_commands_are_served_and_proved(written, tmp_path: Path):
     paths, seconds = written
     spoken = commands()

@@ -480,6 +480,7 @@ def test_the_objective_by_hand():
     assert float(one_entry["loss"]) == pytest.approx(float(one_entry["contrastive"]) + 0.08, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_pretraining_lowers_its_loss():
     config = dataclasses.replace(TINY, layerdrop=0.0)
     model = Wav2Vec2Pretraining(Wav2Vec2Backbone(config))

@@ -142,6 +142,7 @@ def test_an_export_takes_raw_strings_and_is_proved(tokenize: WordPiece, tmp_path
     assert embedded["embedding"].shape == (2, 4)
 
 
+@pytest.mark.slow
 def test_the_proof_detects_another_vocabulary(tokenize: WordPiece, tmp_path):
     model, given = toy_classifier(), some_texts(40)
     expected = run_on_tokens(model, TextReader(tokenize, 32).read(given))

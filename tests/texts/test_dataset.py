@@ -67,7 +67,7 @@ def test_a_split_column_decides_and_a_copy_leaves_the_lower_split(tmp_path: Path
     lines += [(f" {lines[2][0]} ", lines[2][1], "train"), (lines[0][0], "bad", "train")]
     data = load_text_set(write_table(tmp_path / "t.csv", lines, "text,label,split"))
     reasons = [reason for _, reason in data.skipped]
-    assert any("identical text in another split; removed from train" in reason for reason in reasons)
+    assert any("exact copy of a text in another split; removed from train" in reason for reason in reasons)
     assert sum("the same content is labelled 'bad', 'good'" in reason for reason in reasons) == 2
     splits = [set(map(str.strip, split.texts)) for split in (data.train, data.val, data.test)]
     assert not (splits[0] & splits[1] or splits[0] & splits[2] or splits[1] & splits[2])
