@@ -13,11 +13,11 @@ demo: .venv/installed
 	@echo "  serving           python -m recipes serve runs/demo"
 
 test: .venv/installed
-	$(RUN) -m pytest -n 2 --dist loadfile -m "not slow and not network and not release" -rs --durations 40
+	$(RUN) -m pytest -n 2 --dist loadfile -m "not slow and not network and not release" --durations 40
 
 # With whole runs and real data: up to 50 minutes on 2 cores.
 test-all: .venv/installed
-	$(RUN) -m pytest -n 2 --dist loadfile -m "not network and not release" -rs --durations 40
+	$(RUN) -m pytest -n 2 --dist loadfile -m "not network and not release" --durations 40
 
 # What is heavy and seldom breaks: fuzzing, servers under load, other installations. GitHub runs it each night.
 test-release: .venv/installed
