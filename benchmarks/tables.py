@@ -168,7 +168,7 @@ def serving() -> list[str]:
             continue
         gain = row["in_process_ms_per_example"]["gain_over_threads"]
         title = (
-            f"16 concurrent clients, {model}: batching on relative to off (in-process, a batch gains {gain:.1f} times)"
+            f"16 concurrent clients, {model}: with batching relative to without (a batch in-process: {gain:.1f} times)"
         )
         lines.append(_line([title, f"{row['on_over_off']:.2f} times the requests per second"]))
     abuse, versions, memory = found["abuse"], found["versions"], found["abuse"]["memory_mb"]
@@ -201,7 +201,8 @@ def ways_to_send() -> list[str]:
 def conversions() -> list[str]:
     """Return the table of benchmarks/conversions.py."""
     lines = [
-        "| model | form | size | of float | same labels | accuracy, SavedModel's | one image, SavedModel's |",
+        "| model | form | size | relative to float | same labels | accuracy: converted, SavedModel |"
+        " one image: converted, SavedModel |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, forms in _read("conversions").get("runs", {}).items():

@@ -59,7 +59,7 @@ def newest_export(out: Path, metrics: dict) -> tuple[str, str]:
 
 
 def shared_context(title, metrics, config, class_names, sentences, titles: Mapping[str, str]) -> dict:
-    """Return what the templates of every kind of report use: command, versions, seconds, data, proof.
+    """Return what the templates of every kind of report use: title, metrics, settings, sentences, headline, proof.
 
     Args:
         title, metrics, config, class_names, sentences: as shown in every report.

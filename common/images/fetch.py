@@ -1,4 +1,4 @@
-"""Fetch an image source ahead of time."""
+"""Fetch a source ahead of time, an image source unless its short name is of another kind."""
 
 from __future__ import annotations
 

@@ -4,10 +4,10 @@
     python -m recipes run bert_sentiment --data csv:REVIEWS.csv --source minilm --out runs/mine
 
 REVIEWS.csv has the columns text and label, with any number of labels. The pretrained encoder embeds every text once and
-a linear head is fitted on the embeddings (frozen). By --method, the encoder is then trained too: all of it (finetune),
-from a handful of examples by contrasting pairs (fewshot), or through small adapters (lora). The report compares the
-result with the frozen encoder and with word counts. The SavedModel takes UTF-8 strings, returns labels, and is proved
-in a fresh process to answer as evaluated.
+a linear head is fitted on the embeddings (frozen). By --method, the encoder is then trained too: all but the token
+embeddings (finetune), from a handful of examples by contrasting pairs (fewshot), or through small adapters (lora). The
+report compares the result with the frozen encoder and with word counts. The SavedModel takes UTF-8 strings, returns
+labels, and is proved in a fresh process to answer as evaluated.
 
 Measured results, with commands and machine: `python -m recipes show bert_sentiment`.
 """
@@ -69,7 +69,7 @@ class Config:
     out: str = "runs/bert_sentiment"  # Folder for everything this run writes
     resume: str | None = None  # Continue the run that was stopped in this folder; no other flag is needed
     save_every: float = 30.0  # Seconds between checkpoints: a killed run loses no more than that
-    method: str = "finetune"  # What is trained: frozen (head only), finetune (all), fewshot (dozens of texts), lora
+    method: str = "finetune"  # What is trained: frozen (head only), finetune, fewshot (dozens of texts), lora
     max_length: int = 128  # Maximum length of a text in tokens; short texts stay fast
     long_text: str = "truncate"  # Longer texts: truncate, or windows (read in pieces, embeddings averaged)
     epochs: int | None = None  # Fine-tuning epochs; 3 by default, more for small data sets

@@ -1,4 +1,4 @@
-"""Predict files or texts with the export of a run."""
+"""Run the exported model of a run on files or texts."""
 
 from __future__ import annotations
 

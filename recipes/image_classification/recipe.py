@@ -9,7 +9,7 @@ unfrozen and trained at a lower learning rate than the head (fine-tuning). The r
 frozen source and, with `--baselines frozen,scratch`, with the same network trained from scratch. The SavedModel takes
 the bytes of image files, returns labels, and has been proved in a fresh process to answer as evaluated.
 
-What to expect, measured, with commands and machine: `python -m recipes show image_classification`.
+Measured results, with commands and machine: `python -m recipes show image_classification`.
 """
 
 from __future__ import annotations
@@ -100,7 +100,11 @@ class Config:
         parse_source(self.source)
         parse_policy(self.unfreeze)
         parse_list("--augment", self.augment, ("flip", "crop", "rotate", "color"), alone=("auto", "none"))
-        parse_baselines(self.baselines, BASELINES)
+        if "scratch" in parse_baselines(self.baselines, BASELINES) and (self.unfreeze == "frozen" or self.epochs == 0):
+            raise ValueError(
+                "--baselines scratch trains for as many epochs as fine-tuning, which is none with --unfreeze frozen or "
+                "--epochs 0. Drop scratch from --baselines, or fine-tune."
+            )
         check_observers(self)
         check_choice("--resize", self.resize, ("crop", "squash", "pad"))
         check_choice("--batch-norm", self.batch_norm, ("frozen", "train"))
@@ -141,7 +145,7 @@ def extract_features(source: Source, data: ImageSet, config: Config) -> dict[str
 
 
 def fine_tune(run: Run, source: Source, model: keras.Model, data: ImageSet, head=None, stage: str = "finetune"):
-    """Unfreeze and train from `head` on; from random weights (stage `scratch`) everything, at the full learning rate.
+    """Unfreeze the source and train it with the head, which starts at `head`; stage `scratch`: all, at the full rate.
 
     Returns:
         (history rows, number of trained parameters).
@@ -207,7 +211,7 @@ def main(config: Config) -> dict:
         )
         views = [(view, data.train.labels, weights) for view in of["train"]]
         val_probabilities = linear_head.predict_head(head, of["val"][0])
-        if not fine_tuning_epochs(data, config):  # validation is not needed for any further choice
+        if not fine_tuning_epochs(data, config):  # no epoch is left to choose: val may train too
             val = (of["val"][0], data.val.labels, sample_weights(data, config, data.val.labels))
             linear_head.refit_linear_head(head, views, val, linear_head.chosen_penalty(history))
     baselines = {"frozen": linear_head.predict_head(head, of["test"][0])}

@@ -1,4 +1,4 @@
-"""Pretrain your own small backbone on labelled images, and use it as a source in every other recipe.
+"""Pretrain your own small image backbone, and use it as a source for image_classification and object_detection.
 
     python -m recipes run pretraining --data folder:IMAGES --out runs/pretraining
     python -m recipes run image_classification --source preset:runs/pretraining/preset
@@ -44,7 +44,7 @@ from common.sources.preset_card import write_preset_card
 from common.sources.specs import parse_source
 
 SCORES = ("accuracy", "macro_f1", "ece")
-GALLERY = {"in": "many labelled images", "out": "a source for the other recipes", "row": ""}
+GALLERY = {"in": "many labelled images", "out": "a source for image recipes", "row": ""}
 QUICK = "--limit 40 --epochs 1 --filters 64 64 --image-size 32"  # a run of seconds, for tests
 INPUT = "image"  # of the served model
 PREDICTOR = Predictor(INPUT, read_image, LABELS)

@@ -51,7 +51,7 @@ from common.speech.wav2vec2.weights import save_wav2vec2
 
 BASELINES = {"random_weights": "Random weights"}  # always there
 SCORES = ("wer", "cer", "contrastive_loss", "codes_used")
-GALLERY = {"in": "recordings", "out": "a source for the other recipes", "row": ""}
+GALLERY = {"in": "recordings", "out": "a source for speech recipes", "row": ""}
 QUICK = "--limit 12 --epochs 1"  # a run of seconds, for tests
 HEAD_WIDTH = 48  # of an attention head
 

@@ -43,7 +43,7 @@ from common.texts.tokenizers.wordpiece import WordPiece
 
 BASELINES = {"random_weights": "Random weights", "most_frequent": "Most frequent token, teacher mean"}  # always
 SCORES = ("accuracy", "cosine_to_teacher")
-GALLERY = {"in": "plain texts", "out": "a source for the other recipes", "row": ""}
+GALLERY = {"in": "plain texts", "out": "a source for text recipes", "row": ""}
 QUICK = "--limit 200 --epochs 1"  # a run of seconds, for tests
 HEAD_WIDTH = 48  # of an attention head
 CHUNK = 256  # sentences embedded by the teacher between two saves

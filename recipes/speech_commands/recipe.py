@@ -9,7 +9,7 @@ is trained, then the transformer below it, at a lower learning rate. Where speak
 none. The report plays the most confident mistakes and compares the result with the baselines. The SavedModel takes wav
 files of any rate, and is proved in a fresh process to answer as evaluated. To transcribe speech: speech_wav2vec.
 
-What to expect, measured, with commands and machine: `python -m recipes show speech_commands`.
+Measured results, with commands and machine: `python -m recipes show speech_commands`.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Config:
     speaker_column: str | None = None  # Column of the speakers; found by its usual names by default
     split_column: str | None = None  # Column of the splits train, val, test; found by its usual names by default
     encoding: str = "utf-8"  # Encoding of tables: utf-8, latin-1 ...
-    share_speakers: bool = False  # Split clip by clip: test speakers may be in training, the result is for them only
+    share_speakers: bool = False  # Split by clip: test speakers may be in training, scores are for known speakers only
     source: str = "bundled:wav2vec2_mini"  # bundled:wav2vec2_mini, preset:FOLDER or preset:hf://OWNER/NAME
     out: str = "runs/speech_commands"  # Folder for everything this run writes
     resume: str | None = None  # Continue the run that was stopped in this folder; no other flag is needed
@@ -83,12 +83,12 @@ class Config:
     weight_decay: float = 0.01  # Weight decay
     augment: str = "speed,noise,gain,microphone"  # Some of speed, noise, gain, microphone (another room), or none
     baselines: str = "frozen"  # To compare with: frozen, scratch (each takes as long), or none
-    shots: int | None = None  # Train on this many clips per class, without choices on validation
+    shots: int | None = None  # Train on this many clips per class, without choosing on validation
     limit: int | None = None  # Use at most this many clips of each split: a quick look
     strict: bool = False  # Stop at the first clip that cannot be used instead of skipping and counting it
     seed: int = 0  # Seed of initial weights, shuffling and augmentation; the split depends on the clips alone
 
-    # Flags from before this recipe existed.
+    # Flags in config.json of runs from before this recipe existed, and the value they must have (...: any).
     retired: ClassVar[dict] = {"task": "commands"} | dict.fromkeys(
         ("text_column", "case", "outside", "language_model", "beams"), ...
     )

@@ -9,7 +9,7 @@ head alone is trained, then the transformer below it, at a lower learning rate. 
 here share none. The report plays the worst clips and compares the result with the baselines. The SavedModel takes wav
 files of any rate, and is proved in a fresh process to return the same texts as the evaluation.
 
-What to expect, measured, with commands and machine: `python -m recipes show speech_wav2vec`.
+Measured results, with commands and machine: `python -m recipes show speech_wav2vec`.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Config:
     speaker_column: str | None = None  # Column of the speakers; found by its usual names by default
     split_column: str | None = None  # Column of the splits train, val, test; found by its usual names by default
     encoding: str = "utf-8"  # Encoding of tables: utf-8, latin-1 ...
-    share_speakers: bool = False  # Split clip by clip: test speakers may be in training, the result is for them only
+    share_speakers: bool = False  # Split by clip: test speakers may be in training, scores are for known speakers only
     source: str = "bundled:wav2vec2_mini"  # bundled:wav2vec2_mini, preset:FOLDER or preset:hf://OWNER/NAME
     out: str = "runs/speech_wav2vec"  # Folder for everything this run writes
     resume: str | None = None  # Continue the run that was stopped in this folder; no other flag is needed

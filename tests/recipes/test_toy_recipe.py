@@ -14,7 +14,7 @@ from common.serving.configs import configs_of_folder
 from common.serving.server import Address, Server
 from recipes.__main__ import COMMANDS, main
 
-TOY = '''"""Count words: a toy that learns how long the texts of each class are.
+TOY = '''"""Count words: a toy that labels a text long or short by the mean number of words.
 
     python -m recipes run word_counter --data tsv:FILE
 """
