@@ -29,6 +29,7 @@ sys.path.insert(0, str(ROOT))
 from tables import rows_of, write_tables  # noqa: E402 (beside this script)
 
 from common import files  # noqa: E402 (the script's folder, not the checkout, is on sys.path)
+from recipes.commands._discovery import find_recipe  # noqa: E402
 
 PREPARED, WEIGHTS = "../prepared_data", "../shared/data/weights/mobilenet_imagenet_keras"
 MOBILENET = f"keras:MobileNetV2@{WEIGHTS}/mobilenet_v2_1.0_224_notop.weights.h5"
@@ -61,8 +62,6 @@ def compared(name: str, source: str, size: str) -> Measurement:
 
 
 CIFAR, HYMENOPTERA = f"folder:{PREPARED}/cifar10_subset", f"folder:{PREPARED}/hymenoptera_data"
-# What a recipe is judged by, first the one that its table shows; accuracy and macro F1 where nothing is said.
-SCORES = {"object_detection": ("ap50", "ap", "ap75"), "speech_wav2vec": ("wer", "cer")}
 FSDD = ("--data", f"tsv:{PREPARED}/fsdd/all.tsv")
 BCCD, RACCOON = "voc:../shared/data/bccd", "voc:../shared/data/raccoon"
 SST2 = ("--data", "tsv:../shared/data/sst2", "--text-column", "1", "--label-column", "2", "--source", "minilm")
@@ -208,7 +207,7 @@ def measure(measurement: Measurement) -> dict:
     Raises:
         SystemExit: a run failed, its proof included; what it printed is shown.
     """
-    found, scores = [], SCORES.get(measurement.recipe, ("accuracy", "macro_f1"))
+    found, scores = [], find_recipe(ROOT / "recipes", measurement.recipe).literal("SCORES")
     for seed in measurement.seeds:
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "run"

@@ -25,7 +25,7 @@ def parse_data(text: str, kinds: tuple[str, ...]) -> tuple[str, str]:
     kind, _, value = text.partition(":")
     allowed = ", ".join("demo" if k == "demo" else f"{k}:{'NAME' if k == 'tfds' else 'PATH'}" for k in kinds)
     if kind not in kinds or (kind != "demo" and not value) or (kind == "demo" and value):
-        hint = f" Try: --data folder:{text}" if Path(text).is_dir() else did_you_mean(kind, kinds)
+        hint = f" Try: --data folder:{text}" if "folder" in kinds and Path(text).is_dir() else did_you_mean(kind, kinds)
         raise UserError(f"--data cannot be read. Allowed: {allowed}. Received: {text!r}.{hint}")
     try:
         path = Path(value).expanduser()

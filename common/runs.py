@@ -147,7 +147,7 @@ def settings_to_resume(config):
         settings = json.loads((out / "config.json").read_text("utf-8"))
         for name, value in getattr(kind, "retired", {}).items():  # flags that were removed, and their only value today
             if settings.pop(name, value) != value and value is not ...:
-                raise ValueError(f"--{name} was removed, see CHANGELOG.md")
+                raise ValueError(f"--{name.replace('_', '-')} was removed, see CHANGELOG.md")
         settings = {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
         return kind(**settings | {"out": str(out), "resume": str(out)})
     except OSError as error:

@@ -288,3 +288,11 @@ def test_paths_that_cannot_be_are_mistakes(kind, path):
 def test_data_paths_that_cannot_be_are_mistakes(path):
     with pytest.raises(UserError, match="Received"):
         parse_data(f"folder:{path}", ("folder",))
+
+
+def test_advice_names_flags_and_kinds_that_the_recipe_has(tmp_path):
+    with pytest.raises(UserError) as told:
+        parse_data(str(tmp_path), ("demo", "voc"))
+    assert "folder:" not in str(told.value) and "voc:PATH" in str(told.value)
+    with pytest.raises(UserError, match=r"^--teacher holds an invalid path"):
+        parse_source("keras:ResNet50@~nobody_at_all/weights.h5", "--teacher")

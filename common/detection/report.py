@@ -18,7 +18,7 @@ from common.detection.drawing import colour_of
 from common.detection.matching import Matching
 from common.detection.matching import confusion as detection_confusion
 from common.detection.metrics import Curve, Detections, precision_recall
-from common.detection.report_pictures import draw_images
+from common.detection.report_images import draw_images
 
 TEMPLATES = Path(__file__).with_name("templates")
 SCORE_TOLERANCE = 1e-3  # of scores, for a proof that states none

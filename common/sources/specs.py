@@ -65,7 +65,7 @@ def parse_source(text: str, flag: str = "--source") -> SourceSpec:
     except UserError as error:
         raise UserError(str(error).replace("--source", flag)) from error
     except (OSError, RuntimeError, ValueError) as error:  # ~nobody/x, too long a name, a null byte
-        raise UserError(f"--source holds an invalid path: {first_line(error)}. Received: {text!r}.") from error
+        raise UserError(f"{flag} holds an invalid path: {first_line(error)}. Received: {text!r}.") from error
 
 
 def _parse_source(text: str) -> SourceSpec:

@@ -15,7 +15,7 @@ from common.data import splits
 from common.data.folders import printable
 from common.data.splits import SPLITS, some, split_labelled, untested_classes
 from common.errors import UserError
-from common.flags import check_choice, parse_data
+from common.flags import parse_data
 from common.speech.audio.decode import SAMPLE_RATE
 from common.speech.checks import OFFSET_WORTH_A_NOTE, CheckedClip, Required, check_all
 from common.speech.ctc.characters import Characters
@@ -142,7 +142,8 @@ def load_speech_set(
     Raises:
         UserError: no usable clips, a split or a class without clips, or a broken table.
     """
-    check_choice("--task", task, TASKS)
+    if task not in TASKS:
+        raise ValueError(f"task must be one of {TASKS}. Received: {task!r}.")
     kind, value = parse_data(data, DATA_KINDS)
     rows = _demo_rows(task) if kind == "demo" else speech_rows(kind, Path(value).expanduser(), task, columns)
     if not rows:

@@ -15,10 +15,10 @@ _COLUMNS = {
     "codes_used": "codes used",
 }
 _CURVES = {
-    "Error rates on validation": {"val_wer": "words", "val_cer": "characters"},
-    "Contrastive loss on validation": {"val_contrastive_loss": "loss"},
-    "Codes used on validation": {"val_codes_used": "codes"},
-    "Loss in training": {"loss": "loss"},
+    "Error rates on validation": {"val_wer": ", words", "val_cer": ", characters"},
+    "Contrastive loss on validation": {"val_contrastive_loss": ", loss"},
+    "Codes used on validation": {"val_codes_used": ", codes"},
+    "Loss in training": {"loss": ", loss"},
 }
 
 

@@ -294,7 +294,7 @@ def main(config: Config) -> dict:
 def check(config: Config) -> None:
     """Describe the data and estimate the time of a run; train nothing, write one page of samples."""
     data = load_data(config)
-    print(describe_counts(data))
+    print(describe_counts(data, "--class-weights balanced"))
     source, encoder, model = models.load_classifier(config.source, len(data.class_names), config.dropout)
     print(f"source: {source.card}")
     tokens = tokenize(source, data, config)[1]

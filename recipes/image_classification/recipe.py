@@ -265,7 +265,7 @@ def main(config: Config) -> dict:
 def check(config: Config) -> None:
     """Print what a run would read and how long it would take, and write a sheet of samples; nothing is trained."""
     data = load_data(config)
-    print(describe_counts(data))
+    print(describe_counts(data, "--class-weights balanced"))
     source = load_source(config.source, config.image_size)
     model = build_model(source, len(data.class_names), config)
     print(f"source: {source.card}\ninput {source.image_size} pixels, {source.feature_width} features")

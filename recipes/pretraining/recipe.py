@@ -79,7 +79,7 @@ class Config:
     def __post_init__(self) -> None:
         parse_data(self.data, ("demo", "folder", "csv", "tfds"))
         if self.teacher:
-            parse_source(self.teacher)
+            parse_source(self.teacher, "--teacher")
         if not self.filters or self.filters[0] != 64:
             raise UserError(f"--filters must begin with 64 (KerasHub's ResNet). Received: {self.filters}.")
         if self.image_size < 8 * 2 ** len(self.filters) // 4:
@@ -131,8 +131,12 @@ def load_teacher(config: Config, data: ImageSet) -> Teacher | None:
     """Extract the teacher's features of each training image once; None without a teacher."""
     if not config.teacher:
         return None
+    try:
+        source = load_source(config.teacher)
+    except UserError as error:
+        raise UserError(str(error).replace("--source", "--teacher")) from error
     features = extract_features(
-        load_source(config.teacher), data.train.paths, Path(config.out) / "features", title="teacher",
+        source, data.train.paths, Path(config.out) / "features", title="teacher",
         save_every=config.save_every,
     )  # fmt: skip
     return Teacher(features[0], *mean_and_std(features))

@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 
 from common import reporting
-from common.detection import findings, report, report_pictures, results
+from common.detection import findings, report, report_images, results
 from common.detection.dataset import BoxExamples, BoxSet, Note
 from common.detection.drawing import colour_of
 from common.detection.matching import match
@@ -213,7 +213,7 @@ def test_boxes_stand_where_they_belong_and_only_mistakes_have_names(tmp_path, mo
     there = examples(tmp_path, {"a.png": [(HERE, CAT), (FAR, DOG)]})
     found = finds([(HERE, CAT, 0.9), (THERE, DOG, 0.8)])
     [matching] = match(there, found, 0.5)
-    image = report_pictures._draw_image(there, found, matching, 0, NAMES, 0.5)
+    image = report_images._draw_image(there, found, matching, 0, NAMES, 0.5)
     labelled, detected = image["labelled"], image["detected"]
     assert labelled.shape == detected.shape == (360, 480, 3)
     for pixels in (labelled, detected):  # found: a thin line in both
@@ -361,7 +361,7 @@ def test_size_stays_bounded_for_many_images_and_classes(tmp_path):
     )  # fmt: skip
     assert path.stat().st_size < 5_000_000
     _, elements = read(tmp_path)
-    assert len(images(elements)) == 2 * 3 * report_pictures.MAX_IMAGES
+    assert len(images(elements)) == 2 * 3 * report_images.MAX_IMAGES
     assert (
         "The 8 classes with the lowest AP50 are drawn" in elements.text and "Share of the true class" in elements.text
     )

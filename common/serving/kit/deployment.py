@@ -11,8 +11,8 @@ from common.files import write_atomically
 
 # The release of June 2026, the first in three years whose TF Text has the ops of KerasHub's tokenizers: from
 # 2.12 to 2.19 the server linked TF Text 2.12, and refused such graphs with "Op type not registered
-# 'TFText>RoundRobinTrim'". served_ops.json beside this file lists the ops of this release, and every export is
-# checked against it. Change both together.
+# 'TFText>RoundRobinTrim'". common/proof/fresh_process/served_ops.json lists the ops of this release, and every
+# export is checked against it. Change both together.
 SERVING_IMAGE = "tensorflow/serving:2.20.0"
 
 TEMPLATES = Path(__file__).with_name("templates")
