@@ -217,7 +217,7 @@ def test_a_run_proves_it_and_the_export_needs_it_no_more(network, stripes, tmp_p
     predict = [sys.executable, "-m", "recipes", "predict", str(out), str(next(stripes.rglob("*.png")))]
     answered = subprocess.run(predict, cwd=Path(__file__).parents[2], capture_output=True, text=True)
     assert answered.returncode == 0 and ("lying" in answered.stdout or "standing" in answered.stdout), answered.stderr
-    with pytest.raises(ValueError, match="There is no SavedModel"):
+    with pytest.raises(ValueError, match="SavedModel not found"):
         keras.models.load_model(out / "model.keras", safe_mode=False)
 
 
