@@ -10,8 +10,7 @@ Needs Python 3.9 or newer and two packages, about 20 MB; neither TensorFlow nor 
     python grpc_client.py --address SERVER:8500 --json photo.jpg > answers.jsonl
 
 Prints one line per input: its name, the label, the probability. An input that fails is reported on stderr without
-affecting the others; the exit code is then 1. The connection is not encrypted.
-"""
+affecting the others; the exit code is then 1. The connection is not encrypted."""
 
 from __future__ import annotations
 
@@ -32,7 +31,6 @@ except ImportError as error:
     sys.exit(f'grpc_client.py: {error}. Type: pip install "grpcio>=1.60" "protobuf>=5"; client.py needs no package')
 
 MODEL = ""
-
 KINDS = ("image", "audio", "text")  # inputs that this client can fill
 FILLABLE = [[(kind, "DT_STRING")] for kind in KINDS]
 BATCH_BYTES = 16 * 2**20  # many servers refuse requests larger than some tens of MB
