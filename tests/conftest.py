@@ -1,4 +1,4 @@
-"""Pictures and models that several tests share: small, made on the spot, no network."""
+"""Images and models that several tests share: small, made on the spot, no network."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+if "PYTEST_XDIST_WORKER" in os.environ:  # a worker per core: threads of one must not wait for those of the other
+    os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 
 import keras
 import numpy as np
@@ -32,7 +34,7 @@ def seeded() -> None:
 
 @pytest.fixture
 def two_classes(tmp_path: Path) -> Path:
-    """Class folders `dark` and `hell` (bright; non-ASCII file names) with 20 noisy PNG pictures each."""
+    """Class folders `dark` and `hell` (bright; non-ASCII file names) with 20 noisy PNG images each."""
     rng = np.random.default_rng(0)
     for name, level in (("dark", 60), ("hell", 190)):
         (tmp_path / "photos" / name).mkdir(parents=True)

@@ -313,7 +313,6 @@ assert "tensorflow_hub" in sys.modules
 
 
 def test_a_keyword_spotter_of_mlperf_tiny_loads_and_trains(shared_data):
-    keras.utils.set_random_seed(0)
     layer = SavedModelLayer(str(shared_data / "weights" / "mlperf_tiny" / "kws_ref_model"), trainable=True)
     assert layer.knows_training and len(layer.trainable_weights) == 38
     model = keras.Sequential([keras.Input((49, 10, 1)), layer])
