@@ -145,7 +145,10 @@ def test_proof_passes_for_the_true_export(tmp_path: Path, pictures: list[str]):
     assert proof["max_abs_diff"] <= 1e-5 and proof["ops_outside_tf_serving"] == []
 
 
-@pytest.mark.parametrize("lie", ["probabilities", "labels", "nan"])
+LIES = ["probabilities", *(pytest.param(lie, marks=pytest.mark.slow) for lie in ("labels", "nan"))]
+
+
+@pytest.mark.parametrize("lie", LIES)
 def test_proof_notices_an_export_that_answers_otherwise(tmp_path: Path, pictures: list[str], lie: str):
     model = small_classifier()
     version = export.export_image_classifier(model, tmp_path / "servable", ("dark", "hell"))

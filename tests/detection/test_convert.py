@@ -55,7 +55,7 @@ def test_what_is_converted_knows_what_it_gives_its_size_and_its_names(version, l
     assert size_and_class_names(loaded) == (SIZE, ["a", "b", "c"])
 
 
-@pytest.mark.parametrize("form", PACKAGES)
+@pytest.mark.parametrize("form", ["litert", pytest.param("onnx", marks=pytest.mark.slow)])
 def test_conversions_find_the_same_boxes_and_the_program_beside_them_too(loaded, form, tmp_path, monkeypatch):
     absent = [package for package in PACKAGES[form] if importlib.util.find_spec(package) is None]
     if absent:

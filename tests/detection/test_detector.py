@@ -78,7 +78,8 @@ def test_it_finds_what_it_has_learned(name, steps):
     assert np.mean(kinds[:, 0] == labels[:, 0]) > 0.9
 
 
-@pytest.mark.parametrize("name", ["retinanet", pytest.param("yolov8", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["retinanet", "yolov8"])
 def test_nothing_is_found_before_training_and_no_box_is_no_error(name, tmp_path):
     detector, (images, boxes, labels) = build(name), squares(2)
     _, scores = detector.candidates(detector.model(images, training=False), images)

@@ -305,7 +305,7 @@ def test_the_program_in_the_readme_runs(run: Path, flags: list[str], monkeypatch
 
 
 @needs("litert")
-@pytest.mark.parametrize("flags", [[], ["--int8"]])
+@pytest.mark.parametrize("flags", [[], pytest.param(["--int8"], marks=pytest.mark.slow)])
 def test_a_conversion_that_answers_otherwise_is_told_and_fails(run: Path, tmp_path, flags, monkeypatch, capsys):
     other = converting.to_litert(converting.with_constant_weights(exported(network(), tmp_path), GIVES))
     monkeypatch.setattr(converting, "to_litert_int8" if flags else "to_litert", lambda *arguments: other)

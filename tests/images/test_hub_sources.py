@@ -295,7 +295,7 @@ def test_assets_outside_the_folder_are_refused(network, tmp_path):
     assert "outside its folder" in refusal(f"hub:{folder}")
 
 
-@pytest.mark.parametrize("pkg_resources", ["as installed", "gone"])
+@pytest.mark.parametrize("pkg_resources", ["as installed", pytest.param("gone", marks=pytest.mark.slow)])
 def test_tensorflow_hub_imports_with_and_without_pkg_resources(pkg_resources, network):
     block = "import sys; sys.modules['pkg_resources'] = None\n" if pkg_resources == "gone" else ""
     program = f"""{block}

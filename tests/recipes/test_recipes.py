@@ -104,11 +104,10 @@ def test_finished_run_is_not_overwritten(finished, capsys):
     assert (out / "metrics.json").read_bytes() == before
 
 
-def test_a_killed_run_resumes_to_the_same_result(finished, tmp_path, request):
+@pytest.mark.slow  # quick: tests/test_checkpoints.py, tests/recipes/test_runs_from_before.py
+def test_a_killed_run_resumes_to_the_same_result(finished, tmp_path):
     """SIGKILL as soon as the first checkpoint lies there; `--resume` then ends where the undisturbed run ended."""
     name, whole, _ = finished
-    if name != "image_classification" and "not slow" in request.config.option.markexpr:
-        pytest.skip(f"half a minute or more for {name}: make test-all runs it")
     out, command = tmp_path / "run", [sys.executable, "-m", "recipes", "run", name]
     process = subprocess.Popen([*command, *QUICK[name], "--save-every", "0", "--out", str(out)], cwd=RECIPES.parent)
     deadline = time.monotonic() + 300

@@ -462,7 +462,7 @@ def test_sets_that_cannot_work_stop(tmp_path: Path):
         load_speech_set(f"folder:{tmp_path / 'bare'}", task="commands")
     with pytest.raises(UserError, match="without tables of splits"):
         load_speech_set(f"manifest:{tmp_path}")
-    with pytest.raises(UserError, match="--task is unknown"):
+    with pytest.raises(ValueError, match="task must be one of"):
         load_speech_set(f"csv:{tmp_path / 't.csv'}", task="command")
 
 
