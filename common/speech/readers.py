@@ -14,7 +14,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from common.data.folders import files_under
+from common.data.folders import files_under, split_of_words
 from common.data.splits import SPLIT_OF_NAME
 from common.data.tables import read_text_file
 from common.errors import UserError, did_you_mean
@@ -131,14 +131,8 @@ def _librispeech_rows(root: Path, transcripts: Path, encoding: str) -> Iterator[
 
 def _split_of_folders(file: Path) -> str | None:
     """Return the split named by a folder above the file, such as dev-clean."""
-    splits = (_split_of_words(name) for name in file.parent.parts)
+    splits = (split_of_words(name) for name in file.parent.parts)
     return next(filter(None, splits), None)
-
-
-def _split_of_words(name: str) -> str | None:
-    """Return the split in a name such as train-clean-100 or test_manifest, if it is only one."""
-    splits = {SPLIT_OF_NAME[word] for word in re.split(r"[^a-z]+", name.lower()) if word in SPLIT_OF_NAME}
-    return splits.pop() if len(splits) == 1 else None
 
 
 def _class_folder_rows(root: Path) -> list[SpeechRow]:
@@ -247,7 +241,7 @@ def _tables_of_splits(kind: str, folder: Path) -> dict[Path, str]:
 def _split_of_file(kind: str, file: Path) -> str | None:
     name = file.name.lower().removesuffix(".gz")
     ending = next((ending for ending in _ENDINGS[kind] if name.endswith(ending)), None)
-    return _split_of_words(name.removesuffix(ending)) if ending and file.is_file() else None
+    return split_of_words(name.removesuffix(ending)) if ending and file.is_file() else None
 
 
 def _file_rows(kind: str, file: Path, task: str, columns: SpeechColumns, split: str | None) -> Iterator[SpeechRow]:
