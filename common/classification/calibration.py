@@ -49,6 +49,28 @@ def expected_calibration_error(labels: np.ndarray, probabilities: np.ndarray, bi
     return sum(row["count"] * abs(row["confidence"] - row["accuracy"]) for row in rows) / len(labels)
 
 
+def ece_if_calibrated95(probabilities: np.ndarray, seed: int = 0, repeats: int = 1000) -> list[float]:
+    """Return the range in which the ECE of a perfectly calibrated model with these confidences lies 95 % of the time.
+
+    The fewer the examples, the higher: an ECE within this range is no evidence of miscalibration. Simulated: each
+    prediction is correct with its own confidence as probability (consistency resampling, Bröcker and Smith, 2007,
+    doi:10.1175/WAF993.1).
+
+    Args:
+        probabilities: float [n, classes].
+        seed: of the simulation.
+        repeats: simulated test splits.
+
+    Returns:
+        [low, high].
+    """
+    confidence = probabilities.max(axis=1).astype("float64")
+    place = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
+    correct = np.random.default_rng(seed).random((repeats, len(confidence))) < confidence
+    gaps = [np.abs((correct[:, place == k] - confidence[place == k]).sum(axis=1)) for k in np.unique(place)]
+    return [float(bound) for bound in np.percentile(np.sum(gaps, axis=0) / len(confidence), [2.5, 97.5])]
+
+
 def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:
     """Return softmax(logits / temperature) from softmax(logits); the order of the classes is preserved.
 

@@ -8,7 +8,7 @@ import numpy as np
 from sklearn.metrics import accuracy_score, f1_score, precision_recall_fscore_support
 
 from common.bootstrap import RESAMPLES, interval95
-from common.classification.calibration import expected_calibration_error
+from common.classification.calibration import ece_if_calibrated95, expected_calibration_error
 from common.reporting import lower_first
 from common.results import training_seconds
 
@@ -16,28 +16,47 @@ from common.results import training_seconds
 def classification_metrics(labels: np.ndarray, probabilities: np.ndarray, seed: int = 0) -> dict:
     """Return accuracy and macro-F1 with bootstrap 95 % intervals (percentile method, resampled test examples).
 
+    For macro-F1 the examples of each class are resampled among themselves: every class of the test split is in every
+    resample, so that all of them average over the same classes.
+
     Args:
         labels: true classes, int [n].
         probabilities: float [n, classes].
         seed: of the resampling.
 
     Returns:
-        {"accuracy", "accuracy_ci95": [low, high], "macro_f1", "macro_f1_ci95", "ece"}.
+        {"accuracy", "accuracy_ci95": [low, high], "macro_f1", "macro_f1_ci95", "ece", "ece_if_calibrated95": the range
+        of ECE that a perfectly calibrated model shows on as many examples, as `calibration.ece_if_calibrated95`}.
     """
     predicted = probabilities.argmax(axis=1)
     classes = probabilities.shape[1]
     rng = np.random.default_rng(seed)
+    present = np.unique(labels)  # classes without test examples have no F1
+    of_class = [np.flatnonzero(labels == number) for number in present]
     accuracies, f1s = [], []
     for _ in range(RESAMPLES):
         chosen = rng.integers(0, len(labels), len(labels))
         accuracies.append(np.mean(labels[chosen] == predicted[chosen]))
+        chosen = np.concatenate([places[rng.integers(0, len(places), len(places))] for places in of_class])
         f1s.append(_macro_f1(labels[chosen], predicted[chosen], classes))
+    scores = point_scores(labels, probabilities)
+    return {
+        "accuracy": scores["accuracy"],
+        "accuracy_ci95": interval95(accuracies),
+        "macro_f1": scores["macro_f1"],
+        "macro_f1_ci95": interval95(f1s),
+        "ece": scores["ece"],
+        "ece_if_calibrated95": ece_if_calibrated95(probabilities, seed),
+    }
+
+
+def point_scores(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
+    """Return accuracy, macro-F1 and ECE without intervals; int [n] and float [n, classes]."""
     present = np.unique(labels)  # classes without test examples have no F1
+    predicted = probabilities.argmax(axis=1)
     return {
         "accuracy": accuracy(labels, probabilities),
-        "accuracy_ci95": interval95(accuracies),
         "macro_f1": float(f1_score(labels, predicted, labels=present, average="macro", zero_division=0)),
-        "macro_f1_ci95": interval95(f1s),
         "ece": expected_calibration_error(labels, probabilities),
     }
 
@@ -56,23 +75,35 @@ def _macro_f1(labels: np.ndarray, predicted: np.ndarray, classes: int) -> float:
     return float(np.mean(2 * correct[present] / (true + predictions)[present]))
 
 
-def paired_gain(labels: np.ndarray, ours: np.ndarray, theirs: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
+def paired_gain(
+    labels: np.ndarray, ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray], seed: int = 0
+) -> tuple[float, float, float]:
     """Return the gain in accuracy of one model over another on the same examples, with its 95 % interval.
 
     Args:
         labels: true classes, int [n].
-        ours: probabilities of one model, float [n, classes].
-        theirs: probabilities of the other, float [n, classes].
+        ours: probabilities of one model, float [n, classes], trained with each of the seeds.
+        theirs: likewise of the other; a single one, which depends on no seed, is compared with all of ours.
         seed: of the resampling.
 
     Returns:
-        (gain, low, high), as fractions.
+        (gain in the mean of the seeds, low, high), as fractions. Examples are resampled, for all seeds alike.
     """
-    gains = (ours.argmax(1) == labels).astype(float) - (theirs.argmax(1) == labels)
+    gains = np.mean(gains_of_seeds(labels, ours, theirs), axis=0)
     rng = np.random.default_rng(seed)
     means = [gains[rng.integers(0, len(gains), len(gains))].mean() for _ in range(RESAMPLES)]
     low, high = interval95(means)
     return float(gains.mean()), low, high
+
+
+def gains_of_seeds(labels: np.ndarray, ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> np.ndarray:
+    """Return for each seed and example 1 where only ours is right, -1 where only theirs is, else 0; float [seeds, n].
+
+    Args:
+        labels, ours, theirs: as for `paired_gain`.
+    """
+    correct = [np.stack([found.argmax(axis=1) == labels for found in one]).astype(float) for one in (ours, theirs)]
+    return correct[0] - correct[1]
 
 
 def per_class_table(labels: np.ndarray, probabilities: np.ndarray, class_names: Sequence[str]) -> list[dict]:
@@ -86,32 +117,36 @@ def per_class_table(labels: np.ndarray, probabilities: np.ndarray, class_names: 
 
 
 def findings(
-    labels: np.ndarray, ours: np.ndarray, baselines: Mapping[str, np.ndarray], titles: Mapping[str, str]
-) -> list[str]:
+    labels: np.ndarray, ours: Sequence[np.ndarray], baselines: Mapping[str, Sequence[np.ndarray]],
+    titles: Mapping[str, str],
+) -> list[str]:  # fmt: skip
     """Return sentences on whether transfer learning and fine-tuning helped.
 
     Args:
         labels: true classes, int [n].
-        ours: probabilities of the exported model, float [n, classes].
-        baselines: the same for each baseline: `frozen`, `scratch`, and cheap ones without a network.
+        ours: probabilities of the model of each seed, float [n, classes].
+        baselines: the same for each baseline: `frozen`, `scratch`, and cheap ones without a network; one that depends
+            on no seed is given once.
         titles: of the baselines, by name.
 
     Returns:
         Sentences; one begins with "Negative transfer" where training from scratch is better.
     """
     sentences = []
-    for name, probabilities in baselines.items():
-        if name == "frozen" and np.allclose(ours, probabilities, atol=1e-6):
-            sentences.append(
-                "The exported model is the frozen source with a linear head: fine-tuning was not better on validation."
-            )
+    for name, theirs in baselines.items():
+        same = [np.allclose(one, two, atol=1e-6) for one, two in zip(ours, theirs, strict=len(theirs) > 1)]
+        if name == "frozen" and all(same):
+            sentences.append("The exported model is the frozen source with a linear head.")
             continue
-        gain, low, high = paired_gain(labels, ours, probabilities)
-        points = f"{abs(gain) * 100:.1f} points (95 % interval {low * 100:+.1f} to {high * 100:+.1f})"
+        gain, low, high = paired_gain(labels, ours, theirs)
+        points = f"{abs(gain) * 100:.1f} points {_over_seeds(labels, ours, theirs)}"
+        points += f" (95 % interval {low * 100:+.1f} to {high * 100:+.1f})"
         if name == "scratch" and gain < 0 and high < 0:
             text = f"Negative transfer: training from scratch is better by {points}. Try another --source."
         elif name == "scratch" and gain <= 0:
             text = f"The pretrained source does not help here: training from scratch is at least as good, by {points}."
+        elif name == "scratch" and low <= 0:
+            text = f"The pretrained source and training from scratch are too close to call: {points}."
         elif name == "scratch":
             text = f"The pretrained source gains {points} over training from scratch."
         elif name != "frozen":
@@ -124,6 +159,14 @@ def findings(
             text = f"Fine-tuning and the frozen source with a linear head are too close to call: {points}."
         sentences.append(text)
     return sentences
+
+
+def _over_seeds(labels: np.ndarray, ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> str:
+    """Return how far the seeds agree: a single one is an anecdote."""
+    if len(ours) == 1:
+        return "for this seed"
+    each = 100 * gains_of_seeds(labels, ours, theirs).mean(axis=1)
+    return f"in the mean of {len(each)} seeds ({each.min():+.1f} to {each.max():+.1f})"
 
 
 def _compared_with_cheap(baseline: str, gain: float, low: float, high: float, points: str) -> str:

@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from common import results
 from common.classification import metrics, report
+from common.reporting import lower_first
 from common.results import Outcome
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What one seed predicts for the test split.
+
+    Attributes:
+        probabilities: of its model, float32 [n, classes].
+        baselines: of each baseline that depends on the seed, float32 [n, classes].
+    """
+
+    probabilities: np.ndarray
+    baselines: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def conclude(
     recipe: str, config, data, outcome: Outcome, *, probabilities: np.ndarray,
     baselines: dict[str, tuple[np.ndarray, float]], titles: Mapping[str, str], what: str,
     preview: Callable[[Sequence[int]], list[dict | None]], advice: Sequence[str] = (), explanation=None,
-    more: Mapping | None = None,
+    more: Mapping | None = None, seeds: Mapping[int, Predictions] | None = None,
 ) -> dict:  # fmt: skip
     """Measure on the test split and write the files of a finished run.
 
@@ -33,12 +48,16 @@ def conclude(
         explanation: of the model and its data: `numbers` for metrics.json, `sentences`, `reliability` as returned by
             `calibration.reliability`, and `chapter()` of the report; None omits it.
         more: further entries of metrics.json.
+        seeds: the predictions of all seeds, where there are several; `probabilities` are those of the exported one.
 
     Returns:
         Contents of metrics.json.
     """
     labels = data.test.labels
-    of_baselines = {name: theirs for name, (theirs, _) in baselines.items()}
+    everybody = list((seeds or {config.seed: Predictions(probabilities)}).values())
+    of_baselines = {
+        name: [one.baselines.get(name, theirs) for one in everybody] for name, (theirs, _) in baselines.items()
+    }
     scores = {
         "test": metrics.classification_metrics(labels, probabilities),
         "baselines": {
@@ -46,9 +65,12 @@ def conclude(
             for name, (theirs, spent) in baselines.items()
         },
     }
+    if seeds:
+        scores |= scores_of_seeds(labels, seeds)
     scores |= (explanation.numbers if explanation else {}) | (more or {})
     sentences = [
-        *metrics.findings(labels, probabilities, of_baselines, titles),
+        *(describe_seeds(scores, titles) if seeds else ()),
+        *metrics.findings(labels, [one.probabilities for one in everybody], of_baselines, titles),
         *(explanation.sentences if explanation else ()),
         *data.advice(),
         *advice,
@@ -69,3 +91,52 @@ def conclude(
         write_files=write_files, table=lambda found: metrics.table(found, titles),
         proved="answers all {examples} test examples as evaluated (largest difference {max_abs_diff:.1e})",
     )  # fmt: skip
+
+
+def scores_of_seeds(labels: np.ndarray, seeds: Mapping[int, Predictions]) -> dict:
+    """Return the scores of each seed, their mean and their standard deviation, as in metrics.json.
+
+    Args:
+        labels: of the test split, int [n].
+        seeds: the predictions of each.
+
+    Returns:
+        {"seeds": {seed: {"test": scores, "baselines": {name: scores}}}, "mean": likewise, "std": likewise}.
+    """
+    found = {
+        str(seed): {
+            "test": metrics.point_scores(labels, one.probabilities),
+            "baselines": {name: metrics.point_scores(labels, theirs) for name, theirs in one.baselines.items()},
+        }
+        for seed, one in seeds.items()
+    }
+
+    def over_seeds(reduce: Callable) -> dict:
+        first = next(iter(found.values()))
+        return {
+            "test": {score: reduce([one["test"][score] for one in found.values()]) for score in first["test"]},
+            "baselines": {
+                name: {score: reduce([one["baselines"][name][score] for one in found.values()]) for score in scores}
+                for name, scores in first["baselines"].items()
+            },
+        }
+
+    mean, std = over_seeds(lambda values: float(np.mean(values))), over_seeds(lambda values: float(np.std(values, ddof=1)))
+    return {"seeds": found, "mean": mean, "std": std}
+
+
+def describe_seeds(scores: Mapping, titles: Mapping[str, str]) -> list[str]:
+    """Return a sentence with the mean accuracy of all seeds ± its standard deviation, and of the baselines."""
+    mean, std = scores["mean"], scores["std"]
+
+    def accuracy(*keys: str) -> str:
+        values = [mean, std]
+        for key in keys:
+            values = [value[key] for value in values]
+        return " ± ".join(f"{value['accuracy']:.3f}" for value in values)
+
+    beside = "".join(f"; {lower_first(titles.get(name, name))} {accuracy('baselines', name)}" for name in mean["baselines"])
+    return [
+        f"Accuracy in the mean of the seeds {', '.join(scores['seeds'])}, ± standard deviation: {accuracy('test')}{beside}. "
+        "Exported, and shown below: the seed that is best on validation."
+    ]

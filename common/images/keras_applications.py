@@ -15,6 +15,7 @@ import keras
 import numpy as np
 from keras.src.backend.config import keras_home
 from keras.src.utils import file_utils
+from safetensors.numpy import load_file
 
 from common.errors import UserError, first_line
 from common.sources.fetching import fetch_file
@@ -158,8 +159,11 @@ def explained_download(spec: SourceSpec) -> Iterator[list[Path]]:
 def _load_weights_file(backbone: keras.Model, spec: SourceSpec) -> None:
     path = Path(spec.weights).expanduser()
     try:
-        backbone.load_weights(path)
-    except Exception as error:  # h5py, Keras' two formats and truncated files raise many types
+        if path.suffix == ".safetensors":
+            _load_safetensors(backbone, path)
+        else:
+            backbone.load_weights(path)
+    except Exception as error:  # h5py, safetensors, Keras' two formats and truncated files raise many types
         raise UserError(
             f"The weights file does not fit {spec.name}. Allowed: the 'no top' weights of {spec.name}"
             f"{' with the same alpha' if 'MobileNet' in spec.name else ''}, as keras.applications publishes them or "
@@ -173,6 +177,16 @@ def _load_weights_file(backbone: keras.Model, spec: SourceSpec) -> None:
         _, variance, *_ = normalization.weights
         variance.assign(variance * np.array(_IMAGENET_STD, "float32"))
         normalization.finalize_state()
+
+
+def _load_safetensors(backbone: keras.Model, path: Path) -> None:
+    """Load a file that holds a tensor for each variable, named by its path, such as `Conv1/kernel`."""
+    tensors = load_file(path)
+    wanted = {variable.path: variable for variable in backbone.weights}
+    if tensors.keys() != wanted.keys():
+        raise ValueError(f"it lacks {sorted(wanted.keys() - tensors.keys())[:3]}, and has {len(tensors)} tensors")
+    for name, value in tensors.items():
+        wanted[name].assign(value.astype("float32"))
 
 
 def _expects_another_division(path: Path, name: str) -> bool:

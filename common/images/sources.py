@@ -19,7 +19,7 @@ from common.errors import UserError, first_line
 from common.images.keras_applications import Preprocessing, load_application
 from common.images.preset_preprocessing import image_preprocessing, with_its_own_epsilon
 from common.sources.presets import preset_error, preset_folder
-from common.sources.specs import SourceSpec, parse_source
+from common.sources.specs import BUNDLED_FOLDER, SourceSpec, parse_source
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def load_source(text: str, image_size: int | tuple[int, int] | None = None, *, r
     if spec.entry and "images" not in spec.entry.takes:
         raise UserError(f"{spec.entry.name} takes {spec.entry.takes}, not images. Received: --source {text}.")
     wanted = (image_size, image_size) if isinstance(image_size, int) else image_size
-    load = {"bundled": _load_preset, "preset": _load_preset, "keras": load_application, "hub": _load_hub}[spec.kind]
+    load = {"bundled": _load_bundled, "preset": _load_preset, "keras": load_application, "hub": _load_hub}[spec.kind]
     backbone, preprocessing, size, card = load(spec, wanted, random_weights or spec.random)
     pixels = keras.Input((*size, 3), name="pixels")
     try:
@@ -95,6 +95,18 @@ def load_source(text: str, image_size: int | tuple[int, int] | None = None, *, r
     features = keras.layers.Activation("linear", dtype="float32", name="features")(features)
     extractor = keras.Model(pixels, features, name="extractor")
     return Source(text, extractor, backbone, size, {"spec": text, **card})
+
+
+def _load_bundled(spec: SourceSpec, wanted: tuple[int, int] | None, random_weights: bool):
+    """Load a preset, or a network of keras.applications whose weights are in the checkout."""
+    folder = BUNDLED_FOLDER / spec.name
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    if "application" not in config:
+        return _load_preset(spec, wanted, random_weights)
+    weights = str(folder / "model.safetensors")
+    twin = SourceSpec("keras", config["application"], {"size": config["image_size"]}, weights)
+    backbone, preprocessing, size, card = load_application(twin, wanted, random_weights)
+    return backbone, preprocessing, size, card if random_weights else card | _card_entries(folder)
 
 
 def _load_hub(*arguments):
@@ -149,19 +161,20 @@ def _load_preset(spec: SourceSpec, wanted: tuple[int, int] | None, random_weight
                 f"KerasHub says: {first_line(error)}"
             ) from error
     preprocessing = Preprocessing(_channels(spec, scale, 1.0), _channels(spec, offset, 0.0))
-    card = _read_card(Path(name) / "card.json")
     unknown = "see the preset's own page"
     licence = spec.entry.licence if spec.entry else unknown
-    card = {"licence": licence, "data": unknown, **{key: card[key] for key in ("licence", "data") if key in card}}
-    card["origin"] = f"KerasHub preset {spec.name}"
+    card = {"origin": f"KerasHub preset {spec.name}", "licence": licence, "data": unknown} | _card_entries(Path(name))
     if random_weights:
         card |= {"origin": card["origin"] + ", initial weights", "data": "none"}
     return backbone, preprocessing, size, card
 
 
-def _read_card(path: Path) -> dict[str, str]:
+def _card_entries(folder: Path) -> dict[str, str]:
+    """Return origin, licence and data as card.json of a folder states them."""
+    path = folder / "card.json"
     try:
-        return dict(json.loads(path.read_text("utf-8"))) if path.is_file() else {}
+        card = dict(json.loads(path.read_text("utf-8"))) if path.is_file() else {}
+        return {key: card[key] for key in ("origin", "licence", "data") if key in card}
     except (OSError, ValueError, TypeError) as error:
         raise UserError(
             f"{path} cannot be read: {first_line(error)}. Correct or remove it; the model does not need it."

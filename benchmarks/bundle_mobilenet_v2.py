@@ -1,0 +1,53 @@
+"""Write common/bundled/mobilenet_v2, the default source of image_classification, from Google's ImageNet weights.
+
+    python benchmarks/bundle_mobilenet_v2.py
+
+Kernels become float16, which halves the file and changes features by less than their rounding matters
+(tests/images/test_sources.py compares both); vectors (biases, normalisation) stay float32: some variances are too
+small for float16.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import keras  # noqa: E402
+import numpy as np  # noqa: E402
+from safetensors.numpy import save_file  # noqa: E402
+
+from common.files import write_json  # noqa: E402
+
+WEIGHTS = ROOT.parent / "shared/data/weights/mobilenet_imagenet_keras/mobilenet_v2_1.0_224_notop.weights.h5"
+FOLDER = ROOT / "common" / "bundled" / "mobilenet_v2"
+IMAGE_SIZE = 128  # smaller than ImageNet's 224: a run of the demo takes at most two minutes on 2 CPU cores
+CARD = {
+    "licence": "Apache-2.0 (Google; weights trained on ImageNet-1k)",
+    "data": "ImageNet-1k",
+    "origin": "MobileNetV2 1.0 224 of Google (arXiv:1801.04381), dequantised from the published TensorFlow Lite model",
+    "command": "python benchmarks/bundle_mobilenet_v2.py",
+}
+
+
+def main() -> None:
+    """Write the weights, the configuration and the card."""
+    model = keras.applications.MobileNetV2(include_top=False, weights=WEIGHTS, input_shape=(IMAGE_SIZE, IMAGE_SIZE, 3))
+    tensors = {}
+    for variable in model.weights:
+        value = variable.numpy()
+        tensors[variable.path] = value.astype("float16" if value.ndim > 1 else "float32")
+        if not np.isfinite(tensors[variable.path]).all():
+            raise SystemExit(f"{variable.path} does not fit into float16")
+    FOLDER.mkdir(exist_ok=True)
+    save_file(tensors, FOLDER / "model.safetensors")
+    write_json(FOLDER / "config.json", {"application": "MobileNetV2", "image_size": IMAGE_SIZE})
+    write_json(FOLDER / "card.json", CARD | {"bytes": (FOLDER / "model.safetensors").stat().st_size})
+    print(json.dumps(CARD, indent=2))
+
+
+if __name__ == "__main__":
+    main()
