@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from common.errors import UserError, did_you_mean, first_line
@@ -42,9 +43,10 @@ def parse_data(text: str, kinds: tuple[str, ...]) -> tuple[str, str]:
     return kind, value
 
 
-def parse_policy(policy: str) -> str:
-    """Return a freezing policy as given; raise UserError unless it is one."""
-    if policy in ("frozen", "last_block", "all") or re.fullmatch(r"last:[1-9]\d*", policy):
+def parse_policy(policy: str, more: tuple[str, ...] = ()) -> str:
+    """Return a freezing policy as given; raise UserError unless it is one, or one of `more` words."""
+    words = (*more, "frozen", "last_block", "all")
+    if policy in words or re.fullmatch(r"last:[1-9]\d*", policy):
         return policy
     if re.match("regex:.", policy):
         try:
@@ -53,8 +55,8 @@ def parse_policy(policy: str) -> str:
         except re.error as error:
             raise UserError(f"--unfreeze has an invalid regular expression: {error}. Received: {policy!r}.") from None
     raise UserError(
-        "--unfreeze is unknown. Allowed: frozen, last:N (layers), last_block, all, regex:PATTERN. "
-        f"Received: {policy!r}.{did_you_mean(policy, ('frozen', 'last_block', 'all'))}"
+        f"--unfreeze is unknown. Allowed: {', '.join(words)}, last:N (layers), regex:PATTERN. "
+        f"Received: {policy!r}.{did_you_mean(policy, words)}"
     )
 
 
@@ -86,14 +88,43 @@ def parse_list(flag: str, text: str, allowed: tuple[str, ...], alone: tuple[str,
     return words
 
 
-def parse_baselines(text: str, allowed: tuple[str, ...]) -> tuple[str, ...]:
-    """Parse `--baselines`: the names in the order given; empty for `none`.
+def parse_baselines(text: str, allowed: Iterable[str], always: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """Parse `--baselines`: names, separated by commas, or `none`.
+
+    Args:
+        text: what the user typed.
+        allowed: all names, in the order in which they are returned.
+        always: the cheap ones, which run unless it is `none`.
+
+    Returns:
+        The chosen names; none for `none`.
 
     Raises:
         UserError: a name that is not allowed.
     """
-    names = parse_list("--baselines", text, allowed, alone=("none",))
-    return () if names == ("none",) else names
+    names = parse_list("--baselines", text, tuple(allowed), alone=("none",))
+    return () if names == ("none",) else tuple(name for name in allowed if name in {*always, *names})
+
+
+def parse_seeds(text: str | None, seed: int) -> tuple[int, ...]:
+    """Parse `--seeds` such as `0,1,2`.
+
+    Args:
+        text: what the user typed; None for a single seed.
+        seed: that single one.
+
+    Returns:
+        The seeds, each once.
+
+    Raises:
+        UserError: not whole numbers from 0 on.
+    """
+    if text is None:
+        return (seed,)
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if not words or not all(word.isascii() and word.isdigit() for word in words):
+        raise UserError(f"--seeds cannot be read. Allowed: whole numbers, for example 0,1,2. Received: {text!r}.")
+    return tuple(dict.fromkeys(map(int, words)))
 
 
 def check_installed(flag: str, package: str, requirements: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import keras
 import numpy as np
@@ -114,38 +114,34 @@ def linear_head_weights(
     return objective.kernel_and_bias(solution)
 
 
-def chosen_penalty(history: Sequence[Mapping]) -> float:
-    """Return the penalty selected on validation, from the history that `fit_linear_head` returns."""
-    return min(history, key=lambda row: row["val_cross_entropy"])["penalty"]
-
-
-def starting_weights(
-    pieces: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], classes: int, history: Sequence[Mapping]
-) -> list[np.ndarray]:
-    """Return the weights of a head to fine-tune from: at least as regularised as the one selected on validation.
-
-    Args:
-        pieces, classes: as for `linear_head_weights`.
-        history: as `fit_linear_head` returns it.
-    """
-    return linear_head_weights(pieces, classes, max(chosen_penalty(history), START_PENALTY))
-
-
-def refit_linear_head(
+def fit_final_head(
     head: keras.layers.Dense,
-    train: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]],
-    val: tuple[np.ndarray, np.ndarray, np.ndarray],
-    penalty: float,
-) -> None:
-    """Fit a head again with the selected penalty, on the validation examples too; they must not select anything else.
+    train: np.ndarray,
+    train_labels: np.ndarray,
+    val: np.ndarray,
+    val_labels: np.ndarray,
+    *,
+    sample_weights: np.ndarray,
+    val_weights: np.ndarray,
+) -> tuple[list[dict], np.ndarray, list[np.ndarray]]:
+    """Fit the head that is exported where nothing is fine-tuned: with the penalty chosen on validation, on both splits.
 
     Args:
-        head: of the whole model; its weights are set.
-        train: (features, labels, weights) of each view, as for `linear_head_weights`.
-        val: the same of the validation examples; they are repeated once per view.
-        penalty: as `chosen_penalty` returns it.
+        head, train, train_labels, val, val_labels, sample_weights: as for `fit_linear_head`.
+        val_weights: of the validation examples, float32 [m]; they are repeated once per view of the training ones.
+
+    Returns:
+        (history of `fit_linear_head`; probabilities for validation of the head that had not seen it, float32
+        [m, classes], for all further choices; the weights to start fine-tuning from, fitted on train alone and at least
+        as regularised as START_PENALTY).
     """
-    head.set_weights(linear_head_weights([*train, *[val] * len(train)], head.units, penalty))
+    history = fit_linear_head(head, train, train_labels, val, val_labels, sample_weights=sample_weights)
+    val_probabilities = predict_head(head, val)
+    penalty = min(history, key=lambda row: row["val_cross_entropy"])["penalty"]
+    views = [(view, train_labels, sample_weights) for view in train]
+    start = linear_head_weights(views, head.units, max(penalty, START_PENALTY))
+    head.set_weights(linear_head_weights([*views, *[(val, val_labels, val_weights)] * len(views)], head.units, penalty))
+    return history, val_probabilities, start
 
 
 class _PenalisedRegression:

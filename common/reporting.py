@@ -246,5 +246,5 @@ def _environment(templates: Path, *, markdown: bool) -> jinja2.Environment:
 
 
 def lower_first(title: str) -> str:
-    """Return a title as it appears within a sentence."""
-    return title[:1].lower() + title[1:]
+    """Return a title as it appears within a sentence; abbreviations such as SVM stay as they are."""
+    return title if title[1:2].isupper() else title[:1].lower() + title[1:]

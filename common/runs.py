@@ -214,12 +214,14 @@ class Stopwatch:
             self.started -= self.seconds.pop("total")
 
     @contextlib.contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
+    def __call__(self, *names: str) -> Iterator[None]:
+        """Add the seconds within the block to each of these stages: ("baselines", "words") counts for both."""
         began = time.monotonic()
         try:
             yield
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - began
+            for name in names:
+                self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - began
             if self.path:
                 with contextlib.suppress(OSError):  # on a full disk the work itself raises a better error
                     write_json(self.path, self.report())

@@ -48,7 +48,7 @@ def conclude(
         explanation: of the model and its data: `numbers` for metrics.json, `sentences`, `reliability` as returned by
             `calibration.reliability`, and `chapter()` of the report; None omits it.
         more: further entries of metrics.json.
-        seeds: the predictions of all seeds, where there are several; `probabilities` are those of the exported one.
+        seeds: the predictions of each seed; `probabilities` are those of the exported one.
 
     Returns:
         Contents of metrics.json.
@@ -65,11 +65,11 @@ def conclude(
             for name, (theirs, spent) in baselines.items()
         },
     }
-    if seeds:
+    if len(everybody) > 1:
         scores |= scores_of_seeds(labels, seeds)
     scores |= (explanation.numbers if explanation else {}) | (more or {})
     sentences = [
-        *(describe_seeds(scores, titles) if seeds else ()),
+        *(describe_seeds(scores, titles) if len(everybody) > 1 else ()),
         *metrics.findings(labels, [one.probabilities for one in everybody], of_baselines, titles),
         *(explanation.sentences if explanation else ()),
         *data.advice(),
@@ -121,7 +121,10 @@ def scores_of_seeds(labels: np.ndarray, seeds: Mapping[int, Predictions]) -> dic
             },
         }
 
-    mean, std = over_seeds(lambda values: float(np.mean(values))), over_seeds(lambda values: float(np.std(values, ddof=1)))
+    mean, std = (
+        over_seeds(lambda values: float(np.mean(values))),
+        over_seeds(lambda values: float(np.std(values, ddof=1))),
+    )
     return {"seeds": found, "mean": mean, "std": std}
 
 
@@ -135,8 +138,11 @@ def describe_seeds(scores: Mapping, titles: Mapping[str, str]) -> list[str]:
             values = [value[key] for value in values]
         return " ± ".join(f"{value['accuracy']:.3f}" for value in values)
 
-    beside = "".join(f"; {lower_first(titles.get(name, name))} {accuracy('baselines', name)}" for name in mean["baselines"])
+    beside = "".join(
+        f"; {lower_first(titles.get(name, name))} {accuracy('baselines', name)}" for name in mean["baselines"]
+    )
+    seeds = ", ".join(scores["seeds"])
     return [
-        f"Accuracy in the mean of the seeds {', '.join(scores['seeds'])}, ± standard deviation: {accuracy('test')}{beside}. "
-        "Exported, and shown below: the seed that is best on validation."
+        f"Accuracy in the mean of the seeds {seeds}, ± standard deviation: {accuracy('test')}{beside}. The exported "
+        "model, whose numbers follow, is that of the seed which is best on validation."
     ]

@@ -111,7 +111,11 @@ def fit_to_plateau(
         )  # fmt: skip
         plateau = len(rows) < epochs
         history += rows
-    end = f"stopped at a plateau after {len(history)} epochs" if plateau else f"was still improving after {len(history)} epochs"
+    end = (
+        f"stopped at a plateau after {len(history)} epochs"
+        if plateau
+        else f"was still improving after {len(history)} epochs"
+    )
     return history, end
 
 

@@ -187,6 +187,25 @@ def labelled_images(
     return tf.data.Dataset.zip(image_batches(paths, size, 64, resize=resize), targets)
 
 
+def stage_inputs(
+    train, val, weights: np.ndarray, classes: int, size: tuple[int, int], batch_size: int, *, resize: str, **options
+) -> dict:
+    """Return the arguments of `fit_stage` that follow from the data: `batches_from`, `validation` and `steps`.
+
+    Args:
+        train, val: splits with `paths` and `labels`.
+        weights: of the training images, float32 [n].
+        classes, size, batch_size, resize, **options: as for `labelled_batches`.
+    """
+    return {
+        "batches_from": labelled_batches(
+            train.paths, train.labels, weights, classes, size, batch_size, resize=resize, **options
+        ),
+        "validation": labelled_images(val.paths, val.labels, classes, size, resize=resize),
+        "steps": steps_per_epoch(len(train.paths), batch_size),
+    }
+
+
 def steps_per_epoch(count: int, batch_size: int) -> int:
     """Return the number of batches for `count` examples."""
     return -(-count // batch_size)

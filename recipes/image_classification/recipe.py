@@ -1,13 +1,14 @@
 """Classify images: from a folder of photos to a proved SavedModel.
 
-    python -m recipes run image_classification                       # demo digits, offline
+    python -m recipes run image_classification                       # demo: photos of clothes, offline
     python -m recipes run image_classification --data folder:PHOTOS --source keras:ResNet50 --out runs/mine
 
 PHOTOS has one folder per class, or train/val/test with class folders inside. The pretrained source extracts the
 features of every image once, and a linear head is fitted on them (feature extraction); then the source itself is
-unfrozen and trained at a lower learning rate than the head (fine-tuning). The report compares the result with the
-frozen source and, with `--baselines frozen,scratch`, with the same network trained from scratch. The SavedModel takes
-the bytes of image files, returns labels, and has been proved in a fresh process to answer as evaluated.
+unfrozen and trained at a lower learning rate than the head (fine-tuning), and validation decides which of both is
+exported. The report compares the result with the frozen source, with nearest neighbours and a support vector machine
+on pixels, and, with `--baselines scratch`, with networks trained from scratch. The SavedModel takes the bytes of image
+files, returns labels, and has been proved in a fresh process to answer as evaluated.
 
 Measured results, with commands and machine: `python -m recipes show image_classification`.
 """
@@ -25,6 +26,7 @@ from common import exporting, freezing, linear_head, training
 from common.classification import calibration, results
 from common.classification.answers import LABELS
 from common.classification.check import describe_counts
+from common.classification.choice import best_on_validation, describe_choice
 from common.classification.training import fit_stage
 from common.classification.training import sample_weights as classification_sample_weights
 from common.exporting import Predictor
@@ -36,12 +38,15 @@ from common.flags import (
     parse_data,
     parse_list,
     parse_policy,
+    parse_seeds,
 )
 from common.images import explain, export, features
-from common.images.batches import image_batches, labelled_batches, labelled_images, steps_per_epoch, training_batches
+from common.images.baselines import neighbour_probabilities, pixel_probabilities
+from common.images.batches import image_batches, stage_inputs, steps_per_epoch, training_batches
 from common.images.dataset import ImageSet, load_image_set
 from common.images.files import read_image
 from common.images.preview import thumbnails, write_sample_grid
+from common.images.scratch import SMALL, train_from_scratch
 from common.images.sources import Source, load_source
 from common.progress import format_seconds, median_seconds
 from common.results import Outcome
@@ -49,12 +54,14 @@ from common.runs import Run
 from common.serving.kit.write import write_serving_files
 from common.sources.specs import parse_source
 
-BASELINES = {"frozen": "Frozen source, linear head", "scratch": "From scratch"}
+BASELINES = {"frozen": "Frozen source, linear head", "neighbours": "Nearest neighbours on pixels",
+             "pixels": "SVM on pixels", "scratch": "From scratch"}  # fmt: skip
+CHEAP = ("frozen", "neighbours", "pixels")  # they run unless --baselines none
 SCORES = ("accuracy", "macro_f1", "ece")
 SOURCES = ("resnet_mini", "mobilenet_v2", "efficientnet_v2_b0", "resnet50", "mobilenet_v2_hub")
 GALLERY = {"in": "photos in class folders", "out": "label, probabilities", "row": "demo"}
 # A run of seconds, for tests.
-QUICK = "--limit 40 --epochs 1 --calibrate --source keras:MobileNet(alpha=0.25,size=32)@random"
+QUICK = "--limit 40 --epochs 1 --source keras:MobileNet(alpha=0.25,size=32)@random"
 INPUT = "image"  # of the served model
 PREDICTOR = Predictor(INPUT, read_image, LABELS)
 CONVERTER = "common.images.convert:CLASSIFIER"  # imported by `convert` alone
@@ -65,11 +72,13 @@ class Config:
     """Settings of image_classification."""
 
     data: str = "demo"  # Images: demo, folder:PATH, csv:PATH (path,label[,split]) or tfds:NAME
-    source: str = "bundled:resnet_mini"  # Short name (see `sources`), keras:NAME[@WEIGHTS], preset:NAME, hub:FOLDER
+    source: str = "bundled:mobilenet_v2"  # Short name (see `sources`), keras:NAME[@WEIGHTS], preset:NAME, hub:FOLDER
     out: str = "runs/image_classification"  # Folder for everything this run writes
     resume: str | None = None  # Continue the run that was stopped in this folder; no other flag is needed
     save_every: float = 30.0  # Seconds between checkpoints: a killed run loses no more than that
-    unfreeze: str = "all"  # Layers to fine-tune: frozen (none), last:N, last_block, all, regex:PATTERN
+    unfreeze: str = (
+        "auto"  # Layers to fine-tune: auto (decided on validation), frozen, last:N, last_block, all, regex:P
+    )
     epochs: int | None = None  # Fine-tuning epochs; 5 by default, more for small data sets. 0 equals --unfreeze frozen
     batch_size: int = 32  # Images per fine-tuning step
     image_size: int | None = None  # Side of the square input in pixels; the source's own by default. Smaller is faster
@@ -84,8 +93,9 @@ class Config:
     augment: str = "auto"  # auto, none, or some of flip,crop,rotate,color; never part of the exported model
     views: int = 4  # Views per training image for the linear head: the original and augmented copies
     patience: int | None = None  # Stop fine-tuning after this many epochs without improvement on validation
-    baselines: str = "frozen"  # To compare with: frozen (seconds), scratch (as long as fine-tuning), or none
-    calibrate: bool = False  # Calibrate the probabilities by temperature scaling, fitted on validation
+    baselines: str = "frozen,neighbours,pixels"  # To compare with: these (seconds), with scratch (minutes), or none
+    scratch_epochs: int = 100  # At most so many epochs for --baselines scratch, which stops at a plateau of validation
+    calibrate: bool = True  # Calibrate the probabilities by temperature scaling, fitted on validation
     explain: bool = True  # Report near-duplicates, suspected label errors and Grad-CAM heat maps; seconds
     tensorboard: bool = False  # Write TensorBoard logs to OUT/tensorboard
     mlflow: str | None = None  # Log the finished run to this MLflow tracking server or folder
@@ -94,22 +104,20 @@ class Config:
     limit: int | None = None  # Use at most this many images of each split: a quick look
     strict: bool = False  # Stop at the first unreadable image instead of skipping and counting it
     seed: int = 0  # Seed of initial weights, shuffling and augmentation; the split depends on the images alone
+    seeds: str | None = None  # Train with each of these seeds, such as 0,1,2: mean and spread; exports the best on val
 
     def __post_init__(self) -> None:
         parse_data(self.data, ("demo", "folder", "csv", "tfds"))
         parse_source(self.source)
-        parse_policy(self.unfreeze)
+        parse_policy(self.unfreeze, more=("auto",))
         parse_list("--augment", self.augment, ("flip", "crop", "rotate", "color"), alone=("auto", "none"))
-        if "scratch" in parse_baselines(self.baselines, BASELINES) and (self.unfreeze == "frozen" or self.epochs == 0):
-            raise ValueError(
-                "--baselines scratch trains for as many epochs as fine-tuning, which is none with --unfreeze frozen or "
-                "--epochs 0. Drop scratch from --baselines, or fine-tune."
-            )
+        parse_baselines(self.baselines, BASELINES)
+        parse_seeds(self.seeds, self.seed)
         check_observers(self)
         check_choice("--resize", self.resize, ("crop", "squash", "pad"))
         check_choice("--batch-norm", self.batch_norm, ("frozen", "train"))
         check_choice("--class-weights", self.class_weights, ("none", "balanced"))
-        check_range(self, 1, inf, "batch_size", "views", "limit", "patience")
+        check_range(self, 1, inf, "batch_size", "views", "limit", "patience", "scratch_epochs")
         check_range(self, 0, inf, "save_every", "epochs", "learning_rate", "weight_decay", "seed")
         check_range(self, 0, 1, "backbone_factor", "dropout", "label_smoothing")
         check_range(self, 8, 4096, "image_size")
@@ -144,105 +152,129 @@ def extract_features(source: Source, data: ImageSet, config: Config) -> dict[str
     }  # fmt: skip
 
 
-def fine_tune(run: Run, source: Source, model: keras.Model, data: ImageSet, head=None, stage: str = "finetune"):
-    """Unfreeze the source and train it with the head, which starts at `head`; stage `scratch`: all, at the full rate.
+@dataclass(frozen=True)
+class Trained:
+    """The outcome of training with one seed.
+
+    `source` and `model` have their final weights; `probabilities` and `frozen` are those of the model and of the frozen
+    source with its head for the test split, `val_probabilities` those of the model for validation, before the
+    `temperature` that is built into its head (None without calibration).
+    """
+
+    source: Source
+    model: keras.Model
+    probabilities: np.ndarray
+    frozen: np.ndarray
+    val_probabilities: np.ndarray
+    temperature: float | None
+    history: list[dict]
+    parameters: dict[str, int]
+    choice: str
+
+
+def train(run: Run, data: ImageSet, of: dict[str, np.ndarray], seed: int) -> Trained:
+    """Fit the head on the features of the frozen source, fine-tune both, and keep what is better on validation."""
+    config, clock = run.config, run.clock
+    keras.utils.set_random_seed(seed)
+    source = load_source(config.source, config.image_size)
+    model = build_model(source, len(data.class_names), config)
+    head, parameters = model.get_layer("head"), {"total": model.count_params()}
+    parameters["trainable_head"] = freezing.freeze(model, source.backbone, "frozen").parameters
+    with clock("head"):
+        history, val_probabilities, start = linear_head.fit_final_head(
+            head, of["train"], data.train.labels, of["val"][0], data.val.labels,
+            sample_weights=sample_weights(data, config), val_weights=sample_weights(data, config, data.val.labels),
+        )  # fmt: skip
+        temperature = calibrate(head, val_probabilities, data, config)
+        frozen, choice = linear_head.predict_head(head, of["test"][0]), ""
+    if fine_tuning_epochs(data, config):
+        head_alone = model.get_weights()
+        with clock("finetune"):
+            rows, parameters["trainable_finetune"] = fine_tune(run, source, model, data, start, seed)
+            tuned = predict(source, model, data.val.paths, config)
+        history += rows
+        best = best_on_validation(data.val.labels, {"frozen": val_probabilities, "fine-tuned": tuned})
+        choice = describe_choice(data.val.labels, val_probabilities, tuned)
+        if best == "frozen":
+            model.set_weights(head_alone)
+        else:
+            val_probabilities, temperature = tuned, calibrate(head, tuned, data, config)
+    with clock("evaluate"):
+        probabilities = predict(source, model, data.test.paths, config)
+    return Trained(
+        source, model, probabilities, frozen, val_probabilities, temperature, history, parameters, choice
+    )  # fmt: skip
+
+
+def fine_tune(run: Run, source: Source, model: keras.Model, data: ImageSet, head: list[np.ndarray], seed: int):
+    """Unfreeze the source and train it together with the head, which starts at the weights `head`.
 
     Returns:
         (history rows, number of trained parameters).
     """
-    config, scratch = run.config, stage == "scratch"
+    config = run.config
     trained_source, trained = source, model
     if config.mixed_precision or config.mirrored:  # a copy is trained; the float32 model gets its weights
         precision = "mixed_bfloat16" if config.mixed_precision else "float32"
         with training.devices(config.mirrored), training.dtype_policy(precision):
-            trained_source = load_source(config.source, config.image_size, random_weights=scratch)
+            trained_source = load_source(config.source, config.image_size)
             trained = build_model(trained_source, len(data.class_names), config)
         training.copy_weights(model, trained)
-    policy, batch_norm = ("all", "train") if scratch else (config.unfreeze, config.batch_norm)
-    counts = freezing.freeze(trained, trained_source.backbone, policy, batch_norm)
-    print(f"{stage}: {counts}")
-
-    epochs, steps = fine_tuning_epochs(data, config), steps_per_epoch(len(data.train), config.batch_size)
-    classes, size = len(data.class_names), source.image_size
-    batches_from = labelled_batches(
-        data.train.paths, data.train.labels, sample_weights(data, config), classes, size, config.batch_size,
-        seed=config.seed, augment=augmentations(config, data), resize=config.resize,
-    )  # fmt: skip
-    validation = labelled_images(data.val.paths, data.val.labels, classes, size, resize=config.resize)
+    counts = freezing.freeze(trained, trained_source.backbone, policy_of(config), config.batch_norm)
+    print(f"finetune: {counts}")
+    epochs, shared = fine_tuning_epochs(data, config), stage_settings(data, source, seed, config)
+    name = name_for_seed("finetune", seed, config)
     with training.devices(config.mirrored):
         optimizer = training.DiscriminativeAdamW(
-            learning_rate=training.warmup_cosine(config.learning_rate, epochs * steps),
+            learning_rate=training.warmup_cosine(config.learning_rate, epochs * shared["steps"]),
             weight_decay=config.weight_decay,
-            slower=() if scratch else [(trained_source.backbone.variables, config.backbone_factor)],
+            slower=[(trained_source.backbone.variables, config.backbone_factor)],
         )
         history = fit_stage(
-            trained, batches_from, stage=stage, epochs=epochs, steps=steps, validation=validation,
-            optimizer=optimizer, loss=keras.losses.CategoricalCrossentropy(label_smoothing=config.label_smoothing),
-            patience=config.patience, start_counts=not scratch,
-            begin=head and (lambda: trained.get_layer("head").set_weights(head)),
-            callbacks=run.watchers(stage), **run.saves(stage),
+            trained, stage="finetune", epochs=epochs, optimizer=optimizer, patience=config.patience,
+            begin=lambda: trained.get_layer("head").set_weights(head),
+            callbacks=run.watchers(name), **run.saves(name), **shared,
         )  # fmt: skip
     if trained is not model:
         training.copy_weights(trained, model)
     return history, counts.parameters
 
 
+def measure_baseline(name: str, run: Run, data: ImageSet, seed: int) -> tuple[np.ndarray, list[dict], str]:
+    """Return the test probabilities of a baseline other than `frozen`, history rows, and a sentence on what it is."""
+    config, classes = run.config, len(data.class_names)
+    if name == "scratch":
+        return train_from_scratch(
+            data, (SMALL, (config.source, config.image_size)), lambda source: build_model(source, classes, config),
+            lambda source: stage_settings(data, source, seed, config), epochs=config.scratch_epochs, seed=seed,
+            weight_decay=config.weight_decay, save=lambda stage: run.saves(name_for_seed(stage, seed, config)),
+            resize=config.resize,
+        )  # fmt: skip
+    if name == "neighbours":
+        probabilities, chosen = neighbour_probabilities(data, resize=config.resize)
+    else:
+        probabilities, chosen = pixel_probabilities(data, sample_weights(data, config), resize=config.resize)
+    return probabilities, [], f"{BASELINES[name]}: {chosen}, chosen on validation."
+
+
 def main(config: Config) -> dict:
-    """Run all steps: data -> source -> head -> fine-tuning -> evaluation -> export -> proof -> report."""
+    """Run all steps: data -> features -> head -> fine-tuning -> export -> proof -> baselines -> report."""
     run = Run(config)
     config, out, clock = run.config, run.out, run.clock
     with clock("data"):
         data = load_data(config)
     print(f"{config.data}: {data.counts()}, {len(data.class_names)} classes")
-    keras.utils.set_random_seed(config.seed)
     source = load_source(config.source, config.image_size)
     run.remember(data, source)
-    model = build_model(source, len(data.class_names), config)
-    head = model.get_layer("head")
-
-    parameters = {"total": model.count_params()}
-    parameters["trainable_head"] = freezing.freeze(model, source.backbone, "frozen").parameters
     with clock("features"):
         of = extract_features(source, data, config)
-    with clock("head"):
-        weights = sample_weights(data, config)
-        history = linear_head.fit_linear_head(
-            head, of["train"], data.train.labels, of["val"][0], data.val.labels, sample_weights=weights
-        )
-        views = [(view, data.train.labels, weights) for view in of["train"]]
-        val_probabilities = linear_head.predict_head(head, of["val"][0])
-        if not fine_tuning_epochs(data, config):  # no epoch is left to choose: val may train too
-            val = (of["val"][0], data.val.labels, sample_weights(data, config, data.val.labels))
-            linear_head.refit_linear_head(head, views, val, linear_head.chosen_penalty(history))
-    baselines = {"frozen": linear_head.predict_head(head, of["test"][0])}
-    if fine_tuning_epochs(data, config):
-        with clock("finetune"):
-            start = linear_head.starting_weights(views, len(data.class_names), history)
-            rows, parameters["trainable_finetune"] = fine_tune(run, source, model, data, start)
-            val_probabilities = predict(source, model, data.val.paths, config)
-        history += rows
-    with clock("evaluate"):
-        temperature = calibration.fit_temperature(data.val.labels, val_probabilities) if config.calibrate else None
-        if temperature:
-            calibration.divide_logits(head, temperature)
-        probabilities = predict(source, model, data.test.paths, config)
-    if "scratch" in config.baselines:
-        with clock("baselines"):
-            keras.utils.set_random_seed(config.seed)  # also after a resume
-            random_source = load_source(config.source, config.image_size, random_weights=True)
-            random_model = build_model(random_source, len(data.class_names), config)
-            history += fine_tune(run, random_source, random_model, data, stage="scratch")[0]
-            baselines["scratch"] = predict(random_source, random_model, data.test.paths, config)
-    explanation = None
-    if config.explain:
-        with clock("explain"):
-            explanation = explain.explain(
-                out, source, model, data, features={split: views[0] for split, views in of.items()},
-                probabilities=probabilities, val_probabilities=val_probabilities,
-                applied_temperature=temperature, resize=config.resize,
-            )  # fmt: skip
+    seeds = parse_seeds(config.seeds, config.seed)
+    trained = {seed: train(run, data, of, seed) for seed in seeds}
+    best = best_on_validation(data.val.labels, {seed: one.val_probabilities for seed, one in trained.items()})
+    chosen = trained[best]
+    model, probabilities = chosen.model, chosen.probabilities
 
-    with clock("export"):
+    with clock("export"):  # before the baselines: if one is stopped, the model is there
         exporting.save_keras_model(model, out / "model.keras")  # to continue training; the rest is for serving
         version = export.export_image_classifier(
             model, out / "serving" / "image_classification", data.class_names,
@@ -252,13 +284,35 @@ def main(config: Config) -> dict:
         write_serving_files(out / "serving", "image_classification", input_name=INPUT, example=example)
         proof = export.prove_image_classifier(version, data.test.paths, probabilities, data.class_names)
 
-    seconds = clock.report()
-    spent = {"frozen": seconds["features"] + seconds["head"], "scratch": seconds.get("baselines")}
-    outcome = Outcome(history, seconds, parameters, source.card, proof, exporting.size_report(version, model))
+    baselines, history, notes = {}, chosen.history, [chosen.choice]
+    for name in parse_baselines(config.baselines, BASELINES, CHEAP):
+        if name == "frozen":
+            baselines[name] = {seed: one.frozen for seed, one in trained.items()}
+            continue
+        with clock("baselines", name):
+            found = {seed: measure_baseline(name, run, data, seed) for seed in (seeds if name == "scratch" else [best])}
+        baselines[name] = {seed: found.get(seed, found[best])[0] for seed in seeds}
+        history, notes = history + found[best][1], [*notes, found[best][2]]
+    explanation = None
+    if config.explain:
+        with clock("explain"):
+            explanation = explain.explain(
+                out, chosen.source, model, data, features={split: views[0] for split, views in of.items()},
+                probabilities=probabilities, val_probabilities=chosen.val_probabilities,
+                applied_temperature=chosen.temperature, resize=config.resize,
+            )  # fmt: skip
+
+    seconds, size = clock.report(), exporting.size_report(version, model)
+    spent = {**seconds, "frozen": seconds["features"] + seconds["head"]}
     return results.conclude(
-        "image_classification", config, data, outcome, probabilities=probabilities,
-        baselines={name: (baselines[name], spent[name]) for name in parse_baselines(config.baselines, BASELINES)},
+        "image_classification", config, data, Outcome(history, seconds, chosen.parameters, source.card, proof, size),
+        probabilities=probabilities, baselines={name: (of[best], spent[name]) for name, of in baselines.items()},
         titles=BASELINES, what="images", preview=thumbnails(data.test.paths), explanation=explanation,
+        advice=[note for note in notes if note],
+        seeds={
+            seed: results.Predictions(one.probabilities, {name: of[seed] for name, of in baselines.items()})
+            for seed, one in trained.items()
+        },
     )  # fmt: skip
 
 
@@ -278,13 +332,13 @@ def check(config: Config) -> None:
     titles = [data.class_names[data.train.labels[i]] for i in indices[:24]]
     print(f"samples as trained on: {write_sample_grid(Path(config.out) / 'samples.png', images[:24], titles)}")
 
-    freezing.freeze(model, source.backbone, config.unfreeze, config.batch_norm)
+    freezing.freeze(model, source.backbone, policy_of(config), config.batch_norm)
     model.compile("adam", "categorical_crossentropy", jit_compile=training.use_xla())
     targets = np.eye(len(data.class_names), dtype="float32")[data.train.labels[indices]]
     step = median_seconds(lambda: model.train_on_batch(images, targets))  # the weights are discarded
     forward = median_seconds(lambda: source.extractor.predict_on_batch(images)) / len(images)
     forwards = len(data.train) * config.views + len(data.val) + 3 * len(data.test)
-    fits = fine_tuning_epochs(data, config) * (2 if "scratch" in config.baselines else 1)
+    fits = fine_tuning_epochs(data, config) * len(parse_seeds(config.seeds, config.seed))
     steps = steps_per_epoch(len(data.train), config.batch_size)
     seconds = forwards * forward + fits * (steps * step + len(data.val) * forward)
     print(f"estimate: {format_seconds(seconds)} of computation, and half a minute for the export and its proof")
@@ -298,11 +352,41 @@ def predict(source: Source, model: keras.Model, paths: np.ndarray, config: Confi
     return model.predict(image_batches(paths, source.image_size, 64, resize=config.resize), verbose=0)
 
 
+def calibrate(head: keras.layers.Dense, val_probabilities: np.ndarray, data: ImageSet, config: Config) -> float | None:
+    """Build the temperature that fits validation into the head, and return it; None without --calibrate."""
+    if not config.calibrate:
+        return None
+    temperature = calibration.fit_temperature(data.val.labels, val_probabilities)
+    calibration.divide_logits(head, temperature)
+    return temperature
+
+
+def stage_settings(data: ImageSet, source: Source, seed: int, config: Config) -> dict:
+    """Return the arguments of `fit_stage` that fine-tuning and training from scratch share."""
+    return {
+        "loss": keras.losses.CategoricalCrossentropy(label_smoothing=config.label_smoothing),
+        **stage_inputs(
+            data.train, data.val, sample_weights(data, config), len(data.class_names), source.image_size,
+            config.batch_size, seed=seed, augment=augmentations(config, data), resize=config.resize,
+        ),
+    }  # fmt: skip
+
+
+def name_for_seed(stage: str, seed: int, config: Config) -> str:
+    """Return the name of a stage's checkpoint, which tells several seeds apart."""
+    return f"{stage}_seed{seed}" if config.seeds else stage
+
+
 def augmentations(config: Config, data: ImageSet) -> tuple[str, ...]:
     """Return the augmentations; by default those that preserve the class of these images."""
     if config.augment == "auto":
         return data.safe_augmentations()
     return () if config.augment == "none" else tuple(config.augment.split(","))
+
+
+def policy_of(config: Config) -> str:
+    """Return what is unfrozen: auto starts from everything, and validation decides whether that is kept."""
+    return "all" if config.unfreeze == "auto" else config.unfreeze
 
 
 def fine_tuning_epochs(data: ImageSet, config: Config) -> int:

@@ -1,0 +1,62 @@
+"""The from-scratch baseline of image classification: networks trained on this data alone, until validation stops."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import keras
+import numpy as np
+
+from common import freezing, training
+from common.classification.calibration import apply_temperature, fit_temperature
+from common.classification.choice import best_on_validation
+from common.classification.training import fit_to_plateau
+from common.images.batches import image_batches
+from common.images.dataset import ImageSet
+from common.images.sources import Source, load_source
+
+RATE = 1e-3  # peak learning rate; ten times that of fine-tuning, since nothing is to be preserved
+SMALL = ("bundled:resnet_mini", 64)  # network and size in pixels: on little data often better than a large one
+
+
+def train_from_scratch(
+    data: ImageSet, networks: Sequence[tuple[str, int | None]], build: Callable[[Source], keras.Model],
+    settings: Callable[[Source], dict], *, epochs: int, weight_decay: float, seed: int, save: Callable[[str], dict],
+    resize: str = "crop",
+) -> tuple[np.ndarray, list[dict], str]:  # fmt: skip
+    """Train networks from random weights, each until validation stops improving, and return the better one's results.
+
+    Args:
+        data: the images; validation chooses the network, its epoch and its temperature.
+        networks: (source, image size) of each; only the architecture is used.
+        build: source -> classifier, pixels to probabilities.
+        settings: source -> batches, loss, steps and validation, as `fit_stage` takes them.
+        epochs: at most, at each of two learning rates.
+        weight_decay: of AdamW.
+        seed: of the initial weights.
+        save: stage -> where its checkpoints are, as `Run.saves` returns it.
+        resize: as for `decode_image`.
+
+    Returns:
+        (its probabilities for the test split, float32 [n, classes]; history rows of all; a sentence on what it is).
+    """
+    tests, vals, sentences, history = {}, {}, {}, []
+    for number, (spec, size) in enumerate(networks):
+        keras.utils.set_random_seed(seed)
+        source = load_source(spec, size, random_weights=True)
+        model = build(source)
+        freezing.freeze(model, source.backbone, "all", "train")
+        rows, ended = fit_to_plateau(
+            model, stage=f"scratch_{number}", rate=RATE, epochs=epochs, save=save,
+            optimizer=lambda rate: training.DiscriminativeAdamW(learning_rate=rate, weight_decay=weight_decay),
+            **settings(source),
+        )  # fmt: skip
+        vals[spec], test = (
+            model.predict(image_batches(split.paths, source.image_size, 64, resize=resize), verbose=0)
+            for split in (data.val, data.test)
+        )
+        tests[spec] = apply_temperature(test, fit_temperature(data.val.labels, vals[spec]))
+        sentences[spec] = f"From scratch: the network of {spec}, {source.image_size[0]} pixels, {ended}."
+        history += rows
+    best = best_on_validation(data.val.labels, vals)
+    return tests[best], history, sentences[best]
