@@ -1,6 +1,6 @@
 """Classify images: from a folder of photos to a proved SavedModel.
 
-    python -m recipes run image_classification                       # demo digits, offline
+    python -m recipes run image_classification                       # demo photos, offline
     python -m recipes run image_classification --data folder:PHOTOS --source keras:ResNet50 --out runs/mine
 
 PHOTOS has one folder per class, or train/val/test with class folders inside. The pretrained source extracts the
@@ -17,6 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil, inf
 from pathlib import Path
+from typing import ClassVar
 
 import keras
 import numpy as np
@@ -30,6 +31,7 @@ from common.classification.training import sample_weights as classification_samp
 from common.exporting import Predictor
 from common.flags import (
     check_choice,
+    check_group,
     check_observers,
     check_range,
     parse_baselines,
@@ -39,7 +41,7 @@ from common.flags import (
 )
 from common.images import explain, export, features
 from common.images.batches import image_batches, labelled_batches, labelled_images, steps_per_epoch, training_batches
-from common.images.dataset import ImageSet, load_image_set
+from common.images.dataset import DATA_KINDS, ImageSet, load_image_set
 from common.images.files import read_image
 from common.images.preview import thumbnails, write_sample_grid
 from common.images.sources import Source, load_source
@@ -64,7 +66,8 @@ CONVERTER = "common.images.convert:CLASSIFIER"  # imported by `convert` alone
 class Config:
     """Settings of image_classification."""
 
-    data: str = "demo"  # Images: demo, folder:PATH, csv:PATH (path,label[,split]) or tfds:NAME
+    data: str = "demo"  # Images: demo, demo:digits, folder:PATH, csv:PATH (path,label[,split]) or tfds:NAME
+    group: str | None = None  # Keeps what belongs together in one split: a column (csv), or a pattern on paths
     source: str = "bundled:resnet_mini"  # Short name (see `sources`), keras:NAME[@WEIGHTS], preset:NAME, hub:FOLDER
     out: str = "runs/image_classification"  # Folder for everything this run writes
     resume: str | None = None  # Continue the run that was stopped in this folder; no other flag is needed
@@ -95,8 +98,12 @@ class Config:
     strict: bool = False  # Stop at the first unreadable image instead of skipping and counting it
     seed: int = 0  # Seed of initial weights, shuffling and augmentation; the split depends on the images alone
 
+    redefined: ClassVar[dict] = {"data": ("demo", "group", "its --data demo was handwritten digits, which are now "
+                                          "--data demo:digits; --data demo is now photos of clothes")}  # fmt: skip
+
     def __post_init__(self) -> None:
-        parse_data(self.data, ("demo", "folder", "csv", "tfds"))
+        kind, _ = parse_data(self.data, DATA_KINDS)
+        check_group(self.group, kind, columns=("csv",), paths=("folder",))
         parse_source(self.source)
         parse_policy(self.unfreeze)
         parse_list("--augment", self.augment, ("flip", "crop", "rotate", "color"), alone=("auto", "none"))
@@ -117,7 +124,7 @@ class Config:
 
 def load_data(config: Config) -> ImageSet:
     """Read, check and split the images."""
-    return load_image_set(config.data, Path(config.out), limit=config.limit, strict=config.strict)
+    return load_image_set(config.data, Path(config.out), group=config.group, limit=config.limit, strict=config.strict)
 
 
 def build_model(source: Source, classes: int, config: Config) -> keras.Model:
