@@ -41,7 +41,7 @@ from common.flags import (
 )
 from common.images import explain, export, features
 from common.images.batches import image_batches, labelled_batches, labelled_images, steps_per_epoch, training_batches
-from common.images.dataset import DATA_KINDS, ImageSet, load_image_set
+from common.images.dataset import ImageSet, load_image_set
 from common.images.files import read_image
 from common.images.preview import thumbnails, write_sample_grid
 from common.images.sources import Source, load_source
@@ -102,7 +102,7 @@ class Config:
                                           "--data demo:digits; --data demo is now photos of clothes")}  # fmt: skip
 
     def __post_init__(self) -> None:
-        kind, _ = parse_data(self.data, DATA_KINDS)
+        kind, _ = parse_data(self.data, ("demo", "demo:digits", "folder", "csv", "tfds"))
         check_group(self.group, kind, columns=("csv",), paths=("folder",))
         parse_source(self.source)
         parse_policy(self.unfreeze)
