@@ -173,7 +173,48 @@ def limit_per_class(labels: np.ndarray, limit: int) -> np.ndarray:
     return np.sort(np.lexsort((labels, rank))[:limit])
 
 
+def draw_shots(
+    train: np.ndarray, val: np.ndarray, class_names: Sequence[str], shots: int, seed: int, what: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw N examples per class to train on, and at most as many for validation.
+
+    With a full validation split, few-shot results would profit from labels that are not there (arXiv:2012.15723).
+
+    Args:
+        train: class number of each training example, int [n].
+        val: class number of each validation example, int [m].
+        class_names: name of each class number.
+        shots: examples per class.
+        seed: decides which.
+        what: one example, for messages: `image`, `text`.
+
+    Returns:
+        (indices of the training examples, indices of the validation examples), both ascending.
+
+    Raises:
+        UserError: a class has fewer training examples.
+    """
+    sizes = np.bincount(train, minlength=len(class_names))
+    if sizes.min() < shots:
+        raise UserError(
+            f"--shots {shots}: the class {class_names[sizes.argmin()]!r} has {sizes.min()} training {what}s. Allowed: "
+            f"at most the size of the smallest class, or no --shots. Try: --shots {max(1, sizes.min())}"
+        )
+    drawn = []
+    for labels in (train, val):
+        rng = np.random.default_rng(seed)
+        of_classes = [rng.permutation(np.flatnonzero(labels == number))[:shots] for number in range(len(class_names))]
+        drawn.append(np.sort(np.concatenate(of_classes)))
+    return drawn[0], drawn[1]
+
+
 SPLITS = ("train", "val", "test")
+
+
+def count_examples(data) -> dict[str, int]:
+    """Return the number of examples in each split of a data set, and of skipped ones; data sets have it as `counts`."""
+    return {split: len(getattr(data, split)) for split in SPLITS} | {"skipped": len(data.skipped)}
+
 
 SPLIT_OF_NAME = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
                   "dev": "val", "test": "test", "testing": "test"}  # fmt: skip
@@ -189,6 +230,7 @@ class Split:
         indices: the examples of each split, in their order.
         reasons: why an example is in no split, or "", n of them.
         notes: sentences on the groups that matter for the result.
+        by_content: the splits that were made without groups.
     """
 
     class_names: tuple[str, ...]
@@ -196,6 +238,7 @@ class Split:
     indices: dict[str, np.ndarray]
     reasons: list[str]
     notes: tuple[str, ...] = ()
+    by_content: tuple[str, ...] = ()
 
 
 def split_labelled(
@@ -262,7 +305,10 @@ def split_labelled(
             f"--data {data!r}: no training {what}s for {some(missing)}. Each class needs at least one.{advice} "
             f"Counts: {_count_text(names, splits, stays)}; {left_out}."
         )
-    return Split(class_names, labels, indices, reasons, _group_notes(what, known, groups, splits) if groups else ())
+    if groups:
+        return Split(class_names, labels, indices, reasons, notes=_group_notes(what, known, groups, splits))
+    made = {split for was, split in zip(given, splits, strict=True) if was in (None, "train")} - {"train"}
+    return Split(class_names, labels, indices, reasons, by_content=tuple(sorted(made)))
 
 
 def untested_classes(class_names: Sequence[str], test_labels: np.ndarray, what: str) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from common.converting import Converter, PixelFunction
 from common.images.batches import image_batches
-from common.images.dataset import ImageSet, load_image_set
+from common.images.dataset import ImageSet, draw_shots, load_image_set
 from common.images.readers import ImageColumns
 from common.progress import median_seconds
 
@@ -27,7 +27,8 @@ def load_data(config: dict, scratch: Path) -> ImageSet:
     data = "demo:digits" if config["data"] == "demo" and "group" not in config else config["data"]
     columns = ImageColumns(*(config.get(f"{name}_column", name) for name in ("path", "label", "split")))
     kept = {name: config[name] for name in ("group", "limit", "val_share") if name in config}
-    return load_image_set(data, scratch, columns=columns, **kept)
+    loaded = load_image_set(data, scratch, columns=columns, **kept)
+    return draw_shots(loaded, config["shots"], config["seed"]) if config.get("shots") else loaded
 
 
 def calibrate(data: ImageSet, size: tuple[int, int], resize: str, seed: int) -> tuple[int, Callable]:

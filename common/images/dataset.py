@@ -45,6 +45,10 @@ class Examples:
     def __len__(self) -> int:
         return len(self.paths)
 
+    def take(self, places: np.ndarray) -> Examples:
+        """Return the images at these places."""
+        return Examples(self.paths[places], self.labels[places], self.thumbnails[places])
+
 
 @dataclass(frozen=True)
 class ImageSet:
@@ -60,6 +64,7 @@ class ImageSet:
         mirrors: whether a mirrored image still shows the same class (not so for digits and letters).
         turned: number of images with an EXIF orientation, which training and serving both ignore.
         notes: sentences on the groups of `--group`.
+        by_content: the splits that were made without groups.
     """
 
     name: str
@@ -71,10 +76,9 @@ class ImageSet:
     mirrors: bool = True
     turned: int = 0
     notes: tuple[str, ...] = ()
+    by_content: tuple[str, ...] = ()
 
-    def counts(self) -> dict[str, int]:
-        """Return the number of examples in each split and of skipped files."""
-        return {split: len(getattr(self, split)) for split in SPLITS} | {"skipped": len(self.skipped)}
+    counts = splits.count_examples
 
     def safe_augmentations(self) -> tuple[str, ...]:
         """Return the augmentations that preserve the class of these images."""
@@ -182,8 +186,19 @@ def _checked(
     }
     chosen_turned = sum(int(turned[indices].sum()) for indices in assigned.indices.values())
     return ImageSet(
-        data, assigned.class_names, **splits, skipped=tuple(skipped), turned=chosen_turned, notes=assigned.notes
-    )
+        data, assigned.class_names, **splits, skipped=tuple(skipped), turned=chosen_turned, notes=assigned.notes,
+        by_content=assigned.by_content,
+    )  # fmt: skip
+
+
+def draw_shots(data: ImageSet, shots: int, seed: int) -> ImageSet:
+    """Return the set with N training images per class and at most as many for validation; test stays the same.
+
+    Raises:
+        UserError: a class has fewer.
+    """
+    train, val = splits.draw_shots(data.train.labels, data.val.labels, data.class_names, shots, seed, "image")
+    return replace(data, train=data.train.take(train), val=data.val.take(val))
 
 
 # --- reading -------------------------------------------------------------------------------------------
