@@ -122,8 +122,9 @@ def _choose_groups(counts: np.ndarray, left: np.ndarray, small: np.ndarray, targ
         return ((held - target) ** 2 / target).sum(axis=-1)
 
     remaining = present[left].sum(axis=0)  # groups that hold each class
-    for number in np.argsort(present[small].sum(axis=0), kind="stable"):  # the rarest class first
-        holders = spared(np.flatnonzero(small & present[:, number]), 1)
+    rarest_first = np.argsort(present[small].sum(axis=0), kind="stable")
+    for least, number in [(least, number) for least in (needed, 1) for number in rarest_first]:
+        holders = spared(np.flatnonzero(small & present[:, number]), least)
         if not held[number] and len(holders):
             place = holders[distance(held + counts[holders]).argmin()]
             chosen[place], held, remaining = True, held + counts[place], remaining - present[place]
@@ -306,7 +307,12 @@ def split_labelled(
             f"Counts: {_count_text(names, splits, stays)}; {left_out}."
         )
     if groups:
-        return Split(class_names, labels, indices, reasons, notes=_group_notes(what, known, groups, splits))
+        notes = _group_notes(what, known, groups, splits)
+        if missing := [name for name in class_names if numbers[name] not in labels[indices["val"]]]:
+            notes += (
+                f"Validation has no {what} with class {some(missing)}: its groups (--group) are too few or large.",
+            )
+        return Split(class_names, labels, indices, reasons, notes=notes)
     made = {split for was, split in zip(given, splits, strict=True) if was in (None, "train")} - {"train"}
     return Split(class_names, labels, indices, reasons, by_content=tuple(sorted(made)))
 

@@ -111,6 +111,15 @@ def test_images_without_a_group_count_as_groups_of_one(bursts: Path, tmp_path: P
     assert data.advice() == ("1 of 121 images have no group (--group); each counts as one of its own.",)
 
 
+def test_a_class_without_validation_is_told(bursts: Path, tmp_path: Path):
+    for photo in list(bursts.glob("*/burst_07_*.png")):
+        (bursts / "eel").mkdir(exist_ok=True)
+        photo.rename(bursts / "eel" / photo.name)
+    data = load(f"folder:{bursts}", tmp_path, group=r"burst_(\d+)_")
+    assert "Validation has no image with class 'eel': its groups (--group) are too few or large." in data.advice()
+    assert set(data.train.labels.tolist()) == {0, 1, 2}
+
+
 @pytest.mark.parametrize(
     ("kind", "group", "said"),
     [
