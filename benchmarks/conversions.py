@@ -31,7 +31,7 @@ RUNS = {
         *("--data", "folder:../prepared_data/hymenoptera_data", "--source", MOBILENET),
         *("--epochs", "3", "--unfreeze", "last_block"),
     ),
-    "digits, resnet_mini": (),
+    "digits, resnet_mini": ("--data", "demo:digits"),
     "cifar10, MobileNetV2 at 96 pixels": (
         *("--data", "folder:../prepared_data/cifar10_subset", "--source", MOBILENET),
         *("--image-size", "96", "--limit", "1000", "--epochs", "3"),

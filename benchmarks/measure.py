@@ -57,7 +57,7 @@ def probe(name: str, title: str, data: str, source: str, *more: str) -> Measurem
 
 def compared(name: str, source: str, size: str) -> Measurement:
     """Return how a source does on handwritten digits, fine-tuned; its row goes into the table of sources."""
-    flags = ("--source", source, "--image-size", size, "--no-explain")
+    flags = ("--data", "demo:digits", "--source", source, "--image-size", size, "--no-explain")
     return Measurement(f"digits_{name}", f"Handwritten digits, 10 per class: {name} at {size} pixels", flags)
 
 
@@ -70,7 +70,7 @@ MEASUREMENTS = (
     Measurement(
         "demo",
         "Handwritten digits, 10 per class, bundled ResNet",
-        ("--baselines", "frozen,scratch"),
+        ("--data", "demo:digits", "--baselines", "frozen,scratch"),
         seeds=(0, 1, 2, 3, 4),
     ),
     Measurement(

@@ -63,7 +63,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as top:
         python = options.python or environment_with(Path(top, "environment"))
         run = Path(top, "run")
-        flags = ["--out", str(run), "--no-explain", "--epochs", "2"]
+        flags = ["--data", "demo:digits", "--out", str(run), "--no-explain", "--epochs", "2"]
         subprocess.run([sys.executable, "-m", "recipes", "run", "image_classification", *flags], cwd=ROOT, check=True)
         asked = subprocess.run(
             [python, "-c", "import tensorflow; print(tensorflow.__version__)"],

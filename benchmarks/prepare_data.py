@@ -3,9 +3,12 @@
 Results, outside the checkout (INDEX is the position in the raw file, so a picture can be traced back to it):
     cifar10_subset/{train,test}/CLASS/INDEX.jpg                   hymenoptera_data/{train,val}/CLASS/*.jpg
     mnist/{train,test}/DIGIT/INDEX.png, usps/... (digits_da)      orl_faces/PERSON/N.png
+    clothing10_96/{train,val}/CLASS/sender_N_ID.jpg, for --group 'sender_([0-9]+)_'
+    pets_seg160/{train,val,test}/BREED/ID.jpg                     fashion_attributes/{train,val,test}/TYPE/ID.jpg
     resnet20_cifar10, resnet56_cifar10: SavedModels, sources for --source 'hub:FOLDER(size=32)'
 """
 
+import csv
 import difflib
 import gzip
 import shutil
@@ -45,13 +48,17 @@ def class_folders(split: Path, class_names: Sequence[str], labels: np.ndarray) -
     return [split / class_names[label] for label in labels]
 
 
+def check_offsets(name: str, jpeg: np.ndarray, offsets: np.ndarray, count: int) -> None:
+    """Raise ValueError unless the offsets cut all bytes into this many pictures."""
+    if [len(offsets), offsets[0], offsets[-1]] != [count + 1, 0, len(jpeg)] or np.diff(offsets).min() < 1:
+        raise ValueError(f"{name}: offsets do not cut the {len(jpeg)} bytes into {count} pictures")
+
+
 def write_jpegs(npz: Path, split: Path, class_names: Sequence[str]) -> None:
     """Write the JPEGs of an npz (`jpeg`, `offsets`, `labels`), bytes unchanged; ValueError if cut wrongly."""
     with np.load(npz, allow_pickle=False) as arrays:
         jpeg, offsets, labels = (arrays[name] for name in ("jpeg", "offsets", "labels"))
-    ends = [len(offsets), offsets[0], offsets[-1]]
-    if ends != [len(labels) + 1, 0, len(jpeg)] or np.diff(offsets).min() < 1:
-        raise ValueError(f"{npz.name}: offsets do not cut the {len(jpeg)} bytes into {len(labels)} pictures")
+    check_offsets(npz.name, jpeg, offsets, len(labels))
     for index, folder in enumerate(class_folders(split, class_names, labels)):
         (folder / f"{index}.jpg").write_bytes(jpeg[offsets[index] : offsets[index + 1]].tobytes())
 
@@ -113,6 +120,53 @@ def prepare_orl_faces(raw: Path, target: Path) -> None:
         picture.unlink()
 
 
+def read_rows(table: Path, expected: int | None = None) -> list[dict[str, str]]:
+    """Read a table of images; ValueError if it has no rows, another number of rows, or a split of another name."""
+    with open(table, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    if not rows or len(rows) != (expected or len(rows)):
+        raise ValueError(f"{table.name} has {len(rows)} rows, not {expected or 'one per picture'}")
+    if unknown := {row["split"] for row in rows} - {"train", "val", "test"}:
+        raise ValueError(f"{table.name}: unknown split {unknown.pop()!r}")
+    return rows
+
+
+def write_class(target: Path, row: dict[str, str], label: str, name: str, content: bytes) -> None:
+    """Write the bytes of a picture into its split and class; ValueError for a name that is not a plain one."""
+    if unsafe := [part for part in (row[label], name) if part in ("", ".", "..") or "/" in part or "\\" in part]:
+        raise ValueError(f"a class or file must have a plain name, not {unsafe[0]!r}")
+    path = target / row["split"] / row[label] / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+def prepare_clothing(raw: Path, target: Path) -> None:
+    """Class folders, since images.csv names its files without their folder; the sender is in the name of the file."""
+    for row in read_rows(raw / "images.csv"):
+        name = f"sender_{row['sender_id']}_{row['file']}"
+        write_class(target, row, "class", name, (raw / "images" / row["file"]).read_bytes())
+
+
+def prepare_pets(raw: Path, target: Path) -> None:
+    """The class is the breed; the masks stay in the archive."""
+    with tarfile.open(raw / "pets.tar") as tar:
+        for row in read_rows(raw / "images.csv"):
+            content = tar.extractfile(f"images/{row['id']}.jpg").read()
+            write_class(target, row, "breed", f"{row['id']}.jpg", content)
+
+
+def prepare_fashion(raw: Path, target: Path) -> None:
+    """The class is the type of the article; rows and pictures have the same order, which their ids confirm."""
+    with np.load(raw / "images.npz", allow_pickle=False) as arrays:
+        jpeg, offsets, ids = (arrays[name] for name in ("jpeg", "offsets", "ids"))
+    check_offsets("images.npz", jpeg, offsets, len(ids))
+    for index, row in enumerate(read_rows(raw / "labels.csv", expected=len(ids))):
+        if row["id"] != str(ids[index]):
+            raise ValueError(f"labels.csv, row {index + 1}: id {row['id']}, but the picture is {ids[index]}")
+        content = jpeg[offsets[index] : offsets[index + 1]].tobytes()
+        write_class(target, row, "articleType", f"{row['id']}.jpg", content)
+
+
 def prepare_resnet20(raw: Path, target: Path) -> None:
     """Three blocks a stack."""
     convert(raw / "resnet20-12fca82f.npz", target)
@@ -128,6 +182,9 @@ DATA: dict[str, dict[str, Callable[[Path, Path], None]]] = {  # raw folder -> re
     "hymenoptera_data": {"hymenoptera_data": prepare_hymenoptera},
     "digits_da": {"mnist": prepare_mnist, "usps": prepare_usps},
     "orl_faces": {"orl_faces": prepare_orl_faces},
+    "clothing10_96": {"clothing10_96": prepare_clothing},
+    "pets_seg160": {"pets_seg160": prepare_pets},
+    "fashion_attributes": {"fashion_attributes": prepare_fashion},
     "weights/resnet_cifar10": {"resnet20_cifar10": prepare_resnet20, "resnet56_cifar10": prepare_resnet56},
 }
 

@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 # By name: the arguments of `run`; of alternatives the first whose recipe is there. Seed 0 is the default of all.
 RUNS: dict[str, list[str]] = {
-    "image_classification": ["image_classification --baselines frozen,scratch"],
+    "image_classification": ["image_classification --data demo:digits --baselines frozen,scratch"],
     "bert_sentiment": ["bert_sentiment --baselines frozen,words,scratch"],
     "bert_sentiment, lora": ["bert_sentiment --method lora --limit 40"],
     "bert_sentiment, fewshot, folds": ["bert_sentiment --method fewshot --folds 2 --limit 40"],

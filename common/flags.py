@@ -11,22 +11,24 @@ from common.errors import UserError, did_you_mean, first_line
 
 
 def parse_data(text: str, kinds: tuple[str, ...]) -> tuple[str, str]:
-    """Parse a `--data` string such as `demo`, `folder:PATH`, `csv:PATH` or `tfds:NAME`.
+    """Parse a `--data` string such as `demo`, `demo:digits`, `folder:PATH`, `csv:PATH` or `tfds:NAME`.
 
     Args:
         text: what the user typed.
-        kinds: the kinds that the recipe reads; `demo` has no value, the others take `kind:value`.
+        kinds: the kinds that the recipe reads, and each demo (`demo`, `demo:NAME`); the others take `kind:value`.
 
     Returns:
-        (kind, value); the value of `demo` is empty.
+        (kind, value); the value of `demo` is empty, that of `demo:NAME` is NAME.
 
     Raises:
         UserError: unknown kind, missing value, or a path that does not exist.
     """
     kind, _, value = text.partition(":")
-    allowed = ", ".join("demo" if k == "demo" else f"{k}:{'NAME' if k == 'tfds' else 'PATH'}" for k in kinds)
-    if kind not in kinds or (kind != "demo" and not value) or (kind == "demo" and value):
-        hint = f" Try: --data folder:{text}" if "folder" in kinds and Path(text).is_dir() else did_you_mean(kind, kinds)
+    demos = tuple(k for k in kinds if k.partition(":")[0] == "demo")
+    allowed = ", ".join(k if k in demos else f"{k}:{'NAME' if k == 'tfds' else 'PATH'}" for k in kinds)
+    if text not in demos and (kind == "demo" or kind not in kinds or not value):
+        near = did_you_mean(text, demos) if kind == "demo" else did_you_mean(kind, kinds)
+        hint = f" Try: --data folder:{text}" if "folder" in kinds and Path(text).is_dir() else near
         raise UserError(f"--data cannot be read. Allowed: {allowed}. Received: {text!r}.{hint}")
     try:
         path = Path(value).expanduser()
@@ -41,6 +43,33 @@ def parse_data(text: str, kinds: tuple[str, ...]) -> tuple[str, str]:
     if kind == "folder" and not path.is_dir():
         raise UserError(f"--data folder: needs a folder, but this is a file: {value!r}. Try: --data csv:{value}")
     return kind, value
+
+
+def check_group(group: str | None, kind: str, columns: tuple[str, ...], paths: tuple[str, ...] = ()) -> None:
+    """Raise UserError unless `--group` suits the kind of data: a column of a table, or a pattern on paths.
+
+    Args:
+        group: what the user typed, if anything; whether a table has the column is found when it is read.
+        kind: of `--data`.
+        columns: kinds that take the name of a column.
+        paths: kinds that take a regular expression with one group.
+    """
+    if group is None or (group and kind in columns):
+        return
+    allowed = f"the name of a column, with --data {', '.join(columns)}" + (
+        f"; a regular expression on the path with one pair of parentheses, with --data {', '.join(paths)}" * bool(paths)
+    )
+    if kind not in paths or not group:
+        raise UserError(f"--group cannot be used with --data {kind}. Allowed: {allowed}. Received: {group!r}.")
+    try:
+        count = re.compile(group).groups
+    except re.error as error:
+        raise UserError(f"--group has an invalid regular expression: {error}. Received: {group!r}.") from None
+    if count != 1:
+        raise UserError(
+            f"--group must have one pair of parentheses, around what names the group; further ones are (?:...). "
+            rf"Received: {group!r}. Try: --group 'burst_(\d+)_' for files such as burst_12_03.jpg"
+        )
 
 
 def parse_policy(policy: str, more: tuple[str, ...] = ()) -> str:

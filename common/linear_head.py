@@ -37,7 +37,7 @@ def mean_and_std(features: Sequence[np.ndarray], chunk: int = 4096) -> tuple[np.
 PENALTIES = tuple(float(penalty) for penalty in np.geomspace(10.0, 1e-5, 13))
 
 # Fine-tuning starts from a head with weights at least this small: an overconfident head gives
-# the backbone small gradients at first and large ones later. Chosen on the digits of the demo.
+# the backbone small gradients at first and large ones later. Chosen on the digits of `--data demo:digits`.
 START_PENALTY = 0.3
 
 _IN_MEMORY = 2**28  # bytes of features that are standardised once; more are read again in each iteration

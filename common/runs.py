@@ -148,6 +148,9 @@ def settings_to_resume(config):
         for name, value in getattr(kind, "retired", {}).items():  # flags that were removed, and their only value today
             if settings.pop(name, value) != value and value is not ...:
                 raise ValueError(f"--{name.replace('_', '-')} was removed, see CHANGELOG.md")
+        for name, (value, since, what) in getattr(kind, "redefined", {}).items():
+            if settings.get(name) == value and since not in settings:  # a value with another meaning before that flag
+                raise ValueError(what)
         settings = {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
         return kind(**settings | {"out": str(out), "resume": str(out)})
     except OSError as error:

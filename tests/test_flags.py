@@ -198,15 +198,17 @@ def test_nearest_keeps_silent_when_nothing_is_near():
 
 
 def test_data_is_read(tmp_path):
-    kinds = ("demo", "folder", "csv", "tfds")
+    kinds = ("demo", "demo:digits", "folder", "csv", "tfds")
     table = tmp_path / "table.csv"
     table.touch()
-    assert parse_data("demo", kinds) == ("demo", "")
+    assert parse_data("demo", kinds) == ("demo", "") and parse_data("demo:digits", kinds) == ("demo", "digits")
     assert parse_data(f"folder:{tmp_path}", kinds) == ("folder", str(tmp_path))
     assert parse_data(f"csv:{table}", kinds) == ("csv", str(table))
     assert parse_data("tfds:cifar10", kinds) == ("tfds", "cifar10")
     for typed, words in {
-        "demo:now": ("Allowed: demo, folder:PATH, csv:PATH, tfds:NAME", "Received: 'demo:now'"),
+        "demo:now": ("Allowed: demo, demo:digits, folder:PATH, csv:PATH, tfds:NAME", "Received: 'demo:now'"),
+        "demo:digit": ("Did you mean 'demo:digits'?",),
+        "demo:": ("Allowed: demo, demo:digits", "Received: 'demo:'"),
         "dmeo": ("Did you mean 'demo'?",),
         "folder:": ("folder:PATH",),
         "folder:nowhere": ("path that does not exist", "'nowhere'", str(Path.cwd())),
@@ -216,6 +218,8 @@ def test_data_is_read(tmp_path):
         said = refusal(parse_data, typed, kinds)
         for word in words:
             assert word in said, said
+    assert "Allowed: demo, folder:PATH." in refusal(parse_data, "demo:digits", ("demo", "folder"))
+    assert "Did you mean 'demo:digits'?" in refusal(parse_data, "demo", ("demo:digits", "folder"))
 
 
 @pytest.mark.parametrize("policy", ["frozen", "last_block", "all", "last:1", "last:200", "regex:conv5_|^bn$"])

@@ -28,12 +28,12 @@ JPEGS = [b"\xff\xd8first", b"\xff\xd8\x00second\n", b"\xff\xd83"]
 LABELS = [1, 0, 1]
 
 
-def write_npz(path: Path, labels: list[int] = LABELS, shift: int = 0) -> None:
-    """Pack JPEGS as the shared data do; `shift` moves the last offset away from the end."""
+def write_npz(path: Path, labels: list[int] = LABELS, shift: int = 0, **more) -> None:
+    """Pack JPEGS as the shared data do; `shift` moves the last offset away from the end, `more` are further arrays."""
     offsets = np.cumsum([0, *map(len, JPEGS)])
     offsets[-1] += shift
     jpeg = np.frombuffer(b"".join(JPEGS), np.uint8)
-    np.savez(path, jpeg=jpeg, offsets=offsets, labels=np.array(labels, np.int16))
+    np.savez(path, jpeg=jpeg, offsets=offsets, labels=np.array(labels, np.int16), **more)
 
 
 def write_tar(path: Path, members: dict[str, bytes]) -> None:
@@ -83,6 +83,20 @@ def shared(tmp_path: Path) -> Path:
             file[f"{split}/target"] = np.array(labels, np.int32)
     faces = {"s01/1.pgm": pgm(grey(6, 5)), "s02/10.pgm": pgm(grey(6, 5))}
     write_tar(root / "orl_faces" / "orl_faces.tar", faces)
+    clothes = root / "clothing10_96"
+    (clothes / "images").mkdir()
+    (clothes / "images.csv").write_text(
+        "file,split,class,sender_id,kids\na.jpg,train,hat,7,False\nb.jpg,val,skirt,8,True\n"
+    )
+    pets = {"images/Bengal_1.jpg": b"one", "trimaps/Bengal_1.png": b"mask", "images/pug_2.jpg": b"two"}
+    for name in ("a.jpg", "b.jpg"):
+        (clothes / "images" / name).write_bytes(name.encode())
+    write_tar(root / "pets_seg160" / "pets.tar", pets)
+    (root / "pets_seg160" / "images.csv").write_text("id,split,breed\nBengal_1,train,Bengal\npug_2,test,pug\n")
+    write_npz(root / "fashion_attributes" / "images.npz", ids=[10, 20, 30])
+    (root / "fashion_attributes" / "labels.csv").write_text(
+        "id,split,articleType\n10,train,Flip Flops\n20,val,Tops\n30,test,Tops\n"
+    )
     for file in ("resnet20-12fca82f.npz", "resnet56-4bfd9763.npz"):
         np.savez(root / "weights" / "resnet_cifar10" / file, **tiny_resnet())
     return root
@@ -141,6 +155,9 @@ def test_all_data_sets_say_one_line_each(shared: Path, out: Path, capsys: pytest
         "mnist: test 2, train 3; 5 classes",
         "usps: test 1, train 2; 3 classes",
         "orl_faces: all 2; 2 classes",
+        "clothing10_96: train 1, val 1; 2 classes",
+        "pets_seg160: test 1, train 1; 2 classes",
+        "fashion_attributes: test 1, train 1, val 1; 2 classes",
         "resnet20_cifar10: SavedModel of ? MB",
         "resnet56_cifar10: SavedModel of ? MB",
     ]
@@ -239,6 +256,32 @@ def test_an_npz_that_does_not_fit_is_refused(shared: Path, out: Path, change: di
     write_npz(shared / "cifar10_subset" / "test.npz", **change)
     assert message in refusal("cifar10_subset", shared=shared, out=out)
     assert not (out / "cifar10_subset").exists()
+
+
+def test_tables_decide_splits_and_classes(shared: Path, out: Path) -> None:
+    prepare_data.main(("clothing10_96", "pets_seg160", "fashion_attributes"), shared, out)
+    assert files(out / "clothing10_96") == {"train/hat/sender_7_a.jpg": b"a.jpg", "val/skirt/sender_8_b.jpg": b"b.jpg"}
+    assert files(out / "pets_seg160") == {"train/Bengal/Bengal_1.jpg": b"one", "test/pug/pug_2.jpg": b"two"}
+    assert files(out / "fashion_attributes") == {
+        "train/Flip Flops/10.jpg": JPEGS[0], "val/Tops/20.jpg": JPEGS[1], "test/Tops/30.jpg": JPEGS[2],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "table", "said"),
+    [
+        ("fashion_attributes/labels.csv", "id,split,articleType\n10,train,Tops\n", "has 1 rows, not 3"),
+        ("fashion_attributes/labels.csv", "id,split,articleType\n" + "10,train,Tops\n" * 3, "the picture is 20"),
+        ("pets_seg160/images.csv", "id,split,breed\nBengal_1,dev,Bengal\n", "unknown split 'dev'"),
+        ("pets_seg160/images.csv", "id,split,breed\nBengal_1,train,../Bengal\n", "not '../Bengal'"),
+        ("pets_seg160/images.csv", "id,split,breed\nnowhere,train,Bengal\n", "nowhere.jpg"),
+        ("clothing10_96/images.csv", "file,split,class,sender_id\n", "has 0 rows"),
+    ],
+)
+def test_tables_that_do_not_fit_are_refused(shared: Path, out: Path, name: str, table: str, said: str) -> None:
+    (shared / name).write_text(table)
+    data = name.partition("/")[0]
+    assert said in refusal(data, shared=shared, out=out) and not (out / data).exists()
 
 
 def test_a_pickle_in_an_npz_is_not_run(shared: Path, out: Path) -> None:

@@ -8,7 +8,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from common.data.splits import drop_copies_across_splits, limit_per_class, split_by_hash
+from common.data.splits import draw_shots, drop_copies_across_splits, limit_per_class, split_by_group, split_by_hash
+from common.errors import UserError
 
 SPLITS = {"test": 0.15, "val": 0.15, "train": 1.0}
 
@@ -100,3 +101,80 @@ def test_limit_takes_from_the_classes_in_turn():
     assert set(chosen) < set(limit_per_class(labels, 13))  # a larger limit adds and changes nothing else
     np.testing.assert_array_equal(limit_per_class(labels, 1000), np.arange(102))
     assert Counter(labels[limit_per_class(labels, 4)].tolist()) == {0: 2, 1: 1, 2: 1}
+
+
+# --- whole groups -----------------------------------------------------------------------------------------
+
+
+def patients(count: int, seed: int = 0) -> tuple[list[str], np.ndarray]:
+    """Groups of 1 to 9 examples each with a class of its own most of the time, of three classes."""
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(1, 10, count)
+    groups = [f"patient {number}" for number, size in enumerate(sizes) for _ in range(size)]
+    usual = np.repeat(rng.integers(0, 3, count), sizes)
+    return groups, np.where(rng.random(len(groups)) < 0.8, usual, rng.integers(0, 3, len(groups)))
+
+
+@pytest.mark.parametrize("count", [20, 60, 300])
+def test_groups_stay_whole_and_shares_are_about_right(count):
+    groups, labels = patients(count)
+    splits = split_by_group(groups, labels, SPLITS)
+    assert len(set(zip(groups, splits, strict=True))) == count  # each in one split
+    for split in ("test", "val"):
+        assert abs((splits == split).mean() - 0.15) < 0.04
+        for label in range(3):
+            mine = labels == label
+            assert abs((splits[mine] == split).mean() - 0.15) < 0.1 and label in labels[splits == split]
+
+
+def test_groups_depend_on_their_names_and_not_on_the_order():
+    groups, labels = patients(60)
+    splits, shuffled = split_by_group(groups, labels, SPLITS), np.random.default_rng(1).permutation(len(groups))
+    again = split_by_group([groups[i] for i in shuffled], labels[shuffled], SPLITS)
+    np.testing.assert_array_equal(again, splits[shuffled])
+    renamed = split_by_group([f"{group}." for group in groups], labels, SPLITS)
+    assert (renamed != splits).any()
+
+
+def test_a_large_group_stays_in_training():
+    groups, labels = patients(60)
+    groups += ["all day"] * 60
+    labels = np.append(labels, np.arange(60) % 3)
+    for number in range(20):  # whatever the hash of its name
+        named = [f"{group} {number}" for group in groups]
+        assert set(split_by_group(named, labels, SPLITS)[-60:]) == {"train"}
+
+
+def test_where_all_groups_are_large_the_smallest_leave_training():
+    groups, labels = ["a"] * 8 + ["b"] * 5 + ["c"] * 6, [0, 1] * 9 + [0]
+    splits = split_by_group(groups, labels, SPLITS)
+    assert dict(zip(groups, splits, strict=True)) == {"a": "train", "b": "test", "c": "val"}
+
+
+def test_a_class_in_one_group_stays_in_training():
+    groups, labels = patients(60)
+    labels[[group == "patient 7" for group in groups]] = 3
+    splits = split_by_group(groups, labels, SPLITS)
+    assert set(splits[labels == 3]) == {"train"}
+
+
+def test_groups_that_cannot_be_split_are_refused():
+    with pytest.raises(UserError, match=r"--group gives 1 group\(s\): 'a'. At least 2 are required"):
+        split_by_group(["a"] * 9, [0, 1, 2] * 3, {"val": 0.15, "train": 1.0})
+    with pytest.raises(UserError, match=r"leaves no group for the test split.*A class must be in several groups"):
+        split_by_group(["cat"] * 9 + ["dog"] * 9 + ["eel"] * 9, [0] * 9 + [1] * 9 + [2] * 9, SPLITS)
+
+
+# --- shots ------------------------------------------------------------------------------------------------
+
+
+def test_shots_limit_validation_too():
+    train, val = np.arange(90) % 3, np.array([0] * 10 + [1] * 10 + [2] * 2)
+    drawn = draw_shots(train, val, "abc", 5, 0, "image")
+    assert np.bincount(train[drawn[0]]).tolist() == [5, 5, 5]
+    assert np.bincount(val[drawn[1]]).tolist() == [5, 5, 2]  # at most: there are only two
+    assert all((np.diff(places) > 0).all() for places in drawn)
+    for one, other in zip(drawn, draw_shots(train, val, "abc", 5, 1, "image"), strict=True):
+        assert one.tolist() != other.tolist()
+    with pytest.raises(UserError, match=r"--shots 31: the class 'a' has 30 training images.*Try: --shots 30"):
+        draw_shots(train, val, "abc", 31, 0, "image")

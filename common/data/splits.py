@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from common.errors import UserError
 
 VALIDATION_SHARE = 0.15
 TEST_SHARE = 0.15
+LARGE_GROUP = 0.1  # share of the examples above which a group stays in training
 
 
 def split_by_hash(hashes: Sequence[str], labels: Sequence[int], shares: dict[str, float]) -> np.ndarray:
@@ -55,6 +57,96 @@ def _split_sizes(count: int, shares: list[float]) -> list[int]:
     return [*sizes, count - sum(sizes)]
 
 
+def split_by_group(groups: Sequence[str], labels: Sequence[int], shares: dict[str, float]) -> np.ndarray:
+    """Assign whole groups (all photos of a sender, all visits of a patient) to splits.
+
+    Groups are considered in the order of the hash of their names, after those that a split needs to have every class.
+    One enters a split if the counts per class are then closer to the shares. No group leaves training if it holds the
+    last training examples of a class, nor one with more than a tenth of all examples while there are smaller ones.
+
+    Args:
+        groups: name of the group of each example, n of them.
+        labels: class of each example, n of them.
+        shares: as for `split_by_hash`; the last split takes the rest.
+
+    Returns:
+        An array of split names, object [n].
+
+    Raises:
+        UserError: fewer groups than splits, or a class in so few groups that a split must stay empty.
+    """
+    names, group_of = np.unique(np.asarray(groups, dtype=object), return_inverse=True)
+    classes, class_of = np.unique(labels, return_inverse=True)
+    if len(names) < len(shares):
+        raise UserError(
+            f"--group gives {len(names)} group(s): {some(names.tolist())}. At least {len(shares)} are required, one "
+            f"per split ({', '.join(shares)}). Use a finer --group, or give the splits yourself."
+        )
+    by_hash = sorted(range(len(names)), key=lambda group: _text_hash(names[group]))
+    place_of = np.argsort(by_hash)[group_of]
+    counts = np.zeros((len(names), len(classes)))  # examples per class of each group, in the order of the hashes
+    np.add.at(counts, (place_of, class_of), 1)
+    large = counts.sum(axis=1) > LARGE_GROUP * len(groups)
+    *held_out, rest = shares
+    split_of = np.full(len(names), rest, dtype=object)
+    for number, split in enumerate(held_out):
+        target, left = shares[split] * counts.sum(axis=0), split_of == rest
+        chosen = _choose_groups(counts, left, left & ~large, target, len(held_out) - number)
+        if not chosen.any():
+            raise UserError(
+                f"--group leaves no group for the {split} split: each holds all examples of a class that are left for "
+                "training. A class must be in several groups. Use another --group, or give the splits yourself."
+            )
+        split_of[chosen] = split
+    return split_of[place_of]
+
+
+def _choose_groups(counts: np.ndarray, left: np.ndarray, small: np.ndarray, target: np.ndarray, needed: int):
+    """Return which groups are for one split, bool [groups].
+
+    Args:
+        counts: examples per class of each group, [groups, classes].
+        left: which groups are in no split yet, bool [groups].
+        small: those of them that may leave training, bool [groups]; if none can, the smallest of the others is chosen.
+        target: examples per class that the split should have, [classes].
+        needed: groups of each class that should be left for the splits after this one.
+    """
+    present, chosen, held = counts > 0, np.zeros(len(counts), bool), np.zeros(len(target))
+
+    def spared(places: np.ndarray, needed: int) -> np.ndarray:
+        """Return those of the groups after which this many of each of their classes are left."""
+        return places[(~present[places] | (remaining > needed)).all(axis=1)]
+
+    def distance(held: np.ndarray) -> np.ndarray:
+        """Return how far the counts are from the target (chi-squared)."""
+        return ((held - target) ** 2 / target).sum(axis=-1)
+
+    remaining = present[left].sum(axis=0)  # groups that hold each class
+    rarest_first = np.argsort(present[small].sum(axis=0), kind="stable")
+    for least, number in [(least, number) for least in (needed, 1) for number in rarest_first]:
+        holders = spared(np.flatnonzero(small & present[:, number]), least)
+        if not held[number] and len(holders):
+            place = holders[distance(held + counts[holders]).argmin()]
+            chosen[place], held, remaining = True, held + counts[place], remaining - present[place]
+    for _ in range(10):  # put groups in and take groups out where this brings the counts closer
+        before = chosen.copy()
+        for place in np.flatnonzero(small):
+            step = -1 if chosen[place] else 1
+            after = held + step * counts[place]
+            allowed = (after[held > 0] > 0).all() if chosen[place] else len(spared(np.array([place]), needed))
+            if allowed and distance(after) < distance(held):
+                chosen[place], held, remaining = not chosen[place], after, remaining - step * present[place]
+        if (chosen == before).all():
+            break
+    if not chosen.any() and len(others := spared(np.flatnonzero(left), 1)):
+        chosen[others[counts[others].sum(axis=1).argmin()]] = True
+    return chosen
+
+
+def _text_hash(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
 def drop_copies_across_splits(splits: np.ndarray, hashes: Sequence[str]) -> np.ndarray:
     """Mark the examples whose content is also in a split of higher priority (test over val over train).
 
@@ -82,7 +174,48 @@ def limit_per_class(labels: np.ndarray, limit: int) -> np.ndarray:
     return np.sort(np.lexsort((labels, rank))[:limit])
 
 
+def draw_shots(
+    train: np.ndarray, val: np.ndarray, class_names: Sequence[str], shots: int, seed: int, what: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw N examples per class to train on, and at most as many for validation.
+
+    With a full validation split, few-shot results would profit from labels that are not there (arXiv:2012.15723).
+
+    Args:
+        train: class number of each training example, int [n].
+        val: class number of each validation example, int [m].
+        class_names: name of each class number.
+        shots: examples per class.
+        seed: decides which.
+        what: one example, for messages: `image`, `text`.
+
+    Returns:
+        (indices of the training examples, indices of the validation examples), both ascending.
+
+    Raises:
+        UserError: a class has fewer training examples.
+    """
+    sizes = np.bincount(train, minlength=len(class_names))
+    if sizes.min() < shots:
+        raise UserError(
+            f"--shots {shots}: the class {class_names[sizes.argmin()]!r} has {sizes.min()} training {what}s. Allowed: "
+            f"at most the size of the smallest class, or no --shots. Try: --shots {max(1, sizes.min())}"
+        )
+    drawn = []
+    for labels in (train, val):
+        rng = np.random.default_rng(seed)
+        of_classes = [rng.permutation(np.flatnonzero(labels == number))[:shots] for number in range(len(class_names))]
+        drawn.append(np.sort(np.concatenate(of_classes)))
+    return drawn[0], drawn[1]
+
+
 SPLITS = ("train", "val", "test")
+
+
+def count_examples(data) -> dict[str, int]:
+    """Return the number of examples in each split of a data set, and of skipped ones; data sets have it as `counts`."""
+    return {split: len(getattr(data, split)) for split in SPLITS} | {"skipped": len(data.skipped)}
+
 
 SPLIT_OF_NAME = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
                   "dev": "val", "test": "test", "testing": "test"}  # fmt: skip
@@ -97,12 +230,16 @@ class Split:
         labels: class number of each example, int64 [n].
         indices: the examples of each split, in their order.
         reasons: why an example is in no split, or "", n of them.
+        notes: sentences on the groups that matter for the result.
+        by_content: the splits that were made without groups.
     """
 
     class_names: tuple[str, ...]
     labels: np.ndarray
     indices: dict[str, np.ndarray]
     reasons: list[str]
+    notes: tuple[str, ...] = ()
+    by_content: tuple[str, ...] = ()
 
 
 def split_labelled(
@@ -115,6 +252,7 @@ def split_labelled(
     limit: int | None = None,
     val_share: float = VALIDATION_SHARE,
     left_out: str = "",
+    groups: Sequence[str] | None = None,
 ) -> Split:
     """Split the usable examples, and reject data sets that cannot be trained on.
 
@@ -130,6 +268,8 @@ def split_labelled(
         limit: keep at most this many of each split.
         val_share: the share of the train split that becomes validation where none is given.
         left_out: a sentence on unreadable files, for messages.
+        groups: what each example belongs to, n names; splits that are not given are then made of whole groups. An
+            example without one ("") is a group of its own, with its copies.
 
     Returns:
         The Split.
@@ -145,7 +285,8 @@ def split_labelled(
         )
     numbers = {name: number for number, name in enumerate(class_names)}
     labels = np.array([numbers[name] for name in names], dtype=np.int64)
-    splits = assign_splits(data, given, hashes, labels, val_share)
+    known, groups = groups, groups and [group or f"?{content}" for group, content in zip(groups, hashes, strict=True)]
+    splits = assign_splits(data, given, hashes, labels, val_share, groups)
     reasons = _reasons_to_leave(what, names, given, hashes, splits)
     stays = np.array([not reason for reason in reasons])
 
@@ -165,7 +306,15 @@ def split_labelled(
             f"--data {data!r}: no training {what}s for {some(missing)}. Each class needs at least one.{advice} "
             f"Counts: {_count_text(names, splits, stays)}; {left_out}."
         )
-    return Split(class_names, labels, indices, reasons)
+    if groups:
+        notes = _group_notes(what, known, groups, splits)
+        if missing := [name for name in class_names if numbers[name] not in labels[indices["val"]]]:
+            notes += (
+                f"Validation has no {what} with class {some(missing)}: its groups (--group) are too few or large.",
+            )
+        return Split(class_names, labels, indices, reasons, notes=notes)
+    made = {split for was, split in zip(given, splits, strict=True) if was in (None, "train")} - {"train"}
+    return Split(class_names, labels, indices, reasons, by_content=tuple(sorted(made)))
 
 
 def untested_classes(class_names: Sequence[str], test_labels: np.ndarray, what: str) -> tuple[str, ...]:
@@ -183,6 +332,22 @@ def untested_classes(class_names: Sequence[str], test_labels: np.ndarray, what: 
 def some(names: Sequence[str]) -> str:
     """Return the first ten names, and how many more there are."""
     return ", ".join(map(repr, names[:10])) + (f" and {len(names) - 10} more" if len(names) > 10 else "") or "none"
+
+
+def _group_notes(what: str, known: Sequence[str], groups: Sequence[str], splits: np.ndarray) -> tuple[str, ...]:
+    notes, splits_of = [], defaultdict(set)
+    for group, split in zip(groups, splits, strict=True):
+        splits_of[group].add(split)
+    shared = {group for group, found in splits_of.items() if len(found) > 1}
+    if shared:
+        held = sum(group in shared and split != "train" for group, split in zip(groups, splits, strict=True))
+        notes.append(
+            f"{len(shared):,} of {len(splits_of):,} groups (--group) are in more than one of the given splits, with "
+            f"{held:,} {what}s of validation and test: the scores do not hold for new groups."
+        )
+    if alone := sum(not group for group in known):
+        notes.append(f"{alone:,} of {len(known):,} {what}s have no group (--group); each counts as one of its own.")
+    return tuple(notes)
 
 
 def _reasons_to_leave(what: str, names, given, hashes, splits: np.ndarray) -> list[str]:
@@ -206,14 +371,13 @@ def _count_text(names: Sequence[str], splits: np.ndarray, stays: np.ndarray) -> 
     return ", ".join(f"{split}/{label} {count}" for (split, label), count in sorted(per_split.items())[:20]) or "none"
 
 
-def assign_splits(data: str, was: Sequence[str | None], hashes, labels: np.ndarray, val_share: float) -> np.ndarray:
-    """Keep the given splits; take the others from the train split by content hash."""
+def assign_splits(
+    data: str, was: Sequence[str | None], hashes, labels: np.ndarray, val_share: float, groups=None
+) -> np.ndarray:
+    """Keep the given splits; take the others from the train split by content hash, or in whole groups."""
     splits = np.array(was, dtype=object)
     given = {split for split in splits if split}
-    if not given:
-        shares = {"test": TEST_SHARE, "val": val_share, "train": 1.0}
-        return split_by_hash(hashes, labels, shares)
-    if "train" not in given:
+    if given and "train" not in given:
         raise UserError(f"--data {data!r} gives {sorted(given)} but no train split. Allowed: train, and val or test.")
     if "test" not in given and "val" in given:
         # A given val was held out by its author: it becomes test, and a share of train becomes val.
@@ -222,6 +386,7 @@ def assign_splits(data: str, was: Sequence[str | None], hashes, labels: np.ndarr
     carve = {split: share for split, share in (("test", TEST_SHARE), ("val", val_share))
              if split not in given}  # fmt: skip
     if carve:
-        train = np.nonzero(splits == "train")[0]
-        splits[train] = split_by_hash([hashes[i] for i in train], labels[train], {**carve, "train": 1.0})
+        pool = np.nonzero(splits == "train")[0] if given else np.arange(len(splits))
+        split, names = (split_by_group, groups) if groups else (split_by_hash, hashes)
+        splits[pool] = split([names[i] for i in pool], labels[pool], {**carve, "train": 1.0})
     return splits

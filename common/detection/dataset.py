@@ -130,9 +130,7 @@ class BoxSet:
     notes: tuple[Note, ...] = ()
     mirrors: bool = True
 
-    def counts(self) -> dict[str, int]:
-        """Return the number of images per split and of skipped ones."""
-        return {split: len(getattr(self, split)) for split in SPLITS} | {"skipped": len(self.skipped)}
+    counts = splits.count_examples
 
     def box_counts(self) -> dict[str, dict[str, int]]:
         """Return the number of boxes per split and class, without crowds."""

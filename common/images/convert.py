@@ -9,7 +9,8 @@ import numpy as np
 
 from common.converting import Converter, PixelFunction
 from common.images.batches import image_batches
-from common.images.dataset import ImageSet, load_image_set
+from common.images.dataset import ImageSet, draw_shots, load_image_set
+from common.images.readers import ImageColumns
 from common.progress import median_seconds
 
 # Largest allowed difference of a probability in a float conversion; ResNets and MobileNets stay below 1e-5.
@@ -21,8 +22,13 @@ CALIBRATION_IMAGES = 200
 
 
 def load_data(config: dict, scratch: Path) -> ImageSet:
-    """Return the images of a run, split as in the run; demo and tfds images are written again, into `scratch`."""
-    return load_image_set(config["data"], scratch, **{k: config[k] for k in ("limit", "val_share") if k in config})
+    """Return the images of a run, split as in the run; digits and tfds images are written again, into `scratch`."""
+    # A run without the setting `group` is older than the photos: its demo was the digits.
+    data = "demo:digits" if config["data"] == "demo" and "group" not in config else config["data"]
+    columns = ImageColumns(*(config.get(f"{name}_column", name) for name in ("path", "label", "split")))
+    kept = {name: config[name] for name in ("group", "limit", "val_share") if name in config}
+    loaded = load_image_set(data, scratch, columns=columns, **kept)
+    return draw_shots(loaded, config["shots"], config["seed"]) if config.get("shots") else loaded
 
 
 def calibrate(data: ImageSet, size: tuple[int, int], resize: str, seed: int) -> tuple[int, Callable]:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import re
+import shlex
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from common.classification.calibration import apply_temperature, fit_temperature
+from common.data.splits import LARGE_GROUP, SPLITS
+from common.images.dataset import ImageSet
 from common.linear_head import mean_and_std
 
 _SAME_IMAGE = 0.998  # correlation of thumbnails that only resized or recompressed copies of one image reach
+_SUSPICIOUS_SHARE = 0.02  # of near-duplicates: unrelated images have some too
+_WITHOUT_LAST_NUMBER = r"([^/]*[^/\d])\d+\.[^/.]+$"  # a file name up to its last number
 _BLOCK = 2048  # rows in memory at once
 
 
@@ -36,7 +43,7 @@ class SuspectedLabel:
     confident: bool
 
 
-def near_duplicates(thumbnails: Sequence[np.ndarray], features: Sequence[np.ndarray]) -> list[NearDuplicate]:
+def near_duplicates(thumbnails: Sequence[np.ndarray], features: Sequence[np.ndarray] = ()) -> list[NearDuplicate]:
     """Find slightly changed copies of an image in two splits of a data set: they make its test result too good.
 
     Thumbnails detect a different size, compression or brightness; features also detect crops and mirror images.
@@ -45,22 +52,52 @@ def near_duplicates(thumbnails: Sequence[np.ndarray], features: Sequence[np.ndar
 
     Args:
         thumbnails: of each split, uint8 [n, pixels].
-        features: of each split, float32 [n, width].
+        features: of each split, float32 [n, width]; without them thumbnails alone are compared, in a second or so.
 
     Returns:
         For each image with near-duplicates in an earlier split, the nearest of them; the most similar first.
     """
     found = []
-    for split in range(1, len(features)):
-        start = sum(map(len, features[:split]))
+    for split in range(1, len(thumbnails)):
+        start = sum(map(len, thumbnails[:split]))
         by_thumbnail = _outliers(*_nearest(thumbnails, split, _centred), far_out=5.0)
-        by_features = _outliers(*_nearest(features, split, _as_float), far_out=4.0)
+        by_features = _outliers(*_nearest(features, split, _as_float), far_out=4.0) if len(features) else {}
         # Thumbnails last: where both find a pair, the thumbnails are more reliable.
         found += [
             NearDuplicate(start + row, other, similarity)
             for row, (other, similarity) in sorted({**by_features, **by_thumbnail}.items())
         ]
     return sorted(found, key=lambda pair: -pair.similarity)
+
+
+def group_advice(data: ImageSet) -> tuple[str, ...]:
+    """Return a sentence if near-duplicates across the splits that were made by content suggest `--group`.
+
+    A flag that would keep them together is named if the file names without their last number, such as burst_12_ of
+    burst_12_03.jpg, do so without making one group too large.
+    """
+    parts = [getattr(data, split) for split in SPLITS]
+    labels = np.concatenate([part.labels for part in parts])
+    paths = np.concatenate([part.paths for part in parts])
+    split_of = np.repeat(SPLITS, [len(part) for part in parts])
+    pairs = near_duplicates([part.thumbnails for part in parts])
+    pairs = [pair for pair in pairs if split_of[pair.place] in data.by_content]
+    can = data.name.startswith(("folder:", "csv:"))
+    if not can or len(pairs) < max(3, _SUSPICIOUS_SHARE * np.isin(split_of, data.by_content).sum()):
+        return ()
+    names = [match.group(1) if (match := re.search(_WITHOUT_LAST_NUMBER, path)) else path for path in paths]
+    together = sum(names[pair.place] == names[pair.other] for pair in pairs)
+    groups_of_class = Counter(label for label, _ in set(zip(labels.tolist(), names, strict=True)))
+    small = max(Counter(names).values()) <= LARGE_GROUP * len(names) and min(groups_of_class.values()) >= len(SPLITS)
+    helps = small and together > len(pairs) / 2
+    flag = "--group COLUMN" if data.name.startswith("csv:") else "--group 'PATTERN WITH ONE (...)'"
+    if data.name.startswith("folder:") and helps:
+        flag = f"--group {shlex.quote(_WITHOUT_LAST_NUMBER)}"
+    return (
+        f"{len(pairs):,} images of {' and '.join(data.by_content)} are almost the same as one in another split, such "
+        f"as {paths[pairs[0].place]} and {paths[pairs[0].other]}: the scores would be too good. If images belong "
+        f"together (a burst, a patient, a document), keep them in one split: {flag}",
+    )
 
 
 def _nearest(splits: Sequence[np.ndarray], split: int, read: Callable) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Labelled images from class folders, a table, TensorFlow Datasets or the demo digits."""
+"""Labelled images from class folders, a table, TensorFlow Datasets or the demos."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from common.data.folders import printable
 from common.data.splits import SPLITS, some, split_labelled, untested_classes
 from common.errors import UserError
 from common.flags import parse_data
+from common.images import readers
 from common.images.batches import THUMBNAIL_SIDE, thumbnail
 from common.images.files import Row, camera_turns, read_bytes
-from common.images.readers import csv_rows, demo_rows, folder_rows, tfds_rows
+from common.images.readers import ImageColumns
 
-DATA_KINDS = ("demo", "folder", "csv", "tfds")
+DATA_KINDS = ("demo", "demo:digits", "folder", "csv", "tfds")
 _READABLE = "JPEG, PNG, GIF, BMP, and WebP without transparency"
 
 
@@ -44,6 +45,10 @@ class Examples:
     def __len__(self) -> int:
         return len(self.paths)
 
+    def take(self, places: np.ndarray) -> Examples:
+        """Return the images at these places."""
+        return Examples(self.paths[places], self.labels[places], self.thumbnails[places])
+
 
 @dataclass(frozen=True)
 class ImageSet:
@@ -58,6 +63,8 @@ class ImageSet:
         skipped: (file, reason) of each skipped file.
         mirrors: whether a mirrored image still shows the same class (not so for digits and letters).
         turned: number of images with an EXIF orientation, which training and serving both ignore.
+        notes: sentences on the groups of `--group`.
+        by_content: the splits that were made without groups.
     """
 
     name: str
@@ -68,10 +75,10 @@ class ImageSet:
     skipped: tuple[tuple[str, str], ...] = ()
     mirrors: bool = True
     turned: int = 0
+    notes: tuple[str, ...] = ()
+    by_content: tuple[str, ...] = ()
 
-    def counts(self) -> dict[str, int]:
-        """Return the number of examples in each split and of skipped files."""
-        return {split: len(getattr(self, split)) for split in SPLITS} | {"skipped": len(self.skipped)}
+    counts = splits.count_examples
 
     def safe_augmentations(self) -> tuple[str, ...]:
         """Return the augmentations that preserve the class of these images."""
@@ -79,7 +86,7 @@ class ImageSet:
 
     def advice(self) -> tuple[str, ...]:
         """Return sentences on properties of these images that matter when reading the results."""
-        sentences = list(untested_classes(self.class_names, self.test.labels, "image"))
+        sentences = [*untested_classes(self.class_names, self.test.labels, "image"), *self.notes]
         if self.turned:
             sentences.append(
                 f"{self.turned:,} of {sum(len(getattr(self, split)) for split in SPLITS):,} images have an EXIF "
@@ -100,7 +107,14 @@ class ImageSet:
 
 
 def load_image_set(
-    data: str, out: Path, *, limit: int | None = None, strict: bool = False, val_share: float = splits.VALIDATION_SHARE
+    data: str,
+    out: Path,
+    *,
+    columns: ImageColumns = ImageColumns(),  # noqa: B008 - frozen
+    group: str | None = None,
+    limit: int | None = None,
+    strict: bool = False,
+    val_share: float = splits.VALIDATION_SHARE,
 ) -> ImageSet:
     """Read a data set, check every file, and split it.
 
@@ -108,9 +122,12 @@ def load_image_set(
     test split, which stays as it is.
 
     Args:
-        data: `demo`, `folder:PATH` (class folders, or train/val/test with class folders inside),
-            `csv:PATH` (columns path, label and maybe split) or `tfds:NAME`.
-        out: the run folder; `demo` and `tfds` write their images into it, since images are streamed from files.
+        data: `demo` (photos of clothes), `demo:digits`, `folder:PATH` (class folders, or train/val/test with class
+            folders inside), `csv:PATH` or `tfds:NAME`.
+        out: the run folder; `demo:digits` and `tfds` write their images into it, since images are streamed from files.
+        columns: names of the columns of a table.
+        group: splits that are not given are made of whole groups: the column of a table that names the group of an
+            image, or, for a folder, a regular expression on its path. The groups of `demo` are the senders.
         limit: keep at most this many images of each split.
         strict: treat an unreadable file as an error instead of a counted skip.
         val_share: the share of the train split that becomes validation where none is given.
@@ -119,21 +136,29 @@ def load_image_set(
         The ImageSet; exact copies across splits are removed from the split of lower priority.
 
     Raises:
-        UserError: no readable image, one class only, a class or a split without images, or an invalid table.
+        UserError: no readable image, one class only, a class or a split without images, an invalid table or group.
     """
     kind, value = parse_data(data, DATA_KINDS)
-    rows, mirrors = {
-        "demo": lambda: (demo_rows(out / "data"), False),
-        "folder": lambda: (folder_rows(Path(value).expanduser()), True),
-        "csv": lambda: (csv_rows(Path(value).expanduser()), True),
-        "tfds": lambda: (tfds_rows(value, out / "data"), True),
-    }[kind]()
+    path = Path(value).expanduser()
+    if data == "demo":
+        rows, group = readers.csv_rows(readers.DEMO, readers.DEMO_COLUMNS, "sender_id"), "sender_id"
+    elif kind == "demo":
+        rows = readers.digit_rows(out / "data")
+    elif kind == "csv":
+        rows = readers.csv_rows(path, columns, group)
+    elif kind == "folder":
+        rows = readers.folder_rows(path)
+        rows = readers.groups_by_path(path, rows, group) if group else rows
+    else:
+        rows = readers.tfds_rows(value, out / "data")
     if not rows:
         raise UserError(f"--data {data!r} has no images. Allowed: {_READABLE}; in a folder, one folder per class.")
-    return replace(_checked(data, rows, limit, strict, val_share), mirrors=mirrors)
+    return replace(_checked(data, rows, group, limit, strict, val_share), mirrors=data != "demo:digits")
 
 
-def _checked(data: str, rows: list[Row], limit: int | None, strict: bool, val_share: float) -> ImageSet:
+def _checked(
+    data: str, rows: list[Row], group: str | None, limit: int | None, strict: bool, val_share: float
+) -> ImageSet:
     """Skip unreadable files and copies, split, and reject a set that cannot be trained on."""
     listed = {row.label for row in rows if row.label}
     hashes, thumbnails, turned, reasons = _read_all(rows)
@@ -152,7 +177,7 @@ def _checked(data: str, rows: list[Row], limit: int | None, strict: bool, val_sh
         )
     assigned = split_labelled(
         data, "image", [row.label for row in rows], [row.split for row in rows], hashes,
-        limit=limit, val_share=val_share, left_out=left_out,
+        limit=limit, val_share=val_share, left_out=left_out, groups=[row.group for row in rows] if group else None,
     )  # fmt: skip
     skipped += [(row.path, reason) for row, reason in zip(rows, assigned.reasons, strict=True) if reason]
     splits = {
@@ -160,7 +185,20 @@ def _checked(data: str, rows: list[Row], limit: int | None, strict: bool, val_sh
         for name, chosen in assigned.indices.items()
     }
     chosen_turned = sum(int(turned[indices].sum()) for indices in assigned.indices.values())
-    return ImageSet(data, assigned.class_names, **splits, skipped=tuple(skipped), turned=chosen_turned)
+    return ImageSet(
+        data, assigned.class_names, **splits, skipped=tuple(skipped), turned=chosen_turned, notes=assigned.notes,
+        by_content=assigned.by_content,
+    )  # fmt: skip
+
+
+def draw_shots(data: ImageSet, shots: int, seed: int) -> ImageSet:
+    """Return the set with N training images per class and at most as many for validation; test stays the same.
+
+    Raises:
+        UserError: a class has fewer.
+    """
+    train, val = splits.draw_shots(data.train.labels, data.val.labels, data.class_names, shots, seed, "image")
+    return replace(data, train=data.train.take(train), val=data.val.take(val))
 
 
 # --- reading -------------------------------------------------------------------------------------------

@@ -16,11 +16,12 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".we
 
 @dataclass(frozen=True)
 class Row:
-    """An image as listed by the user; `split` is None where none was given, `label` is empty where there is none."""
+    """An image as listed by the user; `split` is None, `label` and `group` are "" where none was given."""
 
     path: str
     label: str
     split: str | None
+    group: str = ""
 
 
 def write_image(path: Path, encoded: bytes) -> None:

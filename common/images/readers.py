@@ -1,4 +1,4 @@
-"""Readers of (image, label, split) rows: class folders, a table, TensorFlow Datasets, the demo digits."""
+"""Readers of (image, label, split) rows: class folders, a table, TensorFlow Datasets, the demos."""
 
 from __future__ import annotations
 
@@ -6,17 +6,39 @@ import csv
 import hashlib
 import io
 import os
+import re
 import shlex
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from common.data.splits import SPLIT_OF_NAME
+from common.data.tables import check_columns
 from common.data.tfds import prepared_builder
 from common.errors import UserError
 from common.images.files import IMAGE_SUFFIXES, Row, write_image
+
+DEMO = Path(__file__).with_name("demo_clothing") / "images.csv"
+
+
+@dataclass(frozen=True)
+class ImageColumns:
+    """The columns of a table of images: their names, or their numbers (from 1) in a table without a header."""
+
+    path: str = "path"
+    label: str = "label"
+    split: str = "split"
+
+    @property
+    def by_place(self) -> bool:
+        """Return whether the columns are given by number."""
+        return self.path.isdecimal() and self.label.isdecimal()
+
+
+DEMO_COLUMNS = ImageColumns("file", "class")
 
 
 def folder_rows(root: Path) -> list[Row]:
@@ -83,15 +105,45 @@ def _is_image(path: Path) -> bool:
     return named and (path.is_file() or path.is_symlink())
 
 
-def csv_rows(table: Path) -> list[Row]:
-    """Read a table with the columns path (relative to the table), label and optionally split.
+def groups_by_path(root: Path, rows: Sequence[Row], group: str) -> list[Row]:
+    """Return the rows with their groups: what the one pair of parentheses of a pattern matches in their paths.
+
+    Args:
+        root: the folder of the images; paths are searched from there on, as in `train/cat/burst_12_03.jpg`.
+        rows: of the images.
+        group: a regular expression with one group.
+
+    Raises:
+        UserError: it matches no path.
+    """
+    matches = [re.search(group, Path(row.path).relative_to(root).as_posix()) for row in rows]
+    if rows and not any(matches):
+        shown = Path(rows[0].path).relative_to(root).as_posix()
+        raise UserError(
+            f"--group matches none of the {len(rows):,} paths of --data folder:{root}. It must be a regular expression "
+            f"that matches a part of them. Received: {group!r}; the first path: {shown!r}."
+        )
+    return [replace(row, group=match.group(1) or "" if match else "") for row, match in zip(rows, matches, strict=True)]
+
+
+def csv_rows(table: Path, columns: ImageColumns = ImageColumns(), group: str | None = None) -> list[Row]:
+    """Read a table with columns for the path (relative to the table), the label and optionally the split.
+
+    Args:
+        table: the file.
+        columns: their names.
+        group: column of what an image belongs to, if any.
 
     Raises:
         UserError: it is not such a table.
     """
     try:
         with open(table, newline="", encoding="utf-8-sig") as file:
-            rows = list(_table_rows(table, csv.DictReader(file, skipinitialspace=True)))
+            names = None
+            if columns.by_place:
+                names = [str(place) for place in range(1, len(next(csv.reader(file, skipinitialspace=True), [])) + 1)]
+                file.seek(0)
+            rows = list(_table_rows(table, csv.DictReader(file, names, skipinitialspace=True), columns, group))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(
             f"--data csv:{table} cannot be read as a comma-separated table in UTF-8: {error}. "
@@ -104,28 +156,28 @@ def csv_rows(table: Path) -> list[Row]:
     return rows
 
 
-def _table_rows(table: Path, reader: csv.DictReader) -> Iterator[Row]:
-    columns = reader.fieldnames or []
-    if not {"path", "label"} <= set(columns):
-        raise UserError(
-            f"--data csv:{table} lacks a column. Required: path and label; split is optional. "
-            f"Received: {', '.join(columns) or 'an empty file'}."
-        )
-    if twice := [name for name, count in Counter(columns).items() if count > 1 and name in ("path", "label", "split")]:
+def _table_rows(table: Path, reader: csv.DictReader, columns: ImageColumns, group: str | None) -> Iterator[Row]:
+    found = reader.fieldnames or []
+    flags = {"--path-column": columns.path, "--label-column": columns.label}
+    if columns.split != ImageColumns.split:  # the default is optional
+        flags["--split-column"] = columns.split
+    check_columns(f"csv:{table}", found, flags | ({} if group is None else {"--group": group}))
+    used = {columns.path, columns.label, columns.split, group}
+    if twice := [name for name, count in Counter(found).items() if count > 1 and name in used]:
         raise UserError(f"--data csv:{table} has more than one column {twice[0]!r}. Rename or remove the others.")
     for line in reader:
         if None in line:  # a comma without quotes would shift values into wrong columns
             raise UserError(
-                f"--data csv:{table}, line {reader.line_num}: {len(columns)} cells are required, one per column; "
+                f"--data csv:{table}, line {reader.line_num}: {len(found)} cells are required, one per column; "
                 f"received more, the last: {line[None][-1]!r}. Put cells that contain a comma in quotes."
             )
-        split = (line.get("split") or "").strip().lower()
+        split = (line.get(columns.split) or "").strip().lower()
         if split and split not in SPLIT_OF_NAME:
             raise UserError(
                 f"--data csv:{table}, line {reader.line_num}: unknown split {split!r}. Allowed: train, val, test."
             )
-        path, label = str(table.parent / (line["path"] or "")), (line["label"] or "").strip()
-        yield Row(path, label, SPLIT_OF_NAME.get(split))
+        path, label = str(table.parent / (line[columns.path] or "")), (line[columns.label] or "").strip()
+        yield Row(path, label, SPLIT_OF_NAME.get(split), (line[group] or "").strip() if group else "")
 
 
 def tfds_rows(name: str, folder: Path) -> list[Row]:
@@ -156,7 +208,7 @@ def tfds_rows(name: str, folder: Path) -> list[Row]:
     return rows
 
 
-def demo_rows(folder: Path) -> list[Row]:
+def digit_rows(folder: Path) -> list[Row]:
     """scikit-learn's handwritten digits (8x8): 10 per class for training, 5 for validation, the rest for testing.
 
     Transfer learning is for few labels; with all of them, training from scratch is enough.

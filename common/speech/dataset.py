@@ -76,9 +76,7 @@ class SpeechSet:
     notes: tuple[str, ...] = ()
     class_names: tuple[str, ...] = ()
 
-    def counts(self) -> dict[str, int]:
-        """Return the number of clips per split, and of skipped clips."""
-        return {split: len(getattr(self, split)) for split in SPLITS} | {"skipped": len(self.skipped)}
+    counts = splits.count_examples
 
     def describe(self, name: str) -> str:
         """Return what `check` prints: counts, the first skipped files with reasons, the notes."""

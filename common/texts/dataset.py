@@ -50,6 +50,7 @@ class TextSet:
         test: the test split, evaluated once, at the end.
         skipped: (place, reason) of every skipped text.
         merged: spellings of a label that count as the first, such as ("Positive", "positive").
+        notes: sentences on the groups of `--group`.
     """
 
     name: str
@@ -59,14 +60,13 @@ class TextSet:
     test: TextExamples
     skipped: tuple[tuple[str, str], ...] = ()
     merged: tuple[tuple[str, ...], ...] = ()
+    notes: tuple[str, ...] = ()
 
-    def counts(self) -> dict[str, int]:
-        """Return the number of examples per split and of skipped ones."""
-        return {split: len(getattr(self, split)) for split in SPLITS} | {"skipped": len(self.skipped)}
+    counts = splits.count_examples
 
     def advice(self) -> tuple[str, ...]:
         """Return sentences about these texts that matter for the result."""
-        sentences = list(untested_classes(self.class_names, self.test.labels, "text"))
+        sentences = [*untested_classes(self.class_names, self.test.labels, "text"), *self.notes]
         for spellings in self.merged:
             sentences.append(
                 f"The labels {', '.join(map(repr, spellings))} differ only in case and count as {spellings[0]!r}."
@@ -99,7 +99,8 @@ def load_text_set(
     Args:
         data: `demo`, `csv:PATH`, `tsv:PATH`, `jsonl:PATH` (a file, or a folder with a file per split),
             `folder:PATH` (class folders of .txt files, or train/test with class folders inside) or `tfds:NAME`.
-        columns: names of the columns, and the encoding.
+        columns: names of the columns, and the encoding. With a column of groups, splits that are not given are made of
+            whole groups.
         limit: keep at most this many texts per split, for a quick look.
         strict: raise an error for an unusable text instead of skipping and counting it.
         val_share: the share of the training split that becomes validation where none is given.
@@ -133,30 +134,22 @@ def load_text_set(
     split = split_labelled(
         data, "text", [row.label for row in kept], [row.split for row in kept], hashes,
         limit=limit, val_share=val_share, left_out=f"{len(skipped)} text(s) skipped{first}",
+        groups=[row.group for row in kept] if columns.group else None,
     )  # fmt: skip
     skipped += [(row.place, reason) for row, reason in zip(kept, split.reasons, strict=True) if reason]
     texts = np.array([row.text for row in kept], dtype=object)
     sets = {name: TextExamples(texts[indices], split.labels[indices]) for name, indices in split.indices.items()}
-    return TextSet(data, split.class_names, **sets, skipped=tuple(skipped), merged=merged)
+    return TextSet(data, split.class_names, **sets, skipped=tuple(skipped), merged=merged, notes=split.notes)
 
 
 def draw_shots(data: TextSet, shots: int, seed: int) -> TextSet:
-    """Return the set with this many training texts per class, drawn by the seed; val and test stay the same.
+    """Return the set with N training texts per class and at most as many for validation; test stays the same.
 
     Raises:
         UserError: a class has fewer.
     """
-    rng, chosen = np.random.default_rng(seed), []
-    for number, name in enumerate(data.class_names):
-        places = np.nonzero(data.train.labels == number)[0]
-        if len(places) < shots:
-            raise UserError(
-                f"--shots {shots}: the class {name!r} has {len(places)} training texts. Allowed: at most the "
-                f"size of the smallest class, or no --shots."
-            )
-        chosen.append(rng.permutation(places)[:shots])
-    places = np.sort(np.concatenate(chosen))
-    return replace(data, train=data.train.take(places))
+    train, val = splits.draw_shots(data.train.labels, data.val.labels, data.class_names, shots, seed, "text")
+    return replace(data, train=data.train.take(train), val=data.val.take(val))
 
 
 def folds_of(data: TextSet, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -210,8 +203,5 @@ def _with_one_spelling(rows: list[TextRow]) -> tuple[list[TextRow], tuple[tuple[
         for folded, found in spellings.items()
         if len(found) > 1
     )
-    renamed = [
-        TextRow(row.text, chosen[label.casefold()], row.split, row.place)
-        for row, label in zip(rows, stripped, strict=True)
-    ]
+    renamed = [replace(row, label=chosen[label.casefold()]) for row, label in zip(rows, stripped, strict=True)]
     return renamed, merged

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from common.data.splits import SPLIT_OF_NAME
-from common.data.tables import check_encoding, read_text_file
+from common.data.tables import check_columns, check_encoding, read_text_file
 from common.data.tfds import prepared_builder
-from common.errors import UserError, did_you_mean
+from common.errors import UserError
 
 DEMO = Path(__file__).with_name("demo_reviews.tsv")
 _ENDINGS = {"csv": (".csv",), "tsv": (".tsv", ".tab"), "jsonl": (".jsonl", ".ndjson")}
@@ -30,22 +30,28 @@ class TextRow:
         label: class name, "" where there is none.
         split: train, val or test; None where none was given.
         place: file and line, for messages.
+        group: what it belongs to; "" where it is unknown.
     """
 
     text: str
     label: str
     split: str | None
     place: str
+    group: str = ""
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of a table: their names, or their numbers (from 1) in a table without a header."""
+    """The columns of a table: their names, or their numbers (from 1) in a table without a header.
+
+    Only the column of splits may be missing, where it has its usual name. `group`: what a text belongs to, if anything.
+    """
 
     text: str = "text"
     label: str = "label"
     split: str = "split"
     encoding: str = "utf-8"
+    group: str | None = None
 
     @property
     def by_place(self) -> bool:
@@ -92,9 +98,11 @@ def _file_rows(kind: str, file: Path, columns: Columns, split: str | None) -> It
         if given and given not in SPLIT_OF_NAME:
             raise UserError(f"--data {kind}:{file}, line {number}: unknown split {given!r}. Allowed: train, val, test.")
         text, label = cells[columns.text], cells[columns.label]
+        group = _label(cells[columns.group]).strip() if columns.group else ""
         yield TextRow(
-            "" if text is None else str(text), _label(label), split or SPLIT_OF_NAME.get(given), f"{file.name}:{number}"
-        )
+            "" if text is None else str(text), _label(label), split or SPLIT_OF_NAME.get(given),
+            f"{file.name}:{number}", group,
+        )  # fmt: skip
 
 
 def _label(label: Any) -> str:
@@ -149,14 +157,10 @@ def _json_lines(file: Path, content: str) -> Iterator[tuple[int, dict[str, Any]]
 
 
 def _check_columns(kind: str, file: Path, cells: dict[str, Any], columns: Columns) -> None:
-    for flag, name in (("--text-column", columns.text), ("--label-column", columns.label)):
-        if name in cells:
-            continue
-        found = ", ".join(repr(one[:40]) for one in list(cells)[:10]) or "none"
-        raise UserError(
-            f"--data {kind}:{file} has no column {name!r}. Found: {found}.{did_you_mean(name, cells)} Name the "
-            f"column: {flag} NAME. For a table without a header: --text-column 1 --label-column 2"
-        )
+    flags = {"--text-column": columns.text, "--label-column": columns.label}
+    if columns.split not in (Columns.split, ""):
+        flags["--split-column"] = columns.split
+    check_columns(f"{kind}:{file}", cells, flags | ({"--group": columns.group} if columns.group else {}))
 
 
 def folder_rows(root: Path, encoding: str = "utf-8") -> list[TextRow]:

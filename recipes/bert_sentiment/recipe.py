@@ -5,9 +5,8 @@
 
 REVIEWS.csv has the columns text and label, with any number of labels. The pretrained encoder embeds every text once and
 a linear head is fitted on the embeddings (frozen). By --method, the encoder is then trained too: all but the token
-embeddings (finetune), from a handful of examples by contrasting pairs (fewshot), or through small adapters (lora). The
-report compares the result with the frozen encoder and with word counts. The SavedModel takes UTF-8 strings, returns
-labels, and is proved in a fresh process to answer as evaluated.
+embeddings (finetune), by contrasting pairs of few texts (fewshot), or through adapters (lora). The report compares
+the result with the frozen encoder and word counts. The SavedModel takes strings, and is proved to answer as evaluated.
 
 Measured results, with commands and machine: `python -m recipes show bert_sentiment`.
 """
@@ -30,7 +29,7 @@ from common.classification.training import fit_stage
 from common.classification.training import sample_weights as classification_sample_weights
 from common.data.splits import SPLITS
 from common.exporting import Predictor
-from common.flags import check_choice, check_observers, check_range, parse_baselines, parse_data
+from common.flags import check_choice, check_group, check_observers, check_range, parse_baselines, parse_data
 from common.linear_head import fit_linear_head, predict_head, score
 from common.progress import format_seconds, median_seconds
 from common.results import Outcome
@@ -64,6 +63,8 @@ class Config:
     data: str = "demo"  # Texts: demo, csv:PATH, tsv:PATH, jsonl:PATH (text,label[,split]), folder:PATH or tfds:NAME
     text_column: str = "text"  # Column of the texts; its number (1, 2 ...) in a table without a header
     label_column: str = "label"  # Column of the labels; its number (1, 2 ...) in a table without a header
+    split_column: str = "split"  # Column of the splits (train, val, test); it may be absent
+    group: str | None = None  # Column of what belongs together (a document, an author), which stays in one split
     encoding: str = "utf-8"  # Encoding of the files: utf-8, latin-1 ...
     source: str = "bundled:bert_mini"  # bundled:bert_mini, minilm (better, fetched), preset:NAME_OR_FOLDER, hub:FOLDER
     out: str = "runs/bert_sentiment"  # Folder for everything this run writes
@@ -92,14 +93,14 @@ class Config:
     explain: bool = True  # Report accuracy by length, and the words that moved a prediction; takes seconds
     tensorboard: bool = False  # Write TensorBoard logs to OUT/tensorboard
     mlflow: str | None = None  # Log the finished run to this MLflow tracking server or folder
-    shots: int | None = None  # Train on this many texts per class, drawn by the seed: how well would so few labels do?
+    shots: int | None = None  # Train on this many texts per class, drawn by the seed; validate on as many at most
     folds: int | None = None  # Cross-validate as well, in this many folds of the training texts. For tiny data sets
     limit: int | None = None  # Use at most this many texts of each split: a quick look
     strict: bool = False  # Stop at the first text that cannot be used instead of skipping and counting it
     seed: int = 0  # Seed of initial weights and shuffling; the split depends on the texts alone
 
     def __post_init__(self) -> None:
-        parse_data(self.data, DATA_KINDS)
+        check_group(self.group, parse_data(self.data, DATA_KINDS)[0], columns=("csv", "tsv", "jsonl"))
         parse_source(self.source)
         check_choice("--method", self.method, ("frozen", "finetune", "fewshot", "lora"))
         if self.method == "lora" and self.source.startswith(("hub:", "kaggle:")):
@@ -115,16 +116,15 @@ class Config:
         check_observers(self)
         check_range(self, 1, inf, "batch_size", "rank", "pair_steps", "shots", "limit", "patience", "epochs")
         check_range(self, 0, inf, "save_every", "learning_rate", "pair_rate", "weight_decay", "seed")
-        check_range(self, 1e-9, inf, "head_rate")
         check_range(self, 2, inf, "folds")
         check_range(self, 0, 1, "layer_decay", "dropout", "label_smoothing")
-        check_range(self, 1e-3, inf, "gradient_norm")
+        check_range(self, 1e-9, inf, "head_rate", "gradient_norm")
         check_range(self, 4, 100_000, "max_length")
 
 
 def load_data(config: Config) -> TextSet:
     """Read, check and split the texts."""
-    columns = Columns(config.text_column, config.label_column, encoding=config.encoding)
+    columns = Columns(config.text_column, config.label_column, config.split_column, config.encoding, config.group)
     data = load_text_set(config.data, columns=columns, limit=config.limit, strict=config.strict)
     return draw_shots(data, config.shots, config.seed) if config.shots else data
 

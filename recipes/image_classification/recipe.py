@@ -18,6 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil, inf
 from pathlib import Path
+from typing import ClassVar
 
 import keras
 import numpy as np
@@ -32,6 +33,7 @@ from common.classification.training import sample_weights as classification_samp
 from common.exporting import Predictor
 from common.flags import (
     check_choice,
+    check_group,
     check_observers,
     check_range,
     parse_baselines,
@@ -43,9 +45,11 @@ from common.flags import (
 from common.images import explain, export, features
 from common.images.baselines import neighbour_probabilities, pixel_probabilities
 from common.images.batches import image_batches, stage_inputs, steps_per_epoch, training_batches
-from common.images.dataset import ImageSet, load_image_set
+from common.images.data_quality import group_advice
+from common.images.dataset import ImageSet, draw_shots, load_image_set
 from common.images.files import read_image
 from common.images.preview import thumbnails, write_sample_grid
+from common.images.readers import ImageColumns
 from common.images.scratch import SMALL, train_from_scratch
 from common.images.sources import Source, load_source
 from common.progress import format_seconds, median_seconds
@@ -71,7 +75,11 @@ CONVERTER = "common.images.convert:CLASSIFIER"  # imported by `convert` alone
 class Config:
     """Settings of image_classification."""
 
-    data: str = "demo"  # Images: demo, folder:PATH, csv:PATH (path,label[,split]) or tfds:NAME
+    data: str = "demo"  # Images: demo, demo:digits, folder:PATH, csv:PATH (path,label[,split]) or tfds:NAME
+    path_column: str = "path"  # Column of the files in a table; its number (1, 2 ...) in a table without a header
+    label_column: str = "label"  # Column of the labels in a table; its number (1, 2 ...) in a table without a header
+    split_column: str = "split"  # Column of the splits in a table (train, val, test); it may be absent
+    group: str | None = None  # Keeps what belongs together in one split: a column (csv), or a pattern on paths
     source: str = "bundled:mobilenet_v2"  # Short name (see `sources`), keras:NAME[@WEIGHTS], preset:NAME, hub:FOLDER
     out: str = "runs/image_classification"  # Folder for everything this run writes
     resume: str | None = None  # Continue the run that was stopped in this folder; no other flag is needed
@@ -101,13 +109,18 @@ class Config:
     mlflow: str | None = None  # Log the finished run to this MLflow tracking server or folder
     mirrored: bool = False  # Fine-tune on all GPUs of this machine (MirroredStrategy)
     mixed_precision: bool = False  # Train in bfloat16: faster where supported. The export stays float32
+    shots: int | None = None  # Train on this many images per class, drawn by the seed; validate on as many at most
     limit: int | None = None  # Use at most this many images of each split: a quick look
     strict: bool = False  # Stop at the first unreadable image instead of skipping and counting it
     seed: int = 0  # Seed of initial weights, shuffling and augmentation; the split depends on the images alone
     seeds: str | None = None  # Train with each of these seeds, such as 0,1,2: mean and spread; exports the best on val
 
+    redefined: ClassVar[dict] = {"data": ("demo", "group", "its --data demo was handwritten digits, which are now "
+                                          "--data demo:digits; --data demo is now photos of clothes")}  # fmt: skip
+
     def __post_init__(self) -> None:
-        parse_data(self.data, ("demo", "folder", "csv", "tfds"))
+        kind, _ = parse_data(self.data, ("demo", "demo:digits", "folder", "csv", "tfds"))
+        check_group(self.group, kind, columns=("csv",), paths=("folder",))
         parse_source(self.source)
         parse_policy(self.unfreeze, more=("auto",))
         parse_list("--augment", self.augment, ("flip", "crop", "rotate", "color"), alone=("auto", "none"))
@@ -117,7 +130,7 @@ class Config:
         check_choice("--resize", self.resize, ("crop", "squash", "pad"))
         check_choice("--batch-norm", self.batch_norm, ("frozen", "train"))
         check_choice("--class-weights", self.class_weights, ("none", "balanced"))
-        check_range(self, 1, inf, "batch_size", "views", "limit", "patience", "scratch_epochs")
+        check_range(self, 1, inf, "batch_size", "views", "shots", "limit", "patience", "scratch_epochs")
         check_range(self, 0, inf, "save_every", "epochs", "learning_rate", "weight_decay", "seed")
         check_range(self, 0, 1, "backbone_factor", "dropout", "label_smoothing")
         check_range(self, 8, 4096, "image_size")
@@ -125,7 +138,11 @@ class Config:
 
 def load_data(config: Config) -> ImageSet:
     """Read, check and split the images."""
-    return load_image_set(config.data, Path(config.out), limit=config.limit, strict=config.strict)
+    columns = ImageColumns(config.path_column, config.label_column, config.split_column)
+    data = load_image_set(
+        config.data, Path(config.out), columns=columns, group=config.group, limit=config.limit, strict=config.strict
+    )
+    return draw_shots(data, config.shots, config.seed) if config.shots else data
 
 
 def build_model(source: Source, classes: int, config: Config) -> keras.Model:
@@ -319,7 +336,7 @@ def main(config: Config) -> dict:
 def check(config: Config) -> None:
     """Print what a run would read and how long it would take, and write a sheet of samples; nothing is trained."""
     data = load_data(config)
-    print(describe_counts(data, "--class-weights balanced"))
+    print(describe_counts(data, "--class-weights balanced"), *group_advice(data), sep="\n  ")
     source = load_source(config.source, config.image_size)
     model = build_model(source, len(data.class_names), config)
     print(f"source: {source.card}\ninput {source.image_size} pixels, {source.feature_width} features")

@@ -55,7 +55,7 @@ CONVERTER = "common.images.convert:CLASSIFIER"  # imported by `convert` alone
 class Config:
     """Settings of pretraining."""
 
-    data: str = "demo"  # Images to train on: demo, folder:PATH, csv:PATH or tfds:NAME
+    data: str = "demo:digits"  # Images to train on: demo:digits, folder:PATH, csv:PATH or tfds:NAME
     out: str = "runs/pretraining"  # Folder for everything this run writes; the preset is in OUT/preset
     resume: str | None = None  # Continue the run that was stopped in this folder; no other flag is needed
     save_every: float = 30.0  # Seconds between checkpoints: a killed run loses no more than that
@@ -77,7 +77,7 @@ class Config:
     seed: int = 0  # Seed of initial weights, shuffling and augmentation
 
     def __post_init__(self) -> None:
-        parse_data(self.data, ("demo", "folder", "csv", "tfds"))
+        parse_data(self.data, ("demo:digits", "folder", "csv", "tfds"))
         if self.teacher:
             parse_source(self.teacher, "--teacher")
         if not self.filters or self.filters[0] != 64:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import hashlib
 import io
@@ -18,7 +19,7 @@ from PIL import Image
 
 from common.data.splits import SPLITS
 from common.errors import UserError
-from common.images import dataset
+from common.images import dataset, readers
 from common.images.batches import image_batches
 from common.images.dataset import ImageSet, load_image_set
 from common.images.files import Row
@@ -494,9 +495,9 @@ def test_table_with_files_that_are_missing_or_without_label(table, tmp_path):
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ([], "lacks a column.*Received: an empty file"),
-        (["file,label", "a.png,cat"], "lacks a column. Required: path and label.*Received: file, label"),
-        (["path;label", "a.png;cat"], "lacks a column.*Received: path;label"),
+        ([], "has no column 'path'. Found: none"),
+        (["file,label", "a.png,cat"], "has no column 'path'. Found: 'file', 'label'.* --path-column NAME"),
+        (["path;label", "a.png;cat"], "has no column 'path'. Found: 'path;label'"),
         (["path,label,split", "a.png,cat,train", "", "b.png,cat,holdout"],
          "line 4: unknown split 'holdout'. Allowed: train, val, test"),
         (["path,label,split", "a.png,cat,train", "b.png,cat,"], "some lines have a split and some have none"),
@@ -549,6 +550,20 @@ def test_fingerprint_follows_files_labels_and_parts(photos, tmp_path):
 
 def test_demo(tmp_path):
     data = load("demo", tmp_path)
+    assert data.mirrors and "t-shirt" in data.class_names and len(data.class_names) == 10
+    assert labels_of(data, "test") == dict.fromkeys(data.class_names, 20)
+    assert len(data.train) + len(data.val) == 600 and data.counts()["skipped"] == 0
+    assert 80 <= len(data.val) <= 100 and set(labels_of(data, "val")) == set(data.class_names)  # about 15 %
+    assert not (tmp_path / "out").exists()  # read in place
+    with open(readers.DEMO, newline="", encoding="utf-8") as file:
+        senders = {str(readers.DEMO.parent / line["file"]): line["sender_id"] for line in csv.DictReader(file)}
+    train, val, test = ({senders[path] for path in getattr(data, split).paths} for split in SPLITS)
+    assert len(train) > 20 and len(val) > 5 and not train & val and not train & test and not val & test
+    assert data.fingerprint() == load("demo", tmp_path / "elsewhere").fingerprint()
+
+
+def test_demo_digits(tmp_path):
+    data = load("demo:digits", tmp_path)
     assert data.class_names == tuple("0123456789") and not data.mirrors
     assert labels_of(data, "train") == dict.fromkeys(data.class_names, 10)
     assert labels_of(data, "val") == dict.fromkeys(data.class_names, 5)
@@ -560,7 +575,7 @@ def test_demo(tmp_path):
     fingerprint = data.fingerprint()
     Path(data.train.paths[0]).unlink()
     Path(data.train.paths[0] + ".partial").write_bytes(b"a run was killed here")
-    again, elsewhere = load("demo", tmp_path), load("demo", tmp_path / "elsewhere")
+    again, elsewhere = load("demo:digits", tmp_path), load("demo:digits", tmp_path / "elsewhere")
     assert again.fingerprint() != fingerprint  # the time of the one file that was written again
     for part in SPLITS:
         assert getattr(again, part).paths.tolist() == getattr(data, part).paths.tolist()

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from common.images import convert
 from common.serving.configs import configs_of_folder
 from recipes.__main__ import RECIPES, main
 from recipes.commands._discovery import recipe_of_run
@@ -53,6 +54,26 @@ def test_a_stopped_run_resumes_to_the_numbers_of_the_undisturbed_one(there: Path
     assert found["test"]["accuracy"] == wanted["test"]["accuracy"] and found["counts"] == wanted["counts"]
     assert found["test"]["ece"] == pytest.approx(wanted["test"]["ece"], abs=1e-5)  # made on another processor
     assert found["proof"]["passed"]
+
+
+@pytest.mark.parametrize("recipe", ["image_classification", "pretraining"])
+def test_a_stopped_run_of_the_digits_says_that_the_demo_is_another_one(
+    recipe: str, there: Path, capsys: pytest.CaptureFixture
+) -> None:
+    settings = json.loads(Path("stopped/config.json").read_text("utf-8")) | {"data": "demo"}
+    if recipe == "pretraining":
+        settings = {"data": "demo", "epochs": 30}
+    Path("stopped/config.json").write_text(json.dumps(settings))
+    assert main(["run", recipe, "--resume", "stopped"]) == 2
+    [line] = capsys.readouterr().err.strip().splitlines()
+    assert "demo:digits" in line and line.endswith("Start over in another --out.")
+    assert ("photos of clothes" in line) == (recipe == "image_classification")
+
+
+def test_a_finished_run_of_the_digits_converts_with_digits(tmp_path: Path) -> None:
+    before = {"data": "demo", "limit": 40}
+    assert convert.load_data(before, tmp_path).class_names == tuple("0123456789")
+    assert "hat" in convert.load_data(before | {"group": None}, tmp_path).class_names
 
 
 def test_a_run_of_spoken_commands_belongs_to_its_own_recipe_now(tmp_path: Path) -> None:

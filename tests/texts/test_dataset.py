@@ -12,6 +12,7 @@ import pytest
 from common.errors import UserError
 from common.texts.dataset import draw_shots, folds_of, load_text_set
 from common.texts.readers import Columns
+from recipes.bert_sentiment.recipe import Config, load_data
 
 WORDS = "train book film meal hotel phone boat coat desk lamp".split()
 
@@ -71,6 +72,42 @@ def test_a_split_column_decides_and_a_copy_leaves_the_lower_split(tmp_path: Path
     assert sum("the same content is labelled 'bad', 'good'" in reason for reason in reasons) == 2
     splits = [set(map(str.strip, split.texts)) for split in (data.train, data.val, data.test)]
     assert not (splits[0] & splits[1] or splits[0] & splits[2] or splits[1] & splits[2])
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl"])
+def test_a_document_stays_in_one_split(tmp_path: Path, kind: str):
+    lines = [(text, label, f"document {n % 20}") for n, (text, label) in enumerate(rows(60))]
+    path = tmp_path / f"t.{kind}"
+    if kind == "jsonl":
+        objects = [dict(zip(("text", "label", "document"), line, strict=True)) for line in lines]
+        path.write_text("\n".join(map(json.dumps, objects)))
+    else:
+        write_table(path, lines, "text,label,document", mark="," if kind == "csv" else "\t")
+
+    def shared(data) -> int:
+        document = {text: document for text, _, document in lines}
+        splits = [{document[text] for text in getattr(data, split).texts} for split in ("train", "val", "test")]
+        return sum(map(len, splits)) - len(set.union(*splits))
+
+    assert shared(load_data(Config(data=f"{kind}:{path}"))) > 10
+    data = load_data(Config(data=f"{kind}:{path}", group="document"))
+    assert shared(data) == 0 and data.counts() == {"train": 84, "val": 18, "test": 18, "skipped": 0}
+    with pytest.raises(UserError, match=r"no column 'author'.*'document'.*--group NAME"):
+        load_data(Config(data=f"{kind}:{path}", group="author"))
+
+
+def test_a_group_is_for_tables(tmp_path: Path):
+    with pytest.raises(UserError, match=r"cannot be used with --data folder. Allowed: .* csv, tsv, jsonl. Received"):
+        Config(data=f"folder:{tmp_path}", group="document")
+
+
+def test_a_split_column_of_another_name(tmp_path: Path):
+    lines = [(text, label, ("train", "val", "test")[n % 3]) for n, (text, label) in enumerate(rows())]
+    data = write_table(tmp_path / "t.csv", lines, "text,label,fold")
+    assert load_data(Config(data=data, split_column="fold")).counts() == {"train": 8, "val": 8, "test": 8, "skipped": 0}
+    assert load_data(Config(data=data)).counts() != {"train": 8, "val": 8, "test": 8, "skipped": 0}
+    with pytest.raises(UserError, match=r"no column 'part'. Found: 'text', 'label', 'fold'.*--split-column NAME"):
+        load_data(Config(data=data, split_column="part"))
 
 
 def test_splits_do_not_depend_on_order_or_names(tmp_path: Path):
@@ -148,10 +185,12 @@ def test_the_demo_has_the_counts_of_its_card():
         assert np.bincount(split.labels).tolist() == [len(split) / 2] * 2
 
 
-def test_shots_are_drawn_from_training_alone(tmp_path: Path):
+def test_shots_leave_as_many_for_validation_and_test_alone():
     data = load_text_set("demo")
     few, again, other = draw_shots(data, 8, 0), draw_shots(data, 8, 0), draw_shots(data, 8, 1)
     assert np.bincount(few.train.labels).tolist() == [8, 8] and few.test is data.test
+    assert np.bincount(few.val.labels).tolist() == [8, 8] and set(few.val.texts) <= set(data.val.texts)
+    assert few.val.texts.tolist() == again.val.texts.tolist() != other.val.texts.tolist()
     assert set(few.train.texts) <= set(data.train.texts)
     assert few.train.texts.tolist() == again.train.texts.tolist() != other.train.texts.tolist()
     with pytest.raises(UserError, match="has 80 training texts"):
