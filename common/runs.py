@@ -42,17 +42,21 @@ class Run:
         """Raise UserError where data or source (anything with a `fingerprint()`) changed since the run was started."""
         remember_inputs(self.out, "".join(one.fingerprint() for one in inputs))
 
-    def saves(self, stage: str) -> dict:
-        """Return where and how often a stage saves checkpoints, as `fit_stage` takes it."""
-        return {"checkpoint": self.out / "checkpoints" / f"{stage}.npz", "save_every": self.config.save_every}
+    def saves(self, stage: str, seed: int | None = None) -> dict:
+        """Return where and how often a stage saves its checkpoints, as `fit_stage` takes it; with --seeds, per seed."""
+        name = self._of_seed(stage, seed)
+        return {"checkpoint": self.out / "checkpoints" / f"{name}.npz", "save_every": self.config.save_every}
 
-    def watchers(self, stage: str) -> list:
+    def _of_seed(self, stage: str, seed: int | None) -> str:
+        return stage if seed is None or not getattr(self.config, "seeds", None) else f"{stage}_seed{seed}"
+
+    def watchers(self, stage: str, seed: int | None = None) -> list:
         """Return the Keras callbacks that monitor a stage: TensorBoard's with `--tensorboard`, else none."""
         if not getattr(self.config, "tensorboard", False):
             return []
         from common import tracking  # here: it imports keras, and the command line uses this module without
 
-        return tracking.tensorboard_callbacks(self.out, stage)
+        return tracking.tensorboard_callbacks(self.out, self._of_seed(stage, seed))
 
 
 def write_history(path: Path, rows: Sequence[Mapping]) -> Path:

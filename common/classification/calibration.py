@@ -109,6 +109,18 @@ def divide_logits(head: keras.layers.Dense, temperature: float) -> None:
     head.set_weights([weight / temperature for weight in head.get_weights()])
 
 
+def calibrate(head: keras.layers.Dense, labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """Build the temperature that fits validation into a softmax head, and return it.
+
+    Args:
+        head: its weights are divided.
+        labels, probabilities: of the validation split, as for `fit_temperature`; the probabilities are those of the head.
+    """
+    temperature = fit_temperature(labels, probabilities)
+    divide_logits(head, temperature)
+    return temperature
+
+
 def with_and_without_temperature(
     val_labels: np.ndarray, val_probabilities: np.ndarray, labels: np.ndarray, probabilities: np.ndarray,
     applied: float | None,

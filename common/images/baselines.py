@@ -21,11 +21,14 @@ MOST_IMAGES = 4000  # for training a support vector machine, whose time grows wi
 SIDE = 32  # pixels
 
 
-def neighbour_probabilities(data: ImageSet, *, resize: str = "crop") -> tuple[np.ndarray, str]:
+def neighbour_probabilities(
+    data: ImageSet, weights: np.ndarray | None = None, *, resize: str = "crop"
+) -> tuple[np.ndarray, str]:
     """Return the test probabilities of nearest neighbours on small images; validation chooses their number.
 
     Args:
         data: the images.
+        weights: not used, since neighbours have none; as for `pixel_probabilities`.
         resize: as for `decode_image`.
 
     Returns:
@@ -73,6 +76,9 @@ def pixel_probabilities(
             if accuracy > best[0]:
                 best = (accuracy, margins, f"{title}, C {strength:g}")
     return _calibrated(*best[1], data.val.labels), best[2]
+
+
+BY_PIXELS = {"neighbours": neighbour_probabilities, "pixels": pixel_probabilities}
 
 
 def small_images(paths: Sequence[str], resize: str = "crop") -> np.ndarray:

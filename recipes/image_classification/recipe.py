@@ -23,7 +23,7 @@ from typing import ClassVar
 import keras
 import numpy as np
 
-from common import exporting, freezing, linear_head, training
+from common import exporting, flags, freezing, linear_head, training
 from common.classification import calibration, results
 from common.classification.answers import LABELS
 from common.classification.check import describe_counts
@@ -31,20 +31,9 @@ from common.classification.choice import best_on_validation, describe_choice
 from common.classification.training import fit_stage
 from common.classification.training import sample_weights as classification_sample_weights
 from common.exporting import Predictor
-from common.flags import (
-    check_choice,
-    check_group,
-    check_observers,
-    check_range,
-    parse_baselines,
-    parse_data,
-    parse_list,
-    parse_policy,
-    parse_seeds,
-)
 from common.images import explain, export, features
-from common.images.baselines import neighbour_probabilities, pixel_probabilities
-from common.images.batches import image_batches, stage_inputs, steps_per_epoch, training_batches
+from common.images.baselines import BY_PIXELS
+from common.images.batches import image_batches, stage_inputs, steps_per_epoch
 from common.images.data_quality import group_advice
 from common.images.dataset import ImageSet, draw_shots, load_image_set
 from common.images.files import read_image
@@ -119,21 +108,21 @@ class Config:
                                           "--data demo:digits; --data demo is now photos of clothes")}  # fmt: skip
 
     def __post_init__(self) -> None:
-        kind, _ = parse_data(self.data, ("demo", "demo:digits", "folder", "csv", "tfds"))
-        check_group(self.group, kind, columns=("csv",), paths=("folder",))
+        kind, _ = flags.parse_data(self.data, ("demo", "demo:digits", "folder", "csv", "tfds"))
+        flags.check_group(self.group, kind, columns=("csv",), paths=("folder",))
         parse_source(self.source)
-        parse_policy(self.unfreeze, more=("auto",))
-        parse_list("--augment", self.augment, ("flip", "crop", "rotate", "color"), alone=("auto", "none"))
-        parse_baselines(self.baselines, BASELINES)
-        parse_seeds(self.seeds, self.seed)
-        check_observers(self)
-        check_choice("--resize", self.resize, ("crop", "squash", "pad"))
-        check_choice("--batch-norm", self.batch_norm, ("frozen", "train"))
-        check_choice("--class-weights", self.class_weights, ("none", "balanced"))
-        check_range(self, 1, inf, "batch_size", "views", "shots", "limit", "patience", "scratch_epochs")
-        check_range(self, 0, inf, "save_every", "epochs", "learning_rate", "weight_decay", "seed")
-        check_range(self, 0, 1, "backbone_factor", "dropout", "label_smoothing")
-        check_range(self, 8, 4096, "image_size")
+        flags.parse_policy(self.unfreeze, more=("auto",))
+        flags.parse_list("--augment", self.augment, ("flip", "crop", "rotate", "color"), alone=("auto", "none"))
+        flags.parse_baselines(self.baselines, BASELINES)
+        flags.parse_seeds(self.seeds, self.seed)
+        flags.check_observers(self)
+        flags.check_choice("--resize", self.resize, ("crop", "squash", "pad"))
+        flags.check_choice("--batch-norm", self.batch_norm, ("frozen", "train"))
+        flags.check_choice("--class-weights", self.class_weights, ("none", "balanced"))
+        flags.check_range(self, 1, inf, "batch_size", "views", "shots", "limit", "patience", "scratch_epochs")
+        flags.check_range(self, 0, inf, "save_every", "epochs", "learning_rate", "weight_decay", "seed")
+        flags.check_range(self, 0, 1, "backbone_factor", "dropout", "label_smoothing")
+        flags.check_range(self, 8, 4096, "image_size")
 
 
 def load_data(config: Config) -> ImageSet:
@@ -202,7 +191,7 @@ def train(run: Run, data: ImageSet, of: dict[str, np.ndarray], seed: int) -> Tra
             head, of["train"], data.train.labels, of["val"][0], data.val.labels,
             sample_weights=sample_weights(data, config), val_weights=sample_weights(data, config, data.val.labels),
         )  # fmt: skip
-        temperature = calibrate(head, val_probabilities, data, config)
+        temperature = calibration.calibrate(head, data.val.labels, val_probabilities) if config.calibrate else None
         frozen, choice = linear_head.predict_head(head, of["test"][0]), ""
     if fine_tuning_epochs(data, config):
         head_alone = model.get_weights()
@@ -215,7 +204,8 @@ def train(run: Run, data: ImageSet, of: dict[str, np.ndarray], seed: int) -> Tra
         if best == "frozen":
             model.set_weights(head_alone)
         else:
-            val_probabilities, temperature = tuned, calibrate(head, tuned, data, config)
+            val_probabilities = tuned
+            temperature = calibration.calibrate(head, data.val.labels, tuned) if config.calibrate else None
     with clock("evaluate"):
         probabilities = predict(source, model, data.test.paths, config)
     return Trained(
@@ -240,7 +230,6 @@ def fine_tune(run: Run, source: Source, model: keras.Model, data: ImageSet, head
     counts = freezing.freeze(trained, trained_source.backbone, policy_of(config), config.batch_norm)
     print(f"finetune: {counts}")
     epochs, shared = fine_tuning_epochs(data, config), stage_settings(data, source, seed, config)
-    name = name_for_seed("finetune", seed, config)
     with training.devices(config.mirrored):
         optimizer = training.DiscriminativeAdamW(
             learning_rate=training.warmup_cosine(config.learning_rate, epochs * shared["steps"]),
@@ -250,7 +239,7 @@ def fine_tune(run: Run, source: Source, model: keras.Model, data: ImageSet, head
         history = fit_stage(
             trained, stage="finetune", epochs=epochs, optimizer=optimizer, patience=config.patience,
             begin=lambda: trained.get_layer("head").set_weights(head),
-            callbacks=run.watchers(name), **run.saves(name), **shared,
+            callbacks=run.watchers("finetune", seed), **run.saves("finetune", seed), **shared,
         )  # fmt: skip
     if trained is not model:
         training.copy_weights(trained, model)
@@ -264,13 +253,10 @@ def measure_baseline(name: str, run: Run, data: ImageSet, seed: int) -> tuple[np
         return train_from_scratch(
             data, (SMALL, (config.source, config.image_size)), lambda source: build_model(source, classes, config),
             lambda source: stage_settings(data, source, seed, config), epochs=config.scratch_epochs, seed=seed,
-            weight_decay=config.weight_decay, save=lambda stage: run.saves(name_for_seed(stage, seed, config)),
+            weight_decay=config.weight_decay, save=lambda stage: run.saves(stage, seed),
             resize=config.resize,
         )  # fmt: skip
-    if name == "neighbours":
-        probabilities, chosen = neighbour_probabilities(data, resize=config.resize)
-    else:
-        probabilities, chosen = pixel_probabilities(data, sample_weights(data, config), resize=config.resize)
+    probabilities, chosen = BY_PIXELS[name](data, sample_weights(data, config), resize=config.resize)
     return probabilities, [], f"{BASELINES[name]}: {chosen}, chosen on validation."
 
 
@@ -285,7 +271,7 @@ def main(config: Config) -> dict:
     run.remember(data, source)
     with clock("features"):
         of = extract_features(source, data, config)
-    seeds = parse_seeds(config.seeds, config.seed)
+    seeds = flags.parse_seeds(config.seeds, config.seed)
     trained = {seed: train(run, data, of, seed) for seed in seeds}
     best = best_on_validation(data.val.labels, {seed: one.val_probabilities for seed, one in trained.items()})
     chosen = trained[best]
@@ -301,11 +287,9 @@ def main(config: Config) -> dict:
         write_serving_files(out / "serving", "image_classification", input_name=INPUT, example=example)
         proof = export.prove_image_classifier(version, data.test.paths, probabilities, data.class_names)
 
-    baselines, history, notes = {}, chosen.history, [chosen.choice]
-    for name in parse_baselines(config.baselines, BASELINES, CHEAP):
-        if name == "frozen":
-            baselines[name] = {seed: one.frozen for seed, one in trained.items()}
-            continue
+    baselines, history, notes = {"frozen": {seed: one.frozen for seed, one in trained.items()}}, chosen.history, []
+    names = flags.parse_baselines(config.baselines, BASELINES, CHEAP)
+    for name in names[1:]:  # after the first one, frozen
         with clock("baselines", name):
             found = {seed: measure_baseline(name, run, data, seed) for seed in (seeds if name == "scratch" else [best])}
         baselines[name] = {seed: found.get(seed, found[best])[0] for seed in seeds}
@@ -323,11 +307,11 @@ def main(config: Config) -> dict:
     spent = {**seconds, "frozen": seconds["features"] + seconds["head"]}
     return results.conclude(
         "image_classification", config, data, Outcome(history, seconds, chosen.parameters, source.card, proof, size),
-        probabilities=probabilities, baselines={name: (of[best], spent[name]) for name, of in baselines.items()},
+        probabilities=probabilities, baselines={name: (baselines[name][best], spent[name]) for name in names},
         titles=BASELINES, what="images", preview=thumbnails(data.test.paths), explanation=explanation,
-        advice=[note for note in notes if note],
+        advice=[*filter(None, [chosen.choice]), *notes],
         seeds={
-            seed: results.Predictions(one.probabilities, {name: of[seed] for name, of in baselines.items()})
+            seed: results.Predictions(one.probabilities, {name: baselines[name][seed] for name in names})
             for seed, one in trained.items()
         },
     )  # fmt: skip
@@ -341,21 +325,17 @@ def check(config: Config) -> None:
     model = build_model(source, len(data.class_names), config)
     print(f"source: {source.card}\ninput {source.image_size} pixels, {source.feature_width} features")
 
-    batches = training_batches(
-        data.train.paths, lambda i: i, source.image_size, config.batch_size,
-        seed=config.seed, augment=augmentations(config, data), resize=config.resize,
-    )  # fmt: skip
-    images, indices = next(batches.as_numpy_iterator())
-    titles = [data.class_names[data.train.labels[i]] for i in indices[:24]]
+    batches = stage_settings(data, source, config.seed, config)["batches_from"](0, 0)
+    images, targets, _ = next(batches.as_numpy_iterator())
+    titles = [data.class_names[number] for number in targets[:24].argmax(axis=1)]
     print(f"samples as trained on: {write_sample_grid(Path(config.out) / 'samples.png', images[:24], titles)}")
 
     freezing.freeze(model, source.backbone, policy_of(config), config.batch_norm)
     model.compile("adam", "categorical_crossentropy", jit_compile=training.use_xla())
-    targets = np.eye(len(data.class_names), dtype="float32")[data.train.labels[indices]]
     step = median_seconds(lambda: model.train_on_batch(images, targets))  # the weights are discarded
     forward = median_seconds(lambda: source.extractor.predict_on_batch(images)) / len(images)
     forwards = len(data.train) * config.views + len(data.val) + 3 * len(data.test)
-    fits = fine_tuning_epochs(data, config) * len(parse_seeds(config.seeds, config.seed))
+    fits = fine_tuning_epochs(data, config) * len(flags.parse_seeds(config.seeds, config.seed))
     steps = steps_per_epoch(len(data.train), config.batch_size)
     seconds = forwards * forward + fits * (steps * step + len(data.val) * forward)
     print(f"estimate: {format_seconds(seconds)} of computation, and half a minute for the export and its proof")
@@ -369,15 +349,6 @@ def predict(source: Source, model: keras.Model, paths: np.ndarray, config: Confi
     return model.predict(image_batches(paths, source.image_size, 64, resize=config.resize), verbose=0)
 
 
-def calibrate(head: keras.layers.Dense, val_probabilities: np.ndarray, data: ImageSet, config: Config) -> float | None:
-    """Build the temperature that fits validation into the head, and return it; None without --calibrate."""
-    if not config.calibrate:
-        return None
-    temperature = calibration.fit_temperature(data.val.labels, val_probabilities)
-    calibration.divide_logits(head, temperature)
-    return temperature
-
-
 def stage_settings(data: ImageSet, source: Source, seed: int, config: Config) -> dict:
     """Return the arguments of `fit_stage` that fine-tuning and training from scratch share."""
     return {
@@ -387,11 +358,6 @@ def stage_settings(data: ImageSet, source: Source, seed: int, config: Config) ->
             config.batch_size, seed=seed, augment=augmentations(config, data), resize=config.resize,
         ),
     }  # fmt: skip
-
-
-def name_for_seed(stage: str, seed: int, config: Config) -> str:
-    """Return the name of a stage's checkpoint, which tells several seeds apart."""
-    return f"{stage}_seed{seed}" if config.seeds else stage
 
 
 def augmentations(config: Config, data: ImageSet) -> tuple[str, ...]:
