@@ -30,6 +30,7 @@ MAX_PAIRS = 20
 TEMPLATES = Path(__file__).with_name("templates")
 _TITLES = {"finetune": "fine-tuning", "scratch": "from scratch"}  # of stages; others use their names
 _COLOURS = {"head": "#b7791f", "finetune": "#2563a8", "scratch": "#6b7280"}
+_OF_BASELINES = ("scratch", "frozen", "spectrogram")  # stages that start anew; others continue the one before
 
 
 def render_card(out: Path, context: dict, source_card: dict, templates: Path) -> Path:
@@ -116,12 +117,13 @@ def draw_curve(history: list[dict], columns: dict[str, str]) -> str | None:
     """Plot columns of the history, stage after stage; None where no value was measured."""
     figure = Figure(figsize=(5.6, 3.6), layout="constrained")
     axes = figure.subplots()
-    done = 0
+    done = of_its_first = 0
     for stage in dict.fromkeys(row.get("stage") for row in history):
         rows = [row for row in history if row.get("stage") == stage]
-        # Fine-tuning continues where the head stopped; training from scratch starts anew.
-        start = 0 if stage == "scratch" else done
-        done = start + len(rows) if stage != "scratch" else done
+        # Fine-tuning continues where the head stopped, a baseline starts anew, and its second part continues its first.
+        of_baseline = str(stage).startswith(_OF_BASELINES)
+        start = of_its_first if str(stage).endswith("_low_rate") else 0 if of_baseline else done
+        done, of_its_first = done if of_baseline else start + len(rows), start + len(rows)
         name, colour = _TITLES.get(stage, str(stage).replace("_", " ")), _COLOURS.get(stage)
         for column, split in columns.items():
             values = np.array([as_number(row.get(column)) for row in rows], dtype=float)  # None becomes NaN

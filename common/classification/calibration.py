@@ -114,7 +114,7 @@ def calibrate(head: keras.layers.Dense, labels: np.ndarray, probabilities: np.nd
 
     Args:
         head: its weights are divided.
-        labels, probabilities: of the validation split, as for `fit_temperature`; the probabilities are those of the head.
+        labels, probabilities: of the validation split, as for `fit_temperature`.
     """
     temperature = fit_temperature(labels, probabilities)
     divide_logits(head, temperature)

@@ -160,12 +160,8 @@ def extract_features(source: Source, data: ImageSet, config: Config) -> dict[str
 
 @dataclass(frozen=True)
 class Trained:
-    """The outcome of training with one seed.
-
-    `source` and `model` have their final weights; `probabilities` and `frozen` are those of the model and of the frozen
-    source with its head for the test split, `val_probabilities` those of the model for validation, before the
-    `temperature` that is built into its head (None without calibration).
-    """
+    """The outcome of training with one seed: source and model with their final weights, the test probabilities of the
+    model and of the `frozen` source with its head, and those for validation, before `temperature` is built in."""
 
     source: Source
     model: keras.Model
@@ -214,11 +210,7 @@ def train(run: Run, data: ImageSet, of: dict[str, np.ndarray], seed: int) -> Tra
 
 
 def fine_tune(run: Run, source: Source, model: keras.Model, data: ImageSet, head: list[np.ndarray], seed: int):
-    """Unfreeze the source and train it together with the head, which starts at the weights `head`.
-
-    Returns:
-        (history rows, number of trained parameters).
-    """
+    """Unfreeze the source and train it with the head, which starts at `head`; return history rows and parameters."""
     config = run.config
     trained_source, trained = source, model
     if config.mixed_precision or config.mirrored:  # a copy is trained; the float32 model gets its weights
