@@ -91,8 +91,8 @@ def data_files(root: Path, recipe: str, command: str) -> list[Path]:
     if bundled := re.match(r"bundled:(\w+)", given.get("--source") or _default(recipe_file, "source") or ""):
         files.update(_files_under(root / "common" / "bundled" / bundled[1]))
     if (given.get("--data") or _default(recipe_file, "data")) == "demo":
-        wings = {file.relative_to(root).parts[1] for file in closure(root, [recipe_file])}
-        for demo in (path for wing in wings for path in (root / "common" / wing).glob("demo*")):
+        packages = set(re.findall(r"common\.(\w+)", recipe_file.read_text("utf-8")))
+        for demo in (path for package in packages for path in (root / "common" / package).glob("demo*")):
             files.update(_files_under(demo) if demo.is_dir() else [demo])  # demo/clips, demo_reviews.tsv
     return sorted(file for file in files if file.suffix != ".py" and file.name != "card.json")
 

@@ -43,23 +43,27 @@ def write_tables(pages: Iterable[Path] | None = None) -> None:
     Raises:
         SystemExit: a page names a table that there is not.
     """
+    for page in readmes() if pages is None else pages:
+        page.write_text(rendered(page), "utf-8")
+
+
+def rendered(page: Path) -> str:
+    """Return the text of a page with its tables as the results are today; raise SystemExit for an unknown table."""
     tables: dict[str, Callable[[], list[str]]] = {
         "gallery": gallery, "serving": serving, "ways_to_send": ways_to_send, "conversions": conversions,
         "few_shot": few_shot, "padding": padding, "boxes_of_classes": boxes_of_classes,
         "detection_steps": detection_steps, "new_voice": new_voice, "speech_checks": speech_checks,
         "wav2vec2_parity": wav2vec2_parity,
     }  # fmt: skip
-    for page in readmes() if pages is None else pages:
 
-        def written(found: re.Match, page: Path = page) -> str:
-            kind, _, recipe = found[1].partition(":")
-            if kind != "results" and kind not in tables:
-                raise SystemExit(f"{page}: there is no table {kind!r}. Allowed: results:RECIPE, {', '.join(tables)}")
-            lines = results_of(recipe) if kind == "results" else tables[kind]()
-            return "\n".join([f"<!-- {found[1]} -->", *lines, "<!-- end -->"])
+    def written(found: re.Match) -> str:
+        kind, _, recipe = found[1].partition(":")
+        if kind != "results" and kind not in tables:
+            raise SystemExit(f"{page}: there is no table {kind!r}. Allowed: results:RECIPE, {', '.join(tables)}")
+        lines = results_of(recipe) if kind == "results" else tables[kind]()
+        return "\n".join([f"<!-- {found[1]} -->", *lines, "<!-- end -->"])
 
-        text = page.read_text("utf-8")
-        page.write_text(TABLE.sub(written, text), "utf-8")
+    return TABLE.sub(written, page.read_text("utf-8"))
 
 
 def readmes() -> list[Path]:
