@@ -7,8 +7,8 @@
     python benchmarks/tables.py                              # only write the tables of README.md again
 
 Each measurement is the command that a user would type, run once for each seed in a process of its own. A finished seed
-is kept in `--work`: a measurement that was stopped continues with the next seed, if code, versions and processor are
-the same.
+is kept in `--work`: a measurement that was stopped continues with the next seed, if command, code, versions and
+processor are the same. Remove that folder to measure everything anew.
 """
 
 from __future__ import annotations
@@ -205,7 +205,8 @@ def run_seed(measurement: Measurement, seed: int, work: Path) -> dict:
     Raises:
         SystemExit: the run failed, its proof included, or the code was edited meanwhile.
     """
-    kept, origin = work / f"{measurement.recipe}-{measurement.name}-{seed}.json", _origin(measurement)
+    origin = _origin(measurement)
+    kept = work / f"{measurement.recipe}-{measurement.name}-{seed}-{origin['code']}.json"
     if kept.exists():
         found = json.loads(kept.read_text("utf-8"))
         if all(found[key] == origin[key] for key in ("command", "code", "versions", "processor", "cores")):
@@ -298,9 +299,7 @@ def verify(measurement: Measurement, row: dict, work: Path) -> dict:
         had, which stay those of `seconds_from`; or the row as `measure` returns it.
     """
     if (row["command"], row["seeds"]) != (measurement.typed(), list(measurement.seeds)):
-        print(
-            f"{row['name']}: measured with another command or other seeds, so all of it is measured again", flush=True
-        )
+        print(f"{row['name']}: all seeds are measured again, since its command or its seeds have changed", flush=True)
         return measure(measurement, work)
     found = run_seed(measurement, row["seeds"][0], work)
     if differing := differences(row, row_of(measurement, [found])):

@@ -73,8 +73,9 @@ def test_cpu_seconds_are_those_of_children():
 def kept(work: Path, seed: int, **changes) -> Path:
     """Write what a finished seed of TINY leaves in the work folder."""
     work.mkdir(exist_ok=True)
-    file = work / f"image_classification-tiny-{seed}.json"
-    file.write_text(json.dumps(seed_of(0.5) | measure._origin(TINY) | changes))
+    origin = measure._origin(TINY)
+    file = work / f"image_classification-tiny-{seed}-{origin['code']}.json"
+    file.write_text(json.dumps(seed_of(0.5) | origin | changes))
     return file
 
 
@@ -119,7 +120,7 @@ def test_a_row_with_other_scores_is_measured_again(tmp_path: Path, capsys):
     assert "all seeds are measured again, since accuracy was 0.75, is 0.5" in capsys.readouterr().out
     assert row["metric"]["accuracy"]["seeds"] == [0.5, 0.5] and "verified" not in row
     row = measure.verify(TINY, old | {"command": "python -m recipes run another"}, tmp_path)
-    assert "with another command" in capsys.readouterr().out
+    assert "since its command or its seeds have changed" in capsys.readouterr().out
     assert row["metric"]["accuracy"]["seeds"] == [0.5, 0.5]
 
 
@@ -152,18 +153,62 @@ def test_seconds_are_those_of_the_processor_that_measured_most():
     assert tables.on_one_processor({}) == set()
 
 
-def test_tables_mark_stale_rows_and_odd_seconds(tmp_path: Path, monkeypatch):
-    recipe = tmp_path / "recipes" / "image_classification"
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch) -> Path:
+    """A checkout with one recipe and its page, and the code of this one; TINY is all that is measured in it."""
+    root = tmp_path / "checkout"
+    recipe = root / "recipes" / "image_classification"
     recipe.mkdir(parents=True)
-    for source in ("common", "benchmarks"):
-        (tmp_path / source).symlink_to(ROOT / source)
+    (root / "common").symlink_to(ROOT / "common")
     (recipe / "recipe.py").symlink_to(RECIPES / "image_classification" / "recipe.py")
+    (recipe / "README.md").write_text("<!-- results:image_classification -->\n<!-- end -->\n")
+    (root / "README.md").write_text("# Recipes\n")
+    monkeypatch.setattr(tables, "ROOT", root)
+    monkeypatch.setattr(measure, "ROOT", root)
+    monkeypatch.setattr(measure, "MEASUREMENTS", (TINY,))
+    return root
+
+
+def test_measure_writes_rows_and_tables_and_verifies_what_is_stale(checkout: Path, tmp_path: Path, capsys):
+    recipe, work = checkout / "recipes" / "image_classification", tmp_path / "work"
+    for seed in TINY.seeds:
+        kept(work, seed)
+    page, results = recipe / "README.md", recipe / "results.json"
+    results.write_text(json.dumps({"runs": [{"name": "nobody_reads_it"}]}))
+    measure.main(["tiny", "--work", str(work)])
+    [row] = json.loads(results.read_text())["runs"]
+    assert row["name"] == "tiny" and "| A few digits |" in page.read_text() and "stale" not in page.read_text()
+    capsys.readouterr()
+    measure.main(["--verify", "--work", str(work)])
+    assert capsys.readouterr().out == ""  # nothing is stale
+
+    results.write_text(json.dumps({"runs": [row | {"code": "0"}]}))
+    tables.write_tables()
+    assert "| A few digits *(stale)* |" in page.read_text()
+    assert measure.stale("image_classification") == {"tiny"}
+    measure.main(["--verify", "--work", str(work)])
+    [verified] = json.loads(results.read_text())["runs"]
+    assert verified == row | {"verified": verified["verified"]}
+    assert "stale" not in page.read_text() and measure.stale("image_classification") == set()
+
+
+def test_a_row_of_another_command_or_without_results_is_stale(checkout: Path):
+    assert measure.stale("image_classification") == {"tiny"}
+    row = measure.row_of(replace(TINY, flags=("--epochs", "2")), [seed_of(0.5), seed_of(0.5)])
+    row["code"] = provenance.row_hash(ROOT, "image_classification", row["command"])
+    results = checkout / "recipes" / "image_classification" / "results.json"
+    results.write_text(json.dumps({"runs": [row]}))
+    assert provenance.stale_rows(checkout, "image_classification", [row]) == set()
+    assert measure.stale("image_classification") == {"tiny"}
+
+
+def test_tables_mark_stale_rows_and_odd_seconds(checkout: Path):
     fresh = measure.row_of(TINY, [seed_of(0.5), seed_of(0.75, wall=20.0)])
     fresh["code"] = provenance.row_hash(ROOT, "image_classification", fresh["command"])
     odd = fresh | {"name": "odd", "title": "Odd", "seconds_from": ORIGIN | {"processor": "B", "date": "2025-12-31"}}
     old = fresh | {"name": "old", "title": "Old", "code": "0"}
-    (recipe / "results.json").write_text(json.dumps({"runs": [fresh, odd, old]}))
-    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    results = checkout / "recipes" / "image_classification" / "results.json"
+    results.write_text(json.dumps({"runs": [fresh, odd, old]}))
     lines = tables.results_of("image_classification")
     assert lines[2].startswith("| A few digits |") and "| 1 | 15 s (10-20) |" in lines[2]
     assert lines[3].startswith("| Odd |") and "| 1 |  |" in lines[3]
