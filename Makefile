@@ -2,7 +2,7 @@
 PYTHON ?= python3
 RUN := .venv/bin/python
 
-.PHONY: demo test test-all test-release lint bench clean
+.PHONY: demo test test-all test-release lint docs-check bench clean
 
 demo: .venv/installed
 	rm -rf runs/demo
@@ -27,6 +27,10 @@ lint: .venv/installed
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/lint-imports --no-logo
+
+# Numbers in the pages that no results file holds, and rows that other code has measured. Trains nothing.
+docs-check: .venv/installed
+	$(RUN) benchmarks/docs_check.py
 
 # Needs ../shared/data; hours on 2 cores. Each script alone: see its first lines.
 bench: .venv/installed

@@ -3,35 +3,44 @@
     python benchmarks/prepare_data.py                        # once: the data, outside the checkout
     python benchmarks/measure.py                             # everything; a night on 2 cores
     python benchmarks/measure.py hymenoptera demo            # only these; the others keep their last numbers
+    python benchmarks/measure.py --verify                    # one seed of each stale row; all seeds where it differs
     python benchmarks/tables.py                              # only write the tables of README.md again
 
-Each measurement is the command that a user would type, run once for each seed in a process of its own.
+Each measurement is the command that a user would type, run once for each seed in a process of its own. A finished seed
+is kept in `--work`: a measurement that was stopped continues with the next seed, if command, code, versions and
+processor are the same. Remove that folder to measure everything anew.
 """
 
 from __future__ import annotations
 
+import argparse
+import csv
 import json
 import os
-import platform
-import re
+import resource
 import shlex
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tables import rows_of, write_tables  # noqa: E402 (beside this script)
-
-from common import files  # noqa: E402 (the script's folder, not the checkout, is on sys.path)
+from benchmarks import provenance  # noqa: E402 (the script's folder, not the checkout, is on sys.path)
+from benchmarks.tables import rows_of, write_tables  # noqa: E402
+from common import files, runs  # noqa: E402
 from recipes.commands._discovery import find_recipe  # noqa: E402
 
+# A verified score may differ by this much, whichever score it is: results.json rounds to 6 digits, and runs of one
+# command on one machine are otherwise equal to the last bit. One test example changes a score by more than 1e-4.
+TOLERANCE = 1e-6
 PREPARED, WEIGHTS = "../prepared_data", "../shared/data/weights/mobilenet_imagenet_keras"
+WORK = ROOT / PREPARED / "measured"
 MOBILENET = f"keras:MobileNetV2@{WEIGHTS}/mobilenet_v2_1.0_224_notop.weights.h5"
 
 
@@ -49,16 +58,9 @@ class Measurement:
         """Return the arguments of `python` for one seed."""
         return ["-m", "recipes", "run", self.recipe, *self.flags, "--seed", str(seed), "--out", out]
 
-
-def probe(name: str, title: str, data: str, source: str, *more: str) -> Measurement:
-    """Return a linear probe: the frozen source, one look at each picture, a linear head."""
-    return Measurement(name, title, ("--data", data, "--source", source, "--unfreeze", "frozen", *more))
-
-
-def compared(name: str, source: str, size: str) -> Measurement:
-    """Return how a source does on handwritten digits, fine-tuned; its row goes into the table of sources."""
-    flags = ("--data", "demo:digits", "--source", source, "--image-size", size, "--no-explain")
-    return Measurement(f"digits_{name}", f"Handwritten digits, 10 per class: {name} at {size} pixels", flags)
+    def typed(self) -> str:
+        """Return the command as results.json has it, with SEED and OUT."""
+        return shlex.join(["python", *self.command("SEED", "OUT")])
 
 
 CIFAR, HYMENOPTERA = f"folder:{PREPARED}/cifar10_subset", f"folder:{PREPARED}/hymenoptera_data"
@@ -87,10 +89,6 @@ MEASUREMENTS = (
         ),
         seeds=(0,),  # minutes a seed
     ),
-    probe("probe_cifar10", "Linear probe of bundled:resnet_mini, CIFAR-10 subset", CIFAR, "bundled:resnet_mini"),
-    probe("probe_cifar10_random", "The same network, random weights", CIFAR, "bundled:resnet_mini@random"),
-    probe("probe_hymenoptera", "Linear probe of bundled:resnet_mini, ants or bees", HYMENOPTERA, "bundled:resnet_mini"),
-    probe("probe_hymenoptera_random", "The same network, random weights", HYMENOPTERA, "bundled:resnet_mini@random"),
     Measurement(
         "reviews",
         "Demo reviews, 8 per class, bundled BERT",
@@ -188,92 +186,197 @@ MEASUREMENTS = (
         recipe="speech_wav2vec",
         seeds=(0, 1, 2, 3, 4),
     ),
-    compared("resnet_mini", "bundled:resnet_mini", "64"),
-    compared("resnet20_cifar10", f"hub:{PREPARED}/resnet20_cifar10", "32"),
-    compared("resnet56_cifar10", f"hub:{PREPARED}/resnet56_cifar10", "32"),
-    compared("mobilenet_v2", MOBILENET, "96"),
 )
 
 
-def measure(measurement: Measurement) -> dict:
-    """Run one measurement for all its seeds.
+def run_seed(measurement: Measurement, seed: int, work: Path) -> dict:
+    """Run the command of a measurement with one seed, or return what an earlier run of it left in the work folder.
 
     Args:
         measurement: what to run.
+        seed: with this seed.
+        work: folder outside the checkout for the results of finished seeds.
 
     Returns:
-        The row for results.json: command, title, scores as mean, standard deviation and every seed.
+        `metrics` (metrics.json of the run), `epochs` (of each stage), `wall_seconds` and `cpu_seconds` (of the process
+        and its children), `load_average` (of the last minute before the start), and the origin: `code`, `versions`,
+        `processor`, `cores`, `commit`, `date`.
 
     Raises:
-        SystemExit: a run failed, its proof included; what it printed is shown.
+        SystemExit: the run failed, its proof included, or the code was edited meanwhile.
     """
-    found, scores = [], find_recipe(ROOT / "recipes", measurement.recipe).literal("SCORES")
-    for seed in measurement.seeds:
-        with tempfile.TemporaryDirectory() as folder:
-            out = Path(folder) / "run"
-            began = time.monotonic()
-            command = [sys.executable, *measurement.command(seed, str(out))]
-            finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-            seconds = time.monotonic() - began
-            if finished.returncode:
-                raise SystemExit(f"{shlex.join(command)}\n{finished.stdout[-3000:]}\n{finished.stderr[-3000:]}")
-            found.append(json.loads((out / "metrics.json").read_text("utf-8")) | {"command_seconds": seconds})
-        score = found[-1]["test"][scores[0]]
-        print(f"{measurement.name} seed {seed}: {scores[0]} {score:.4f}, {seconds:.0f} s", flush=True)
+    origin = _origin(measurement)
+    kept = work / f"{measurement.recipe}-{measurement.name}-{seed}-{origin['code']}.json"
+    if kept.exists():
+        found = json.loads(kept.read_text("utf-8"))
+        if all(found[key] == origin[key] for key in ("command", "code", "versions", "processor", "cores")):
+            print(f"{measurement.name} seed {seed}: measured before, see {kept}", flush=True)
+            return found
+    with tempfile.TemporaryDirectory() as folder:
+        out, load, before, began = Path(folder) / "run", os.getloadavg()[0], _cpu_seconds(), time.monotonic()
+        command = [sys.executable, *measurement.command(seed, str(out))]
+        finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        wall, cpu = time.monotonic() - began, _cpu_seconds() - before
+        if finished.returncode:
+            raise SystemExit(f"{shlex.join(command)}\n{finished.stdout[-3000:]}\n{finished.stderr[-3000:]}")
+        metrics, epochs = json.loads((out / "metrics.json").read_text("utf-8")), _epochs(out / "history.csv")
+    if _origin(measurement)["code"] != origin["code"]:
+        raise SystemExit(f"{measurement.name}: the code was edited during the run. Measure in a checkout of its own.")
+    found = origin | {"wall_seconds": wall, "cpu_seconds": cpu, "load_average": load, "epochs": epochs}
+    work.mkdir(parents=True, exist_ok=True)
+    files.write_json(kept, found | {"metrics": metrics})
+    score = find_recipe(ROOT / "recipes", measurement.recipe).literal("SCORES")[0]
+    print(f"{measurement.name} seed {seed}: {score} {metrics['test'][score]:.4f}, {wall:.0f} s", flush=True)
+    return found | {"metrics": metrics}
 
-    def spread(*path: str | int) -> dict:
-        values = []
-        for metrics in found:
-            for key in path:
-                metrics = metrics[key]
-            values.append(round(float(metrics), 6))
+
+def measure(measurement: Measurement, work: Path) -> dict:
+    """Run one measurement for all its seeds and return its row for results.json; see `run_seed`."""
+    return row_of(measurement, [run_seed(measurement, seed, work) for seed in measurement.seeds])
+
+
+def row_of(measurement: Measurement, found: list[dict]) -> dict:
+    """Return the row for results.json.
+
+    Args:
+        measurement: what was run.
+        found: what `run_seed` returned for each of its seeds.
+
+    Returns:
+        Command, title, scores as mean, standard deviation and every seed, seconds of every seed, and their origin.
+    """
+    scores = find_recipe(ROOT / "recipes", measurement.recipe).literal("SCORES")
+    every = [one["metrics"] for one in found]
+
+    def spread(values: list[float]) -> dict:
+        values = [round(float(value), 6) for value in values]
         std = statistics.stdev(values) if len(values) > 1 else 0.0
         return {"mean": round(statistics.mean(values), 4), "std": round(std, 4), "seeds": values}
 
     return {
         "name": measurement.name,
         "title": measurement.title,
-        "command": shlex.join(["python", *measurement.command("SEED", "OUT")]),
-        "metric": {score: spread("test", score) for score in scores},
-        "baselines": {name: {scores[0]: spread("baselines", name, scores[0])} for name in found[0]["baselines"]},
+        "command": measurement.typed(),
+        "seeds": list(measurement.seeds),
+        "metric": {score: spread([m["test"][score] for m in every]) for score in scores},
+        "baselines": {
+            name: {scores[0]: spread([m["baselines"][name][scores[0]] for m in every])}
+            for name in every[0]["baselines"]
+        },
         "per_class": {
-            one["class"]: {scores[0]: spread("test", "per_class", place, scores[0])}
-            for place, one in enumerate(found[0]["test"].get("per_class", []))
+            one["class"]: {scores[0]: spread([m["test"]["per_class"][place][scores[0]] for m in every])}
+            for place, one in enumerate(every[0]["test"].get("per_class", []))
             if scores[0] in one
         },
-        "counts": found[0]["counts"],
-        "command_seconds": spread("command_seconds"),
-        "seconds": {name: spread("seconds", name)["mean"] for name in found[0]["seconds"]},
-        "peak_memory_mb": spread("peak_memory_mb"),
+        "counts": every[0]["counts"],
+        "epochs": found[0]["epochs"],
+        "command_seconds": spread([one["wall_seconds"] for one in found]),
+        "cpu_seconds": spread([one["cpu_seconds"] for one in found]),
+        "load_average": [round(one["load_average"], 2) for one in found],
+        "seconds": {name: spread([m["seconds"][name] for m in every])["mean"] for name in every[0]["seconds"]},
+        "peak_memory_mb": spread([m["peak_memory_mb"] for m in every]),
         "proof": {
-            "examples": sum(m["proof"]["examples"] for m in found),
-            "agreement": min(m["proof"]["agreement"] for m in found),
-            "max_abs_diff": max(m["proof"]["max_abs_diff"] for m in found),
+            "examples": sum(m["proof"]["examples"] for m in every),
+            "agreement": min(m["proof"]["agreement"] for m in every),
+            "max_abs_diff": max(m["proof"]["max_abs_diff"] for m in every),
         },
-        "saved_model_over_weights": max(m["export"]["ratio"] for m in found),
-        "versions": found[0]["versions"],
-        "machine": f"{os.cpu_count()} cores, {_processor()}",
+        "saved_model_over_weights": max(m["export"]["ratio"] for m in every),
+        **{key: found[0][key] for key in ("code", "commit", "versions", "processor", "cores", "date")},
+        "seconds_from": {key: found[0][key] for key in ("commit", "processor", "cores", "date")},
+    }
+
+
+def verify(measurement: Measurement, row: dict, work: Path) -> dict:
+    """Run the first seed of a row again, and all seeds where a score of it or of a baseline differs.
+
+    Args:
+        measurement: of that row.
+        row: of results.json.
+        work: see `run_seed`.
+
+    Returns:
+        The row with the code, commit, versions and processor of today, `verified` (the date), and the seconds that it
+        had, which stay those of `seconds_from`; or the row as `measure` returns it.
+    """
+    if (row["command"], row["seeds"]) != (measurement.typed(), list(measurement.seeds)):
+        print(f"{row['name']}: all seeds are measured again, since its command or its seeds have changed", flush=True)
+        return measure(measurement, work)
+    found = run_seed(measurement, row["seeds"][0], work)
+    if differing := differences(row, row_of(measurement, [found])):
+        print(f"{row['name']}: all seeds are measured again, since {'; '.join(differing)}", flush=True)
+        return measure(measurement, work)
+    print(f"{row['name']}: verified with seed {row['seeds'][0]}", flush=True)
+    stamp = {key: found[key] for key in ("code", "commit", "versions", "processor", "cores")}
+    return row | stamp | {"title": measurement.title, "verified": found["date"]}
+
+
+def differences(row: dict, again: dict, tolerance: float = TOLERANCE) -> list[str]:
+    """Return what differs between the first seed of two rows by more than the tolerance: "wer was 0.5, is 0.6"."""
+    was, now = _scores_of_first_seed(row), _scores_of_first_seed(again)
+    return [
+        f"{name} was {was.get(name)}, is {now.get(name)}"
+        for name in was | now
+        if name not in was or name not in now or abs(was[name] - now[name]) > tolerance
+    ]
+
+
+def _scores_of_first_seed(row: dict) -> dict[str, float]:
+    groups = {"": row["metric"]} | {
+        f" of {name}": scores for name, scores in (row["baselines"] | row["per_class"]).items()
+    }
+    return {f"{score}{of}": found["seeds"][0] for of, scores in groups.items() for score, found in scores.items()}
+
+
+def _origin(measurement: Measurement) -> dict:
+    return {
+        "command": measurement.typed(),
+        "code": provenance.row_hash(ROOT, measurement.recipe, measurement.typed()),
+        "commit": provenance.commit(ROOT),
+        "versions": runs.versions(),
+        **provenance.machine(),
         "date": time.strftime("%Y-%m-%d"),
     }
 
 
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else None
-    return found[1] if found else platform.processor() or platform.machine()
+def _cpu_seconds() -> float:
+    """Return the seconds of all finished child processes and their children, in user and system mode."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def _epochs(history: Path) -> dict[str, int]:
+    """Return the epochs of each stage that history.csv lists; a linear head is fitted for penalties, not for epochs."""
+    with history.open(encoding="utf-8", newline="") as file:
+        return dict(Counter(row["stage"] for row in csv.DictReader(file) if not row.get("penalty")))
+
+
+def stale(recipe: str) -> set[str]:
+    """Return the names of a recipe's measurements that have to be made again: stale, missing, or of another command."""
+    rows = rows_of(recipe)
+    today = {(one.name, one.typed(), one.seeds) for one in MEASUREMENTS if one.recipe == recipe}
+    there = {(row["name"], row["command"], tuple(row["seeds"])) for row in rows}
+    return provenance.stale_rows(ROOT, recipe, rows) | {name for name, *_ in today - there}
 
 
 def main(arguments: list[str]) -> None:
-    """Measure what was named, or everything, and write results and tables."""
+    """Measure or verify what was named, or everything, and write results and tables."""
     by_name = {measurement.name: measurement for measurement in MEASUREMENTS}
-    if unknown := set(arguments) - set(by_name):
+    parser = argparse.ArgumentParser(description="Measure the recipes.")
+    parser.add_argument("names", nargs="*", help="rows; by default all, with --verify all that are stale")
+    parser.add_argument("--verify", action="store_true", help="run one seed again; all seeds where its scores differ")
+    parser.add_argument("--work", type=Path, default=WORK, help="folder for finished seeds, outside the checkout")
+    given = parser.parse_args(arguments)
+    if unknown := set(given.names) - set(by_name):
         raise SystemExit(f"unknown: {', '.join(sorted(unknown))}. Allowed: {', '.join(by_name)}")
-    for name in arguments or by_name:
+    outdated = set() if given.names else set().union(*(stale(recipe) for recipe in {m.recipe for m in MEASUREMENTS}))
+    for name in given.names or [name for name in by_name if not given.verify or name in outdated]:
         measurement = by_name[name]
-        row = measure(measurement)
-        rows = {old["name"]: old for old in rows_of(measurement.recipe)} | {name: row}
+        known = {row["name"]: row for row in rows_of(measurement.recipe)}
+        again = given.verify and name in known
+        row = verify(measurement, known[name], given.work) if again else measure(measurement, given.work)
+        known = {old["name"]: old for old in rows_of(measurement.recipe)} | {name: row}
         file = ROOT / "recipes" / measurement.recipe / "results.json"
-        files.write_json(file, {"runs": [rows[known] for known in by_name if known in rows]})
+        files.write_json(file, {"runs": [known[one] for one in by_name if one in known]})
     write_tables()
 
 

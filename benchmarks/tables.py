@@ -4,24 +4,33 @@
 
 The other scripts write the numbers, into recipes/*/results.json and benchmarks/results/; nothing is typed by hand.
 What a recipe declares (BASELINES, SCORES, GALLERY) is read from its recipe.py: a new recipe needs no line here.
+A row that was measured with other code than that of the checkout is marked as stale; see provenance.py.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import statistics
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from recipes.commands._discovery import Recipe, find_recipes  # noqa: E402 (the script's folder is on sys.path)
+from benchmarks.provenance import stale_rows  # noqa: E402 (the script's folder, not the checkout, is on sys.path)
+from recipes.commands._discovery import Recipe, find_recipes  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 LOWER_IS_BETTER = ("wer", "cer")
 WITH_A_NETWORK = ("frozen", "scratch", "zero_shot")  # the other baselines are cheap
+STALE = " *(stale)*"
+STALE_LEGEND = (
+    "*(stale)*: measured with code, bundled weights or demo data that have changed since, or that are not recorded; "
+    "`python benchmarks/measure.py --verify` measures it again."
+)
 TABLE = re.compile(r"<!-- ([\w:]+) -->\n.*?<!-- end -->", re.DOTALL)
 
 
@@ -34,23 +43,27 @@ def write_tables(pages: Iterable[Path] | None = None) -> None:
     Raises:
         SystemExit: a page names a table that there is not.
     """
-    tables: dict[str, Callable[[], list[str]]] = {
-        "gallery": gallery, "sources": sources, "side_by_side": side_by_side, "serving": serving,
-        "ways_to_send": ways_to_send, "conversions": conversions, "few_shot": few_shot, "padding": padding,
-        "boxes_of_classes": boxes_of_classes, "detection_steps": detection_steps, "new_voice": new_voice,
-        "speech_checks": speech_checks, "wav2vec2_parity": wav2vec2_parity,
-    }  # fmt: skip
     for page in readmes() if pages is None else pages:
+        page.write_text(rendered(page), "utf-8")
 
-        def written(found: re.Match, page: Path = page) -> str:
-            kind, _, recipe = found[1].partition(":")
-            if kind != "results" and kind not in tables:
-                raise SystemExit(f"{page}: there is no table {kind!r}. Allowed: results:RECIPE, {', '.join(tables)}")
-            lines = results_of(recipe) if kind == "results" else tables[kind]()
-            return "\n".join([f"<!-- {found[1]} -->", *lines, "<!-- end -->"])
 
-        text = page.read_text("utf-8")
-        page.write_text(TABLE.sub(written, text), "utf-8")
+def rendered(page: Path) -> str:
+    """Return the text of a page with its tables as the results are today; raise SystemExit for an unknown table."""
+    tables: dict[str, Callable[[], list[str]]] = {
+        "gallery": gallery, "serving": serving, "ways_to_send": ways_to_send, "conversions": conversions,
+        "few_shot": few_shot, "padding": padding, "boxes_of_classes": boxes_of_classes,
+        "detection_steps": detection_steps, "new_voice": new_voice, "speech_checks": speech_checks,
+        "wav2vec2_parity": wav2vec2_parity,
+    }  # fmt: skip
+
+    def written(found: re.Match) -> str:
+        kind, _, recipe = found[1].partition(":")
+        if kind != "results" and kind not in tables:
+            raise SystemExit(f"{page}: there is no table {kind!r}. Allowed: results:RECIPE, {', '.join(tables)}")
+        lines = results_of(recipe) if kind == "results" else tables[kind]()
+        return "\n".join([f"<!-- {found[1]} -->", *lines, "<!-- end -->"])
+
+    return TABLE.sub(written, page.read_text("utf-8"))
 
 
 def readmes() -> list[Path]:
@@ -69,26 +82,38 @@ def _read(name: str) -> dict:
     return json.loads(file.read_text("utf-8")) if file.exists() else {}
 
 
+def without_marks(text: str) -> str:
+    """Return a page as it would be if no row were stale: the marks come and go with the code, the numbers do not."""
+    return text.replace(STALE, "").replace(f"\n\n{STALE_LEGEND}", "")
+
+
 def gallery() -> list[str]:
     """Return the table of all recipes, those first that name the row of results.json that shows what they reach."""
     heads = ["scenario", "in", "out", "result", "frozen source", "best without a network", "from scratch", "minutes"]
     recipes = sorted(find_recipes(ROOT / "recipes"), key=lambda recipe: not recipe.literal("GALLERY")["row"])
-    return [_line(heads), "|---" * len(heads) + "|", *(_line(_gallery_cells(recipe)) for recipe in recipes)]
+    shown = {recipe.name: row for recipe in recipes if (row := _gallery_row(recipe))}
+    timed = on_one_processor(shown)
+    lines = [_line(_gallery_cells(recipe, shown.get(recipe.name), recipe.name in timed)) for recipe in recipes]
+    return _with_legends([_line(heads), "|---" * len(heads) + "|", *lines], shown, timed)
 
 
-def _gallery_cells(recipe: Recipe) -> list[str]:
-    shown, rows = recipe.literal("GALLERY"), rows_of(recipe.name)
+def _gallery_row(recipe: Recipe) -> dict | None:
+    name, rows = recipe.literal("GALLERY")["row"], rows_of(recipe.name)
+    if not name or not rows:
+        return None
+    if found := next((row for row in rows if row["name"] == name), None):
+        return found
+    raise SystemExit(f"{recipe.file}: GALLERY names the row {name!r}, and results.json has none of that name")
+
+
+def _gallery_cells(recipe: Recipe, row: dict | None, timed: bool) -> list[str]:
+    shown = recipe.literal("GALLERY")
     cells = [f"[{recipe.name}](recipes/{recipe.name}/README.md)", shown["in"], shown["out"]]
-    if not shown["row"] or not rows:
-        return [*cells, "not measured yet" if shown["row"] else "", "", "", "", ""]
-    row = next((row for row in rows if row["name"] == shown["row"]), None)
     if row is None:
-        raise SystemExit(
-            f"{recipe.file}: GALLERY names the row {shown['row']!r}, and results.json has none of that name"
-        )
+        return [*cells, "not measured yet" if shown["row"] else "", "", "", "", ""]
     # Training from scratch takes long: where a row NAME_scratch measured it, the row NAME goes without.
-    beside = next((other["baselines"] for other in rows if other["name"] == f"{row['name']}_scratch"), {})
-    score, baselines = recipe.literal("SCORES")[0], beside | row["baselines"]
+    separate = [other for other in rows_of(recipe.name) if other["name"] == f"{row['name']}_scratch"]
+    score, baselines = recipe.literal("SCORES")[0], (separate[0]["baselines"] if separate else {}) | row["baselines"]
     cheap = [name for name in baselines if name not in WITH_A_NETWORK]
     best = (min if score in LOWER_IS_BETTER else max)(
         cheap, key=lambda name: baselines[name][score]["mean"], default=None
@@ -96,61 +121,64 @@ def _gallery_cells(recipe: Recipe) -> list[str]:
     frozen = _score(baselines.get("frozen"), score)
     if not frozen and "zero_shot" in baselines:
         frozen = f"{_score(baselines['zero_shot'], score)} (no adaptation)"
+    mark = STALE if stale_rows(ROOT, recipe.name, [row, *separate]) else ""
     return [
-        *cells, f"`{score}` **{_score(row['metric'], score)}**: {row['title']}", frozen,
+        *cells, f"`{score}` **{_score(row['metric'], score)}**: {row['title']}{mark}", frozen,
         f"{_score(baselines[best], score)} (`{best}`)" if best else "", _score(baselines.get("scratch"), score),
-        f"{row['command_seconds']['mean'] / 60:.1f}",
+        f"{statistics.median(row['command_seconds']['seeds']) / 60:.1f}" if timed else "",
     ]  # fmt: skip
 
 
 def results_of(name: str) -> list[str]:
     """Return the table of a recipe's results, with a column for each baseline that was measured."""
-    recipe = Recipe(name, ROOT / "recipes" / name / "recipe.py")
-    rows = [row for row in rows_of(name) if not row["name"].startswith("digits_")]
+    recipe, rows = Recipe(name, ROOT / "recipes" / name / "recipe.py"), rows_of(name)
     score, titles = recipe.literal("SCORES")[0], recipe.literal("BASELINES", {})
     measured = dict.fromkeys(baseline for row in rows for baseline in row["baselines"])
     columns = sorted(measured, key=lambda baseline: [*titles, *measured].index(baseline))
     heads = ["measured on", *(titles.get(baseline, baseline) for baseline in columns), f"result, `{score}`"]
-    heads += ["whole command", "proof: agreement, largest difference"]
+    heads += ["fine-tuning epochs", "whole command, median (min-max)", "proof: agreement, largest difference"]
+    stale, timed = stale_rows(ROOT, name, rows), on_one_processor({row["name"]: row for row in rows})
     lines = [_line(heads), "|---" * len(heads) + "|"]
     for row in rows:
-        cells = [row["title"], *(_score(row["baselines"].get(baseline), score) for baseline in columns)]
-        cells += [f"**{_score(row['metric'], score)}**", f"{row['command_seconds']['mean']:.0f} s"]
+        cells = [_title(row, stale), *(_score(row["baselines"].get(baseline), score) for baseline in columns)]
+        cells += [f"**{_score(row['metric'], score)}**", str(row.get("epochs", {}).get("finetune", ""))]
+        cells += [_seconds(row["command_seconds"]["seeds"]) if row["name"] in timed else ""]
         cells += [f"{row['proof']['agreement']:.4g}, {row['proof']['max_abs_diff']:.0e}"]
         lines.append(_line(cells))
-    return lines
+    return _with_legends(lines, {row["name"]: row for row in rows}, timed)
 
 
-def sources() -> list[str]:
-    """Return the table of sources side by side: the rows `digits_SOURCE`."""
-    lines = ["| source | digits, frozen | digits, fine-tuned |", "|---|---|---|"]
-    for row in rows_of("image_classification"):
-        if row["name"].startswith("digits_"):
-            cells = [
-                row["title"].partition(": ")[2],
-                _score(row["baselines"]["frozen"], "accuracy"),
-                _score(row["metric"], "accuracy"),
-            ]
-            lines.append(_line(cells))
-    return lines
+def on_one_processor(rows: dict[str, dict]) -> set[str]:
+    """Return the names of the rows whose seconds can be compared: those of the processor that measured most of them.
+
+    Args:
+        rows: of results.json, by name. Where two processors measured as many, the one that measured last counts.
+    """
+    origins = {name: row["seconds_from"] for name, row in rows.items()}
+    counts = Counter((one["processor"], one["cores"]) for one in origins.values())
+    last = {
+        (one["processor"], one["cores"]): one["date"] for one in sorted(origins.values(), key=lambda one: one["date"])
+    }
+    most = max(counts, key=lambda machine: (counts[machine], last[machine]), default=None)
+    return {name for name, one in origins.items() if (one["processor"], one["cores"]) == most}
 
 
-def side_by_side() -> list[str]:
-    """Return the table of benchmarks/side_by_side.py."""
-    lines = [
-        "| data | tutorial, head | tutorial, end | logistic regression | ours | ours reaches tutorial's head, end |",
-        "|---|---|---|---|---|---|",
-    ]
-    for name, found in _read("side_by_side").get("data", {}).items():
-        for run in found["seeds"]:
-            points, marks = run["points"], run["marks"]
-            head = next(point for point in reversed(points["tutorial"]) if point["stage"] == "head")
-            ends = [head, points["tutorial"][-1], points["logistic_regression"][-1], points["ours"][-1]]
-            cells = [f"{point['accuracy']:.3f} after {point['seconds']:.0f} s" for point in ends]
-            sooner = [marks[stage]["ours_times_sooner"] for stage in ("head", "finetune")]
-            cells.append(", ".join(f"{times:.1f} times sooner" if times else "not reached" for times in sooner))
-            lines.append(_line([f"{name}, seed {run['seed']}", *cells]))
-    return lines
+def _with_legends(lines: list[str], rows: dict[str, dict], timed: set[str]) -> list[str]:
+    """Return the lines of a table, and below them what its marks and empty cells mean."""
+    if timed != set(rows):
+        one = rows[min(timed)]["seconds_from"]
+        lines = [*lines, "", f"Durations are those on {one['cores']} cores of one processor, {one['processor']}; "
+                 "rows that another processor measured have none."]  # fmt: skip
+    return [*lines, "", STALE_LEGEND] if any(STALE in line for line in lines) else lines
+
+
+def _title(row: dict, stale: set[str]) -> str:
+    return row["title"] + (STALE if row["name"] in stale else "")
+
+
+def _seconds(seeds: list[float]) -> str:
+    middle = f"{statistics.median(seeds):.0f} s"
+    return middle if len(seeds) == 1 else f"{middle} ({min(seeds):.0f}-{max(seeds):.0f})"
 
 
 def serving() -> list[str]:
@@ -244,9 +272,10 @@ def boxes_of_classes() -> list[str]:
     rows = [row for row in rows_of("object_detection") if row["name"] in ("bccd", "bccd_yolov8", "bccd_retinanet")]
     classes = list(rows[0]["per_class"]) if rows else []
     lines = [_line(["AP50 of each class", *classes]), "|---" * (len(classes) + 1) + "|"]
+    stale = stale_rows(ROOT, "object_detection", rows)
     for row in rows:
-        lines.append(_line([row["title"], *(_score(row["per_class"][name], "ap50") for name in classes)]))
-    return lines
+        lines.append(_line([_title(row, stale), *(_score(row["per_class"][name], "ap50") for name in classes)]))
+    return [*lines, "", STALE_LEGEND] if stale else lines
 
 
 def detection_steps() -> list[str]:

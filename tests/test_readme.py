@@ -257,7 +257,10 @@ def flags_of(recipe) -> set[str]:
 
 
 def test_tables_are_as_the_script_writes_them(tmp_path: Path):
-    """No number between the markers was typed by hand, and the results that were measured last are shown."""
+    """No number between the markers was typed by hand, and the results that were measured last are shown.
+
+    Which rows are stale is no failure of a test: `make docs-check` lists them.
+    """
     tables = runpy.run_path(str(ROOT / "benchmarks" / "tables.py"))
     pages = tables["readmes"]()
     assert any("<!-- gallery -->" in page.read_text("utf-8") for page in pages)
@@ -265,7 +268,8 @@ def test_tables_are_as_the_script_writes_them(tmp_path: Path):
         copy = tmp_path / "page.md"
         shutil.copy(page, copy)
         tables["write_tables"]([copy])
-        assert copy.read_text("utf-8") == page.read_text("utf-8"), page
+        written, committed = (tables["without_marks"](file.read_text("utf-8")) for file in (copy, page))
+        assert written == committed, page
     copy.write_text("<!-- galery -->\n<!-- end -->\n")
     with pytest.raises(SystemExit, match="no table 'galery'"):
         tables["write_tables"]([copy])
