@@ -16,6 +16,7 @@ from common.errors import UserError
 from common.images import readers
 from common.images.data_quality import group_advice
 from common.images.dataset import ImageSet
+from recipes.__main__ import main
 from recipes.image_classification.recipe import Config, load_data
 
 
@@ -212,3 +213,16 @@ def test_shots_draw_by_the_seed_and_leave_test_alone(bursts: Path, tmp_path: Pat
     assert few.train.thumbnails.shape == (8, few.test.thumbnails.shape[1])
     with pytest.raises(UserError, match=r"--shots 60: the class 'cat' has \d\d training images"):
         load(f"folder:{bursts}", tmp_path, shots=60)
+
+
+# --- as a command -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow  # the advice itself is tested above
+def test_check_advises_a_group_and_is_content_with_it(bursts: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    tiny = ("--source", "keras:MobileNet(alpha=0.25,size=32)@random", "--out", str(tmp_path / "look"))
+    check = ["check", "image_classification", "--data", f"folder:{bursts}", *tiny]
+    assert main(check) == 0
+    [flag] = re.findall(r"keep them in one split: --group '(.*)'$", capsys.readouterr().out, re.MULTILINE)
+    assert main([*check, "--group", flag]) == 0
+    assert "--group" not in capsys.readouterr().out
