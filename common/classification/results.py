@@ -111,38 +111,23 @@ def scores_of_seeds(labels: np.ndarray, seeds: Mapping[int, Predictions]) -> dic
         for seed, one in seeds.items()
     }
 
-    def over_seeds(reduce: Callable) -> dict:
-        first = next(iter(found.values()))
-        return {
-            "test": {score: reduce([one["test"][score] for one in found.values()]) for score in first["test"]},
-            "baselines": {
-                name: {score: reduce([one["baselines"][name][score] for one in found.values()]) for score in scores}
-                for name, scores in first["baselines"].items()
-            },
-        }
+    def over(reduce: Callable, values: list):
+        if isinstance(values[0], dict):
+            return {name: over(reduce, [value[name] for value in values]) for name in values[0]}
+        return float(reduce(values))
 
-    mean, std = (
-        over_seeds(lambda values: float(np.mean(values))),
-        over_seeds(lambda values: float(np.std(values, ddof=1))),
-    )
-    return {"seeds": found, "mean": mean, "std": std}
+    every = list(found.values())
+    return {"seeds": found, "mean": over(np.mean, every), "std": over(lambda values: np.std(values, ddof=1), every)}
 
 
 def describe_seeds(scores: Mapping, titles: Mapping[str, str]) -> list[str]:
-    """Return a sentence with the mean accuracy of all seeds ± its standard deviation, and of the baselines."""
-    mean, std = scores["mean"], scores["std"]
-
-    def accuracy(*keys: str) -> str:
-        values = [mean, std]
-        for key in keys:
-            values = [value[key] for value in values]
-        return " ± ".join(f"{value['accuracy']:.3f}" for value in values)
-
-    beside = "".join(
-        f"; {lower_first(titles.get(name, name))} {accuracy('baselines', name)}" for name in mean["baselines"]
-    )
-    seeds = ", ".join(scores["seeds"])
+    """Return a sentence with the mean accuracy of all seeds ± its standard deviation, and those of the baselines."""
+    rows = {"result": (scores["mean"]["test"], scores["std"]["test"])} | {
+        lower_first(titles.get(name, name)): (mean, scores["std"]["baselines"][name])
+        for name, mean in scores["mean"]["baselines"].items()
+    }
+    each = ", ".join(f"{name} {mean['accuracy']:.3f} ± {std['accuracy']:.3f}" for name, (mean, std) in rows.items())
     return [
-        f"Accuracy in the mean of the seeds {seeds}, ± standard deviation: {accuracy('test')}{beside}. The exported "
+        f"Accuracy in the mean of the seeds {', '.join(scores['seeds'])}, ± standard deviation: {each}. The exported "
         "model, whose numbers follow, is that of the seed which is best on validation."
     ]

@@ -11,6 +11,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
 from common.classification.calibration import apply_temperature, fit_temperature
+from common.data.splits import limit_per_class
 from common.images.batches import image_batches
 from common.images.dataset import ImageSet
 from common.linear_head import score
@@ -39,12 +40,11 @@ def neighbour_probabilities(
     fitted = [KNeighborsClassifier(number, weights="distance").fit(train, data.train.labels) for number in numbers]
     best = max(fitted, key=lambda model: model.score(val, data.val.labels))
     chosen = f"{best.n_neighbors} neighbour{'s' if best.n_neighbors > 1 else ''} on {SIDE // 2} x {SIDE // 2} pixels"
-    votes = [_of_all_classes(best.predict_proba(images), best.classes_, data) for images in (val, test)]
-    return _calibrated(*votes, data.val.labels), chosen
+    return _calibrated(best.predict_proba(val), best.predict_proba(test), data.val.labels), chosen
 
 
 def pixel_probabilities(
-    data: ImageSet, weights: np.ndarray | None = None, *, resize: str = "crop", seed: int = 0
+    data: ImageSet, weights: np.ndarray | None = None, *, resize: str = "crop"
 ) -> tuple[np.ndarray, str]:
     """Return the test probabilities of a support vector machine with an RBF kernel, without a network.
 
@@ -52,15 +52,14 @@ def pixel_probabilities(
     chooses.
 
     Args:
-        data: the images; of more than `MOST_IMAGES` for training, that many are drawn.
+        data: the images; of more than `MOST_IMAGES` for training that many are used, from the classes in turn.
         weights: of the training images, float32 [n]; None for equal weights.
         resize: as for `decode_image`.
-        seed: of the draw.
 
     Returns:
         (probabilities, float32 [n, classes]; what was chosen, such as "oriented gradients, C 10").
     """
-    places = np.sort(np.random.default_rng(seed).permutation(len(data.train))[:MOST_IMAGES])
+    places = limit_per_class(data.train.labels, MOST_IMAGES)
     labels = data.train.labels[places]
     weights = None if weights is None else weights[places]
     splits = data.train.paths[places], data.val.paths, data.test.paths
@@ -71,7 +70,7 @@ def pixel_probabilities(
         for strength in STRENGTHS:
             model = make_pipeline(StandardScaler(), SVC(C=strength, decision_function_shape="ovr"))
             model.fit(train, labels, svc__sample_weight=weights)
-            margins = [_softmax(_margins(model, split, data)) for split in (val, test)]
+            margins = [_softmax(model.decision_function(split)) for split in (val, test)]
             accuracy = score(margins[0], data.val.labels)["accuracy"]
             if accuracy > best[0]:
                 best = (accuracy, margins, f"{title}, C {strength:g}")
@@ -116,21 +115,9 @@ def _shrink(images: np.ndarray) -> np.ndarray:
     return images.reshape(n, height // 2, 2, width // 2, 2, channels).mean(axis=(2, 4)).reshape(n, -1)
 
 
-def _margins(model, images: np.ndarray, data: ImageSet) -> np.ndarray:
-    """Return a score per class; of two classes scikit-learn returns only that of the second."""
-    found, classes = model.decision_function(images), model[-1].classes_
-    found = np.stack([-found, found], axis=1) if found.ndim == 1 else found
-    return _of_all_classes(found, classes, data, missing=found.min() - 1)
-
-
-def _of_all_classes(found: np.ndarray, classes: np.ndarray, data: ImageSet, missing: float = 0.0) -> np.ndarray:
-    """Add the columns of classes that the drawn training images lack."""
-    columns = np.full((len(found), len(data.class_names)), missing, "float32")
-    columns[:, classes] = found
-    return columns
-
-
-def _softmax(scores: np.ndarray) -> np.ndarray:
+def _softmax(margins: np.ndarray) -> np.ndarray:
+    """Turn the margins of a support vector machine, of two classes only that of the second, into probabilities."""
+    scores = np.stack([-margins, margins], axis=1) if margins.ndim == 1 else margins
     powers = np.exp(scores - scores.max(axis=1, keepdims=True))
     return powers / powers.sum(axis=1, keepdims=True)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import keras
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from common import freezing, training
 from common.classification.calibration import apply_temperature, fit_temperature
 from common.classification.choice import best_on_validation
-from common.classification.training import fit_to_plateau
+from common.classification.plateau import fit_to_plateau
 from common.images.batches import image_batches
 from common.images.dataset import ImageSet
 from common.images.sources import Source, load_source
@@ -20,15 +20,15 @@ SMALL = ("bundled:resnet_mini", 64)  # network and size in pixels: on little dat
 
 
 def train_from_scratch(
-    data: ImageSet, networks: Sequence[tuple[str, int | None]], build: Callable[[Source], keras.Model],
+    data: ImageSet, same: tuple[str, int | None], build: Callable[[Source], keras.Model],
     settings: Callable[[Source], dict], *, epochs: int, weight_decay: float, seed: int, save: Callable[[str], dict],
     resize: str = "crop",
 ) -> tuple[np.ndarray, list[dict], str]:  # fmt: skip
-    """Train networks from random weights, each until validation stops improving, and return the better one's results.
+    """Train a small network and that of the source from random weights, each until validation stops improving.
 
     Args:
         data: the images; validation chooses the network, its epoch and its temperature.
-        networks: (source, image size) of each; only the architecture is used.
+        same: source and image size of the pretrained model, whose architecture is trained beside the small one.
         build: source -> classifier, pixels to probabilities.
         settings: source -> batches, loss, steps and validation, as `fit_stage` takes them.
         epochs: at most, at each of two learning rates.
@@ -38,10 +38,11 @@ def train_from_scratch(
         resize: as for `decode_image`.
 
     Returns:
-        (its probabilities for the test split, float32 [n, classes]; history rows of all; a sentence on what it is).
+        (test probabilities of the one that is better on validation, float32 [n, classes]; history rows of both; a
+        sentence on what it is).
     """
     tests, vals, sentences, history = {}, {}, {}, []
-    for number, (spec, size) in enumerate(networks):
+    for number, (spec, size) in enumerate((SMALL, same)):
         keras.utils.set_random_seed(seed)
         source = load_source(spec, size, random_weights=True)
         model = build(source)

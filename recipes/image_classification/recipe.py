@@ -15,6 +15,7 @@ Measured results, with commands and machine: `python -m recipes show image_class
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
 from math import ceil, inf
 from pathlib import Path
@@ -39,7 +40,6 @@ from common.images.dataset import ImageSet, draw_shots, load_image_set
 from common.images.files import read_image
 from common.images.preview import thumbnails, write_sample_grid
 from common.images.readers import ImageColumns
-from common.images.scratch import SMALL, train_from_scratch
 from common.images.sources import Source, load_source
 from common.progress import format_seconds, median_seconds
 from common.results import Outcome
@@ -242,8 +242,9 @@ def measure_baseline(name: str, run: Run, data: ImageSet, seed: int) -> tuple[np
     """Return the test probabilities of a baseline other than `frozen`, history rows, and a sentence on what it is."""
     config, classes = run.config, len(data.class_names)
     if name == "scratch":
-        return train_from_scratch(
-            data, (SMALL, (config.source, config.image_size)), lambda source: build_model(source, classes, config),
+        scratch = importlib.import_module("common.images.scratch")  # on demand: most runs need none of it
+        return scratch.train_from_scratch(
+            data, (config.source, config.image_size), lambda source: build_model(source, classes, config),
             lambda source: stage_settings(data, source, seed, config), epochs=config.scratch_epochs, seed=seed,
             weight_decay=config.weight_decay, save=lambda stage: run.saves(stage, seed),
             resize=config.resize,
