@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from common.errors import UserError, did_you_mean, nearest
-from common.flags import check_choice, check_range, parse_baselines, parse_data, parse_list, parse_policy
+from common.flags import check_choice, check_range, parse_baselines, parse_data, parse_list, parse_policy, parse_seeds
 from common.sources import specs
 from common.sources.specs import KERAS_APPLICATIONS, SourceSpec, parse_source
 
@@ -238,7 +238,7 @@ def test_policies_are_read(policy):
         ("lastblock", ("Did you mean 'last_block'?",)),
         ("regex:conv(", ("invalid regular expression", "'regex:conv('")),
         ("regex:", ("regex:PATTERN",)),  # an empty pattern matches every layer, which nobody means
-        ("", ("Allowed: frozen, last:N (layers), last_block, all, regex:PATTERN",)),
+        ("", ("Allowed: frozen, last_block, all, last:N (layers), regex:PATTERN",)),
     ],
 )
 def test_policy_mistakes_are_explained(policy, words):
@@ -261,12 +261,21 @@ def test_lists_are_read():
 
 def test_baselines_are_names_or_none():
     titles = {"frozen": "Frozen source", "words": "Counted words"}
-    assert parse_baselines("words,frozen", titles) == ("words", "frozen")
+    assert parse_baselines("words,frozen", titles) == ("frozen", "words")
     assert parse_baselines("none", titles) == ()
+    assert parse_baselines("none", titles, always=("frozen",)) == ()
+    assert parse_baselines("words", titles, always=("frozen",)) == ("frozen", "words")
     for text in ("frozen,none", "wrods"):
         said = refusal(parse_baselines, text, titles)
         assert "--baselines" in said and "Allowed: frozen, words, or alone: none" in said and repr(text) in said
     assert "Did you mean 'words'?" in refusal(parse_baselines, "wrods", titles)
+
+
+def test_seeds_are_read():
+    assert parse_seeds(None, 7) == (7,)
+    assert parse_seeds("0, 1,2,1", 7) == (0, 1, 2)
+    for text in ("", "0;1", "-1", "1.5", "²"):
+        assert "--seeds" in refusal(parse_seeds, text, 0) and repr(text) in refusal(parse_seeds, text, 0)
 
 
 def test_choices_and_ranges_are_checked():

@@ -49,28 +49,52 @@ def test_class_without_test_images_does_not_count_as_zero():
 
 def test_negative_transfer_is_said_plainly(labels):
     ours, scratch = answers(labels, right(0.6, 1), 3), answers(labels, right(0.9, 2), 3)
-    (sentence,) = findings(labels, ours, {"scratch": scratch}, TITLES)
+    (sentence,) = findings(labels, [ours], {"scratch": [scratch]}, TITLES)
     assert sentence.startswith("Negative transfer") and "--source" in sentence
-    (sentence,) = findings(labels, scratch, {"scratch": ours}, TITLES)
+    (sentence,) = findings(labels, [scratch], {"scratch": [ours]}, TITLES)
     assert sentence.startswith("The pretrained source gains")
 
 
 def test_fine_tuning_is_judged_against_the_frozen_source(labels):
     weak, strong = answers(labels, right(0.6, 1), 3), answers(labels, right(0.9, 2), 3)
-    assert "gains" in findings(labels, strong, {"frozen": weak}, TITLES)[0]
-    assert "hurts" in findings(labels, weak, {"frozen": strong}, TITLES)[0]
+    assert "gains" in findings(labels, [strong], {"frozen": [weak]}, TITLES)[0]
+    assert "hurts" in findings(labels, [weak], {"frozen": [strong]}, TITLES)[0]
     other = answers(labels, right(0.9, 3), 3)
-    assert "too close to call" in findings(labels, strong, {"frozen": other}, TITLES)[0]
-    assert "is the frozen source" in findings(labels, strong, {"frozen": strong}, TITLES)[0]
+    assert "too close to call" in findings(labels, [strong], {"frozen": [other]}, TITLES)[0]
+    assert "is the frozen source" in findings(labels, [strong], {"frozen": [strong]}, TITLES)[0]
+
+
+def test_gains_over_several_seeds_are_their_mean_and_a_single_seed_says_so(labels):
+    weak, strong = answers(labels, right(0.6, 1), 3), answers(labels, right(0.9, 2), 3)
+    (single,) = findings(labels, [strong], {"scratch": [weak]}, TITLES)
+    assert "for this seed" in single
+    (of_two,) = findings(labels, [strong, weak], {"scratch": [weak]}, TITLES)
+    gain = 100 * (np.mean(strong.argmax(1) == labels) - np.mean(weak.argmax(1) == labels)) / 2
+    assert f"{gain:.1f} points in the mean of 2 seeds (+0.0 to +{2 * gain:.1f})" in of_two
+
+
+def test_a_class_that_a_resample_lacks_does_not_lift_macro_f1():
+    # 100 examples of one class, all right, and one each of 40 others, all wrong: the review met such a data set.
+    labels = np.concatenate([np.zeros(100, int), np.arange(1, 41)])
+    probabilities = np.eye(41, dtype="float32")[np.zeros(140, int)]
+    found = classification_metrics(labels, probabilities)
+    low, high = found["macro_f1_ci95"]
+    assert low <= found["macro_f1"] <= high and high - low < 0.005
+
+
+def test_from_scratch_within_chance_is_no_gain(labels):
+    one, other = answers(labels, right(0.80, 1), 3), answers(labels, right(0.79, 2), 3)
+    (sentence,) = findings(labels, [one], {"scratch": [other]}, TITLES)
+    assert "too close to call" in sentence and "gains" not in sentence
 
 
 def test_cheap_baselines_are_called_by_their_titles(labels):
     weak, strong = answers(labels, right(0.6, 1), 3), answers(labels, right(0.9, 2), 3)
-    (sentence,) = findings(labels, strong, {"words": weak}, TITLES)
+    (sentence,) = findings(labels, [strong], {"words": [weak]}, TITLES)
     assert sentence.startswith("The network gains") and sentence.endswith("over counted words.")
-    (sentence,) = findings(labels, weak, {"words": strong}, TITLES)
+    (sentence,) = findings(labels, [weak], {"words": [strong]}, TITLES)
     assert sentence.startswith("A network is not needed here: counted words is better by")
-    (sentence,) = findings(labels, strong, {"words": answers(labels, right(0.9, 3), 3)}, TITLES)
+    (sentence,) = findings(labels, [strong], {"words": [answers(labels, right(0.9, 3), 3)]}, TITLES)
     assert sentence.startswith("The network and counted words are too close to call")
 
 
