@@ -296,14 +296,16 @@ def findings(
     """
     scratch = {name: error_rates(references, baselines[name])["wer"] for name in FROM_SCRATCH if name in baselines}
     best = min(scratch, key=scratch.get, default=None)
-    called = {name: _name_of_baseline(name) for name in baselines}
-    for name in scratch:
-        called[name] += f" ({endings[name]})" if endings.get(name) else ""
     compared = [name for name in baselines if name not in scratch or name == best]
-    sentences = [_beside_baseline(name, called[name], references, ours, baselines[name], speakers) for name in compared]
-    if len(scratch) > 1:
-        rates = ", ".join(f"{called[name]} {100 * scratch[name]:.1f} %" for name in sorted(scratch, key=scratch.get))
-        sentences.append(f"The comparison is with the best network from scratch. WER: {rates}.")
+    sentences = [_beside_baseline(name, references, ours, baselines[name], speakers) for name in compared]
+    if scratch:
+        rates = (
+            f"{FROM_SCRATCH[name]} has a WER of {100 * wer:.1f} %"
+            + (f" and {endings[name]}" if name in endings else "")
+            for name, wer in sorted(scratch.items(), key=lambda one: one[1])
+        )
+        better = " The comparison is with the better one." if len(scratch) > 1 else ""
+        sentences.append(f"Trained from scratch, {'; '.join(rates)}.{better}")
     sentences += [_beside_decoder(name, references, ours, theirs, speakers) for name, theirs in decoders.items()]
     sentences += _findings_of_mistakes(test, sum(not text.strip() for text in ours), len(ours))
     sentences += _findings_of_speakers(test["per_speaker"])
@@ -342,8 +344,9 @@ def _name_of_baseline(name: str) -> str:
     return known.get(name, f"the baseline {name}")
 
 
-def _beside_baseline(name: str, called: str, references, ours, theirs, speakers) -> str:
+def _beside_baseline(name: str, references, ours, theirs, speakers) -> str:
     """Return whether a baseline is better or worse, and whether the difference is significant."""
+    called = _name_of_baseline(name)
     if list(ours) == list(theirs):
         return f"The exported model and {called} give exactly the same texts."
     found = paired_gain(references, ours, theirs, speakers)

@@ -70,7 +70,8 @@ def conclude(
         },
         "by_confidence": confidence_table(references, hypotheses, confidences),
     }
-    texts, endings = ({name: getattr(one, what) for name, one in baselines.items()} for what in ("texts", "ending"))
+    texts = {name: one.texts for name, one in baselines.items()}
+    endings = {name: one.ending for name, one in baselines.items() if one.ending}
     sentences = [*findings(references, hypotheses, texts, decoders, test, speakers, endings), *data.advice()]
 
     def write_files(out, **shared) -> None:

@@ -132,10 +132,10 @@ def test_the_best_network_from_scratch_is_compared_with():
     test, ended = transcription_metrics(references, good), {"spectrogram": "stopped at a plateau after 80 epochs"}
     told = findings(references, good, {"scratch": bad, "spectrogram": middle}, {}, test, (), ended)
     assert told[0].startswith("The pretrained source gains") and "points of WER for this seed" in told[0]
-    assert told[0].endswith(
-        "over the small log-mel network trained from scratch (stopped at a plateau after 80 epochs)."
-    )
-    assert told[1].startswith("The comparison is with the best network from scratch. WER: the small log-mel network")
+    assert told[0].endswith("over the small log-mel network trained from scratch.")
+    assert told[1].startswith("Trained from scratch, the small log-mel network has a WER of")
+    assert "% and stopped at a plateau after 80 epochs; the same network has a WER of" in told[1]
+    assert told[1].endswith(" %. The comparison is with the better one.")
     assert sum("gains" in sentence for sentence in told) == 1
     worse = findings(
         references, bad, {"scratch": good, "spectrogram": middle}, {}, transcription_metrics(references, bad)
