@@ -135,13 +135,14 @@ def stage_epochs(
 
     Args:
         steps: per epoch.
-        head_epochs, epochs: chosen by the user; None for these defaults.
+        head_epochs, epochs: chosen by the user; None for these defaults. Networks from scratch follow them too, unless
+            there is no fine-tuning.
         choose: whether networks from scratch stop at a plateau of validation, of these epochs at most.
         head_steps: at least so many steps for the head.
     """
     head = max(2, ceil(head_steps / steps)) if head_epochs is None else head_epochs
     finetune = max(10, min(20, ceil(1500 / steps)), ceil(300 / steps)) if epochs is None else epochs
-    scratch = max(10, ceil((_MOST if choose else _FIXED) / steps)) if epochs is None else head + finetune
+    scratch = head + finetune if epochs else max(10, ceil((_MOST if choose else _FIXED) / steps))
     return {"head": head, "finetune": finetune, "frozen": head + finetune, **dict.fromkeys(FROM_SCRATCH, scratch)}
 
 

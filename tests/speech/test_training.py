@@ -41,11 +41,11 @@ def changed(model: keras.Model, before: list[np.ndarray]) -> list[bool]:
 @pytest.mark.parametrize(
     ("steps", "head_epochs", "epochs", "head", "finetune"),
     [(1, None, None, 60, 300), (20, None, None, 3, 20), (100, None, None, 2, 15), (1000, None, None, 2, 10),
-     (1, 3, 0, 3, 0), (1000, 0, None, 0, 10)],
+     (1, 3, 0, 3, 0), (1, 3, 4, 3, 4), (1000, 0, None, 0, 10)],
 )  # fmt: skip
 def test_few_steps_give_many_epochs_unless_the_user_chooses(steps, head_epochs, epochs, head, finetune):
     found = training.stage_epochs(steps, head_epochs, epochs)
-    scratch = head + finetune if epochs is not None else max(10, 6000 // steps)
+    scratch = head + finetune if epochs else max(10, 6000 // steps)
     assert found == {"head": head, "finetune": finetune, "frozen": head + finetune, "scratch": scratch,
                      "spectrogram": scratch}  # fmt: skip
     fixed = training.stage_epochs(steps, head_epochs, epochs, choose=False, head_steps=400)
