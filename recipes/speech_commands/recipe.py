@@ -93,7 +93,7 @@ class Config:
     head_rate: float = 2e-3  # Peak learning rate of the head
     weight_decay: float = 0.01  # Weight decay
     augment: str = "speed,noise,gain,microphone"  # Some of speed, noise, gain, microphone (another room), or none
-    baselines: str = "frozen"  # To compare with: frozen (no extra time), spectrogram, scratch (minutes), or none
+    baselines: str = "frozen,spectrogram"  # To compare with: frozen, spectrogram, scratch (long), or none
     shots: int | None = None  # Train on this many clips per class, without choosing on validation
     limit: int | None = None  # Use at most this many clips of each split: a quick look
     strict: bool = False  # Stop at the first clip that cannot be used instead of skipping and counting it
