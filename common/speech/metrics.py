@@ -7,7 +7,8 @@ error. Alignment and counts are jiwer's.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import jiwer
@@ -19,6 +20,8 @@ from common.data.folders import printable
 UNITS = ("word", "character")
 EQUAL, SUBSTITUTION, DELETION, INSERTION = "equal", "substitution", "deletion", "insertion"
 FEW_CLIPS = 30  # bootstrap intervals over fewer are too narrow
+FEW_SPEAKERS = 10
+FROM_SCRATCH = {"scratch": "the same network", "spectrogram": "the small log-mel network"}  # baselines without a source
 WORDS_OF_A_SPEAKER = 50  # the error rate of fewer is too uncertain
 _KINDS = {"equal": EQUAL, "substitute": SUBSTITUTION, "delete": DELETION, "insert": INSERTION}
 DECODERS = {"beam": "beam search", "beam_lm": "beam search with a language model"}
@@ -101,8 +104,10 @@ def transcription_metrics(
     """Return word and character error rate with 95 % intervals, the kinds of errors, and the rates per speaker.
 
     Rates are pooled: all errors divided by all words of the transcripts, so that long clips count more; a rate can
-    exceed 1. Intervals are percentiles of a bootstrap over clips (Bisani and Ney, 2004, "Bootstrap estimates for
-    confidence intervals in ASR performance evaluation"); a single clip has none.
+    exceed 1. Intervals are percentiles of a bootstrap (Bisani and Ney, 2004, "Bootstrap estimates for confidence
+    intervals in ASR performance evaluation") over speakers, each with all its clips (Liu and Peng, 2020,
+    https://arxiv.org/abs/1912.09508): clips of one speaker are not independent. With unknown speakers or a single one
+    they are over clips; a single clip has none.
 
     Args:
         references: n transcripts, none of them empty.
@@ -112,7 +117,8 @@ def transcription_metrics(
 
     Returns:
         {"wer", "wer_ci95": [low, high], "cer", "cer_ci95", "sentence_accuracy": share of clips without an error,
-        "words", "characters": of the transcripts, "substitutions", "deletions", "insertions": of words,
+        "ci95_over": `speakers` or `clips`, "words", "characters": of the transcripts, "substitutions", "deletions",
+        "insertions": of words,
         "per_speaker": [{"speaker", "clips", "words", "wer", "cer"}], the worst first, of known speakers}.
 
     Raises:
@@ -126,9 +132,10 @@ def transcription_metrics(
     character_errors, characters = count_errors(references, hypotheses, "character")
     return {
         "wer": _rate(errors, words),
-        "wer_ci95": _interval(_resampled(errors, words, seed)),
+        "wer_ci95": _interval(_resampled(errors, words, speakers, seed)),
         "cer": _rate(character_errors, characters),
-        "cer_ci95": _interval(_resampled(character_errors, characters, seed)),
+        "cer_ci95": _interval(_resampled(character_errors, characters, speakers, seed)),
+        "ci95_over": resampled_units(speakers),
         "sentence_accuracy": float(np.mean(errors == 0)),
         "words": int(words.sum()),
         "characters": int(characters.sum()),
@@ -161,11 +168,19 @@ def _rate(errors: np.ndarray, totals: np.ndarray) -> float:
     return float(errors.sum() / totals.sum())
 
 
-def _resampled(errors: np.ndarray, totals: np.ndarray, seed: int) -> np.ndarray:
-    """Return the rate of each resample of the clips, float64 [RESAMPLES]; the same seed draws the same clips."""
-    rng, clips = np.random.default_rng(seed), len(errors)
-    drawn = (rng.integers(0, clips, clips) for _ in range(RESAMPLES))
-    return np.array([errors[chosen].sum() / totals[chosen].sum() for chosen in drawn]) if clips > 1 else np.zeros(0)
+def resampled_units(speakers: Sequence[str]) -> str:
+    """Return what intervals resample: `speakers` where all clips have one and there are several, else `clips`."""
+    return "speakers" if len(speakers) and all(speakers) and len(set(speakers)) > 1 else "clips"
+
+
+def _resampled(errors: np.ndarray, totals: np.ndarray, speakers: Sequence[str], seed: int) -> np.ndarray:
+    """Return the rate of each resample, float64 [RESAMPLES]; the same seed draws the same clips or speakers."""
+    if resampled_units(speakers) == "speakers":
+        number = np.unique(np.asarray(speakers, dtype=str), return_inverse=True)[1]
+        errors, totals = np.bincount(number, errors), np.bincount(number, totals)
+    rng, units = np.random.default_rng(seed), len(errors)
+    drawn = (rng.integers(0, units, units) for _ in range(RESAMPLES))
+    return np.array([errors[chosen].sum() / totals[chosen].sum() for chosen in drawn]) if units > 1 else np.zeros(0)
 
 
 def _interval(rates: np.ndarray) -> list[float] | None:
@@ -188,7 +203,7 @@ def confusions(references: Sequence[str], hypotheses: Sequence[str], most: int =
 
 
 def paired_gain(
-    references: Sequence[str], ours: Sequence[str], theirs: Sequence[str], seed: int = 0
+    references: Sequence[str], ours: Sequence[str], theirs: Sequence[str], speakers: Sequence[str] = (), seed: int = 0
 ) -> tuple[float, float, float] | None:
     """Return by how much one model lowers the word error rate of another on the same clips.
 
@@ -196,6 +211,7 @@ def paired_gain(
         references: n transcripts.
         ours: n outputs of one model.
         theirs: n outputs of the other.
+        speakers: of each clip, as for `transcription_metrics`; both models are measured on the same draws of them.
         seed: of the resampling.
 
     Returns:
@@ -206,7 +222,7 @@ def paired_gain(
         ValueError: as `align`.
     """
     (our_errors, words), (their_errors, _) = (count_errors(references, texts) for texts in (ours, theirs))
-    interval = _interval(_resampled(their_errors - our_errors, words, seed))
+    interval = _interval(_resampled(their_errors - our_errors, words, speakers, seed))
     return (_rate(their_errors - our_errors, words), *interval) if interval else None
 
 
@@ -258,26 +274,43 @@ def error_rates(references: Sequence[str], hypotheses: Sequence[str]) -> dict[st
 def findings(
     references: Sequence[str],
     ours: Sequence[str],
-    baselines: dict[str, Sequence[str]],
-    decoders: dict[str, Sequence[str]],
+    baselines: Mapping[str, Sequence[str]],
+    decoders: Mapping[str, Sequence[str]],
     test: dict,
+    speakers: Sequence[str] = (),
+    endings: Mapping[str, str] = MappingProxyType({}),
 ) -> list[str]:
     """Return sentences on whether transfer helped, the remaining kinds of errors, and the hardest speaker.
 
     Args:
         references: n transcripts of the test split.
         ours: n outputs of the exported model.
-        baselines: the same per baseline: `scratch`, `frozen`, `zero_shot`.
+        baselines: the same per baseline: `zero_shot`, `frozen`, and those of `FROM_SCRATCH`, of which the best counts.
         decoders: the same per other decoder of the same logits.
         test: as returned by `transcription_metrics` for ours.
+        speakers: of each clip, as for `transcription_metrics`.
+        endings: how the training of a baseline ended, by name.
 
     Returns:
-        Sentences; one starts with "Negative transfer" if training from scratch did better.
+        Sentences; one starts with "Negative transfer" if a network from scratch did better.
     """
-    sentences = [_beside_baseline(name, references, ours, theirs) for name, theirs in baselines.items()]
-    sentences += [_beside_decoder(name, references, ours, theirs) for name, theirs in decoders.items()]
+    scratch = {name: error_rates(references, baselines[name])["wer"] for name in FROM_SCRATCH if name in baselines}
+    best = min(scratch, key=scratch.get, default=None)
+    compared = [name for name in baselines if name not in scratch or name == best]
+    sentences = [_beside_baseline(name, references, ours, baselines[name], speakers) for name in compared]
+    if scratch:
+        rates = (
+            f"{FROM_SCRATCH[name]} has a WER of {100 * wer:.1f} %"
+            + (f" and {endings[name]}" if name in endings else "")
+            for name, wer in sorted(scratch.items(), key=lambda one: one[1])
+        )
+        better = " The comparison is with the better one." if len(scratch) > 1 else ""
+        sentences.append(f"Trained from scratch, {'; '.join(rates)}.{better}")
+    sentences += [_beside_decoder(name, references, ours, theirs, speakers) for name, theirs in decoders.items()]
     sentences += _findings_of_mistakes(test, sum(not text.strip() for text in ours), len(ours))
     sentences += _findings_of_speakers(test["per_speaker"])
+    if len(references) > 1:
+        sentences.append(_on_intervals(speakers))
     if len(references) < FEW_CLIPS:
         sentences.append(
             f"The test split has only {len(references)} clip(s): the results are uncertain, and their intervals too "
@@ -286,32 +319,48 @@ def findings(
     return sentences
 
 
+def _on_intervals(speakers: Sequence[str]) -> str:
+    count = len(set(speakers))
+    if resampled_units(speakers) == "speakers":
+        few = ", which are few: the true intervals are wider" if count < FEW_SPEAKERS else ""
+        return f"The intervals resample the {count} speakers of the test split with all their clips{few}."
+    if count == 1 and all(speakers):
+        return "All test clips are of one speaker: the intervals resample clips, and hold for this speaker only."
+    return (
+        "The speakers of the test clips are unknown: the intervals resample clips, and are too narrow where a speaker "
+        "has several."
+    )
+
+
 def _points(found: tuple[float, float, float]) -> str:
     gain, low, high = (100 * number for number in found)
-    return f"{abs(gain):.1f} points of WER (95 % interval {low:+.1f} to {high:+.1f})"
+    return f"{abs(gain):.1f} points of WER for this seed (95 % interval {low:+.1f} to {high:+.1f})"
 
 
-def _beside_baseline(name: str, references: Sequence[str], ours: Sequence[str], theirs: Sequence[str]) -> str:
+def _name_of_baseline(name: str) -> str:
+    if name in FROM_SCRATCH:
+        return f"{FROM_SCRATCH[name]} trained from scratch"
+    known = {"frozen": "the frozen source with a trained head", "zero_shot": "the source without adaptation"}
+    return known.get(name, f"the baseline {name}")
+
+
+def _beside_baseline(name: str, references, ours, theirs, speakers) -> str:
     """Return whether a baseline is better or worse, and whether the difference is significant."""
-    called = {
-        "scratch": "training from scratch",
-        "frozen": "the frozen source with a trained head",
-        "zero_shot": "the source without adaptation",
-    }.get(name, f"the baseline {name}")
+    called = _name_of_baseline(name)
     if list(ours) == list(theirs):
         return f"The exported model and {called} give exactly the same texts."
-    found = paired_gain(references, ours, theirs)
+    found = paired_gain(references, ours, theirs, speakers)
     if found is None:
         return f"A single test clip allows no comparison with {called}."
     (gain, low, high), points = found, _points(found)
     better, worse = low > 0, high < 0
-    if name == "scratch" and worse:
-        return f"Negative transfer: training from scratch is better by {points}. Try another --source."
-    if name == "scratch" and gain <= 0:
-        return f"The pretrained source does not help here: training from scratch is at least as good, by {points}."
+    if name in FROM_SCRATCH and worse:
+        return f"Negative transfer: {called} is better by {points}. Try another --source."
+    if name in FROM_SCRATCH and gain <= 0:
+        return f"The pretrained source does not help here: {called} is at least as good, by {points}."
     if better:
-        subject = {"scratch": "The pretrained source", "frozen": "Fine-tuning", "zero_shot": "Adaptation"}.get(name)
-        return f"{subject or 'The exported model'} gains {points} over {called}."
+        subject = {"frozen": "Fine-tuning", "zero_shot": "Adaptation"}.get(name, "The exported model")
+        return f"{'The pretrained source' if name in FROM_SCRATCH else subject} gains {points} over {called}."
     if worse:
         subject = {"frozen": "Fine-tuning hurts: ", "zero_shot": "Adaptation hurts: "}.get(name, "")
         text = f"{subject}{called} is better by {points}."
@@ -319,13 +368,13 @@ def _beside_baseline(name: str, references: Sequence[str], ours: Sequence[str], 
     return f"The exported model and {called} are too close to call: {points}."
 
 
-def _beside_decoder(name: str, references: Sequence[str], ours: Sequence[str], theirs: Sequence[str]) -> str:
+def _beside_decoder(name: str, references, ours, theirs, speakers) -> str:
     """Return whether another decoder is better than the exported one, with the same network."""
     name = DECODERS.get(name, name)
     start = f"Decoding with {name}"
     if list(ours) == list(theirs):
         return f"{start} gives exactly the same texts as the exported model."
-    found = paired_gain(references, theirs, ours)
+    found = paired_gain(references, theirs, ours, speakers)
     if found is None:
         return f"A single test clip allows no comparison with {name}."
     (_, low, high), points = found, _points(found)

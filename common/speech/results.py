@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -13,12 +14,27 @@ from common.speech import report
 from common.speech.dataset import SpeechSet
 from common.speech.metrics import DECODERS, confidence_table, findings, transcription_metrics
 
-_SCORES_OF_OTHERS = ("wer", "wer_ci95", "cer", "cer_ci95", "sentence_accuracy")
+_SCORES_OF_OTHERS = ("wer", "wer_ci95", "cer", "cer_ci95", "ci95_over", "sentence_accuracy")
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What a baseline returned for the n test clips.
+
+    Attributes:
+        texts: its outputs, possibly "".
+        seconds: of its training and evaluation.
+        ending: how its training ended, for a network from scratch: "stopped at a plateau after 80 epochs".
+    """
+
+    texts: Sequence[str]
+    seconds: float
+    ending: str = ""
 
 
 def conclude(
     recipe: str, config, data: SpeechSet, outcome: Outcome, *, references: Sequence[str], hypotheses: Sequence[str],
-    confidences: np.ndarray, decoders: dict[str, Sequence[str]], baselines: dict[str, tuple[Sequence[str], float]],
+    confidences: np.ndarray, decoders: dict[str, Sequence[str]], baselines: dict[str, Baseline],
     titles: Mapping[str, str],
 ) -> dict:  # fmt: skip
     """Measure on the test split and write the files of a run.
@@ -32,7 +48,7 @@ def conclude(
         hypotheses: n outputs of the exported model, possibly "".
         confidences: of these outputs, float32 [n].
         decoders: n texts per other decoder, for example `beam`.
-        baselines: n texts and seconds per baseline.
+        baselines: by name.
         titles: of the baselines, by name.
 
     Returns:
@@ -42,18 +58,21 @@ def conclude(
         ValueError: the numbers of texts, confidences and clips differ, or a transcript is empty.
     """
     report.check_aligned(data.test, references, hypotheses, confidences)
-    test = transcription_metrics(references, hypotheses, list(data.test.speakers))
+    speakers = list(data.test.speakers)
+    test = transcription_metrics(references, hypotheses, speakers)
     scores = {
         "test": test,
-        "decoders": {name: _scores_of_other(references, texts) for name, texts in decoders.items()},
+        "decoders": {name: _scores_of_other(references, texts, speakers) for name, texts in decoders.items()},
         "baselines": {
-            name: _scores_of_other(references, texts) | {"seconds": round(seconds, 2)}
-            for name, (texts, seconds) in baselines.items()
+            name: _scores_of_other(references, one.texts, speakers)
+            | {"seconds": round(one.seconds, 2), **({"ending": one.ending} if one.ending else {})}
+            for name, one in baselines.items()
         },
         "by_confidence": confidence_table(references, hypotheses, confidences),
     }
-    outputs = {name: texts for name, (texts, _) in baselines.items()}
-    sentences = [*findings(references, hypotheses, outputs, decoders, test), *data.advice()]
+    texts = {name: one.texts for name, one in baselines.items()}
+    endings = {name: one.ending for name, one in baselines.items() if one.ending}
+    sentences = [*findings(references, hypotheses, texts, decoders, test, speakers, endings), *data.advice()]
 
     def write_files(out, **shared) -> None:
         report.write_report(
@@ -91,6 +110,6 @@ def table(metrics: Mapping, titles: Mapping[str, str]) -> list[str]:
     return lines
 
 
-def _scores_of_other(references: Sequence[str], hypotheses: Sequence[str]) -> dict:
-    measured = transcription_metrics(references, hypotheses)
+def _scores_of_other(references: Sequence[str], hypotheses: Sequence[str], speakers: Sequence[str]) -> dict:
+    measured = transcription_metrics(references, hypotheses, speakers)
     return {name: measured[name] for name in _SCORES_OF_OTHERS}

@@ -15,7 +15,7 @@ Measured results, with commands and machine: `python -m recipes show speech_comm
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import inf
+from math import ceil, inf
 from pathlib import Path
 from typing import ClassVar
 
@@ -44,9 +44,20 @@ from common.speech.export import LONGEST_SECONDS, read_clip, served_wav
 from common.speech.readers import SpeechColumns
 from common.speech.samples import write_samples
 from common.speech.sources import SpeechSource, load_speech_source
-from common.speech.training import VALIDATIONS, seconds_of_training, seconds_of_validation, stage_epochs, train_stage
+from common.speech.spectrogram import spectrogram_source
+from common.speech.training import (
+    FROM_SCRATCH,
+    VALIDATIONS,
+    chosen_on_validation,
+    how_it_ended,
+    seconds_of_training,
+    seconds_of_validation,
+    stage_epochs,
+    train_stage,
+)
 
-BASELINES = {"frozen": "Frozen source, trained head", "scratch": "From scratch"}
+BASELINES = {"frozen": "Frozen source, trained head", "spectrogram": "Small log-mel network from scratch",
+             "scratch": "From scratch"}  # fmt: skip
 SCORES = ("accuracy", "macro_f1", "ece")
 SOURCES = ("wav2vec2_mini", "wav2vec2_base_960h")
 GALLERY = {"in": "clips in class folders", "out": "label, probabilities", "row": "spoken_commands"}
@@ -74,15 +85,15 @@ class Config:
     save_every: float = 30.0  # Seconds between checkpoints: a killed run loses no more than that
     max_seconds: float = 40.0  # Longer clips are left out, of the test split as well: attention needs memory
     unfreeze: str = "encoder"  # What is trained after the head: encoder (all but the convolutions), all, last:N ...
-    head_epochs: int | None = None  # Epochs in which only the head is trained; 2 by default, more for few clips
-    epochs: int | None = None  # Epochs in which the encoder is trained too; 10 to 20 by default, more for few clips
+    head_epochs: int | None = None  # Epochs in which only the head is trained, at most; more by default for few clips
+    epochs: int | None = None  # Epochs in which the encoder is trained too, at most; 10 to 20 by default, or more
     batch_size: int = 16  # Clips per step, at most
     batch_seconds: float = 80.0  # Seconds of sound per step, padding included, at most: memory grows with it
     learning_rate: float = 1e-3  # Peak learning rate of the encoder, after warm-up; cosine decay
     head_rate: float = 2e-3  # Peak learning rate of the head
     weight_decay: float = 0.01  # Weight decay
     augment: str = "speed,noise,gain,microphone"  # Some of speed, noise, gain, microphone (another room), or none
-    baselines: str = "frozen"  # To compare with: frozen, scratch (each takes as long), or none
+    baselines: str = "frozen,spectrogram"  # To compare with: frozen, spectrogram, scratch (long), or none
     shots: int | None = None  # Train on this many clips per class, without choosing on validation
     limit: int | None = None  # Use at most this many clips of each split: a quick look
     strict: bool = False  # Stop at the first clip that cannot be used instead of skipping and counting it
@@ -123,17 +134,17 @@ def build_model(source: SpeechSource, classes: int) -> keras.Model:
 
 
 def train(run: Run, source: SpeechSource, model: keras.Model, data: SpeechSet, clips, stage: str):
-    """Train one stage: `head`, `finetune`, or for a baseline `frozen` or `scratch`.
+    """Train one stage: `head`, `finetune`, or for a baseline `spectrogram` or `scratch`.
 
     Returns:
         (history rows, number of trained parameters).
     """
     config = run.config
-    policy = {"head": "frozen", "frozen": "frozen", "scratch": "all"}.get(stage, config.unfreeze)
-    counts = freezing.freeze(model, source.backbone, models.ENCODER if policy == "encoder" else policy)
+    policy = {"head": "frozen", **dict.fromkeys(FROM_SCRATCH, "all")}.get(stage, config.unfreeze)
+    policy = models.ENCODER if policy == "encoder" else policy
+    counts = freezing.freeze(model, source.backbone, policy, batch_norm="train")  # only the log-mel network has some
     print(f"{stage}: {counts}")
-    steps = batches.steps_per_epoch(data.train.seconds, config.batch_seconds, config.seed, config.batch_size)
-    epochs = stage_epochs(steps, config.head_epochs, config.epochs)[stage]
+    steps, epochs = planned(data, config)
 
     def batches_from(epoch, step):
         return training_stream(data, clips, config, first=(epoch, step)).map(models.as_inputs(source.normalises), 2)
@@ -145,9 +156,9 @@ def train(run: Run, source: SpeechSource, model: keras.Model, data: SpeechSet, c
         return {name: scores[name] for name in ("accuracy", "cross_entropy")}
 
     history = train_stage(
-        source, model, batches_from, validate, stage=stage, epochs=epochs, steps=steps, head_rate=config.head_rate,
-        encoder_rate=config.learning_rate, weight_decay=config.weight_decay, rank=training.by_accuracy,
-        choose=not config.shots, score="accuracy", **run.saves(stage),
+        source, model, batches_from, validate, stage=stage, epochs=epochs[stage], steps=steps,
+        head_rate=config.head_rate, encoder_rate=config.learning_rate, weight_decay=config.weight_decay, rank=rank,
+        choose=not config.shots, score="accuracy", patience=max(3, ceil(epochs[stage] / 2)), **run.saves(stage),
     )  # fmt: skip
     return history, counts.parameters
 
@@ -166,18 +177,16 @@ def main(config: Config) -> dict:
     print(f"{config.data}: {data.counts()}, {len(data.class_names)} classes")
 
     model = build_model(source, len(data.class_names))
-    parameters, history = {"total": model.count_params()}, []
-    for stage in ("head", "finetune"):
+    parameters, history, found = {"total": model.count_params()}, [], {}
+    predict = predictor(source, model, data, clips)
+    for stage in ("head",) if stays_frozen(config) else ("head", "finetune"):
         with clock(stage):
             rows, parameters[f"trainable_{stage}"] = train(run, source, model, data, clips, stage)
         history += rows
-    with clock("evaluate"):
-        probabilities = predictor(source, model, data, clips)("test", title="test clips")
-    baselines = {}
-    for name in parse_baselines(config.baselines or "frozen", BASELINES):
-        with clock(f"baseline_{name}"):
-            theirs, rows = train_baseline(name, run, data, clips)
-        baselines[name], history = (theirs, clock.report()[f"baseline_{name}"]), history + rows
+        with clock("evaluate"):
+            found[stage] = predict("test", title="test clips")
+    probabilities = found[stage]
+    chosen = chosen_on_validation(history, len(data.val)) if not config.shots else ""
 
     with clock("export"):
         exporting.save_keras_model(model, out / "model.keras")
@@ -191,11 +200,21 @@ def main(config: Config) -> dict:
         example = served_wav(Path(paths[0]))
         write_serving_files(out / "serving", "speech_commands", input_name=INPUT, example=example)
 
+    baselines, endings = {}, []  # after the proof: a baseline that is stopped takes no result with it
+    for name in wanted_baselines(config):
+        if name == "frozen":
+            baselines[name] = found["head"], clock.report()["head"]
+            continue
+        with clock("baselines"), clock(f"baseline_{name}"):
+            theirs, rows, ending = train_baseline(name, run, data, clips)
+        baselines[name], history = (theirs, clock.report()[f"baseline_{name}"]), history + rows
+        endings.append(f"{BASELINES[name]}: {ending}.")
+
     card, size = {"spec": config.source, **source.card}, exporting.size_report(version, model)
     return results.conclude(
         "speech_commands", config, data, Outcome(history, clock.report(), parameters, card, proof, size),
         probabilities=probabilities, baselines=baselines, titles=BASELINES, what="clips",
-        preview=players(data.test.paths),
+        preview=players(data.test.paths), advice=[sentence for sentence in (chosen, *endings) if sentence],
     )  # fmt: skip
 
 
@@ -212,16 +231,16 @@ def check(config: Config) -> None:
     write_samples(page, clips["train"], train.texts, augmentation(config), config.seed)
     print(f"augmented training clips: {page}")
 
-    steps = batches.steps_per_epoch(train.seconds, config.batch_seconds, config.seed, config.batch_size)
-    epochs = stage_epochs(steps, config.head_epochs, config.epochs)
+    _, epochs = planned(data, config)
     stream = training_stream(data, clips, config).map(models.as_inputs(source.normalises))
     an_epoch = seconds_of_training(source, model, stream, train.seconds)
     classify = build_command_classifier(command_model(source, model, data))
     validation = seconds_of_validation(classify, val.paths, val.seconds)
-    wanted = parse_baselines(config.baselines or "frozen", BASELINES)
-    stages = [epochs[stage] for stage in ("head", "finetune", *wanted)]
+    stages = [epochs[stage] for stage in ("head", "finetune")]
     whole = sum(stages) * an_epoch + sum(min(count, VALIDATIONS) for count in stages) * validation
     print(f"estimate: {format_seconds(whole)} of training and validation, then half a minute for export and proof")
+    if set(wanted_baselines(config)) & set(FROM_SCRATCH):
+        print("networks from scratch come on top: they train until validation stops improving")
 
 
 # --- helpers of the steps above ------------------------------------------------------------------------------
@@ -256,10 +275,36 @@ def augmentation(config: Config) -> Augmentation | None:
     return Augmentation.of(parse_list("--augment", config.augment, AUGMENTATIONS, alone=("none",)))
 
 
-def train_baseline(name: str, run: Run, data: SpeechSet, clips: dict[str, Clips]) -> tuple[np.ndarray, list[dict]]:
-    """Train a baseline for as many epochs, from the source or from random weights."""
+def planned(data: SpeechSet, config: Config) -> tuple[int, dict[str, int]]:
+    """Return the steps of an epoch, and the epochs of each stage: the head is trained as if it were exported."""
+    steps = batches.steps_per_epoch(data.train.seconds, config.batch_seconds, config.seed, config.batch_size)
+    return steps, stage_epochs(steps, config.head_epochs, config.epochs, choose=not config.shots, head_steps=400)
+
+
+def rank(logs: dict[str, float]) -> tuple[float, ...]:
+    """Rank an epoch by accuracy on validation, then by cross-entropy."""
+    return training.by_accuracy(logs) if "val_accuracy" in logs else (-inf,)  # not every epoch is validated
+
+
+def stays_frozen(config: Config) -> bool:
+    """Return whether the head alone is trained."""
+    return config.unfreeze == "frozen" or config.epochs == 0
+
+
+def wanted_baselines(config: Config) -> list[str]:
+    """Return the baselines to compare with, the cheapest first."""
+    wanted = parse_baselines(config.baselines or "frozen", BASELINES)
+    return [name for name in BASELINES if name in wanted]
+
+
+def train_baseline(name: str, run: Run, data: SpeechSet, clips: dict[str, Clips]) -> tuple[np.ndarray, list[dict], str]:
+    """Train a network from scratch; return its probabilities for the test clips, its history, and how it ended."""
     keras.utils.set_random_seed(run.config.seed)
-    source = load_speech_source(run.config.source, random_weights=name == "scratch")
+    if name == "spectrogram":
+        source = spectrogram_source(recurrent=False)
+    else:
+        source = load_speech_source(run.config.source, random_weights=True)
     model = build_model(source, len(data.class_names))
     rows, _ = train(run, source, model, data, clips, name)
-    return predictor(source, model, data, clips)("test"), rows
+    ending = how_it_ended(rows, planned(data, run.config)[1][name], not run.config.shots)
+    return predictor(source, model, data, clips)("test"), rows, ending

@@ -14,6 +14,7 @@ Measured results, with commands and machine: `python -m recipes show speech_wav2
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -44,9 +45,19 @@ from common.speech.metrics import error_rates
 from common.speech.readers import SpeechColumns
 from common.speech.samples import write_samples
 from common.speech.sources import SpeechSource, load_speech_source
-from common.speech.training import VALIDATIONS, seconds_of_training, seconds_of_validation, stage_epochs, train_stage
+from common.speech.spectrogram import spectrogram_source
+from common.speech.training import (
+    FROM_SCRATCH,
+    VALIDATIONS,
+    how_it_ended,
+    seconds_of_training,
+    seconds_of_validation,
+    stage_epochs,
+    train_stage,
+)
 
-BASELINES = {"zero_shot": "No adaptation", "frozen": "Frozen source, trained head", "scratch": "From scratch"}
+BASELINES = {"zero_shot": "No adaptation", "frozen": "Frozen source, trained head",
+             "spectrogram": "Small log-mel network from scratch", "scratch": "From scratch"}  # fmt: skip
 SCORES = ("wer", "cer")
 SOURCES = ("wav2vec2_mini", "wav2vec2_base_960h")
 GALLERY = {"in": "recordings with transcripts", "out": "text, confidence", "row": "fsdd"}
@@ -85,7 +96,7 @@ class Config:
     augment: str = "speed,noise,gain,microphone"  # Some of speed, noise, gain, microphone (another room), or none
     language_model: str | None = None  # Text file: beam search prefers words that follow each other in it
     beams: int = 16  # Beam width of the evaluation; 0 leaves beam search out. The export decodes greedily
-    baselines: str = "zero_shot"  # To compare with: zero_shot, frozen, scratch (the last two take as long), or none
+    baselines: str = "zero_shot"  # To compare with: zero_shot (seconds), frozen, spectrogram, scratch (minutes) or none
     shots: int | None = None  # Train on this many clips of each repeated sentence, without choices on validation
     limit: int | None = None  # Use at most this many clips of each split: a quick look
     strict: bool = False  # Stop at the first clip that cannot be used instead of skipping and counting it
@@ -146,18 +157,17 @@ def build_model(source: SpeechSource, corpus: Corpus) -> keras.Model:
 
 
 def train(run: Run, source: SpeechSource, model: keras.Model, corpus: Corpus, stage: str) -> tuple[list[dict], int]:
-    """Train one stage: `head`, `finetune`, or for a baseline `frozen` or `scratch`.
+    """Train one stage: `head`, `finetune`, or alone `frozen`, `spectrogram` or `scratch`.
 
     Returns:
         (history rows, number of trained parameters).
     """
     config = run.config
-    policy = {"head": "frozen", "frozen": "frozen", "scratch": "all"}.get(stage, config.unfreeze)
-    counts = freezing.freeze(model, source.backbone, models.ENCODER if policy == "encoder" else policy)
+    policy = {"head": "frozen", "frozen": "frozen", **dict.fromkeys(FROM_SCRATCH, "all")}.get(stage, config.unfreeze)
+    policy = models.ENCODER if policy == "encoder" else policy
+    counts = freezing.freeze(model, source.backbone, policy, batch_norm="train")  # only the log-mel network has some
     print(f"{stage}: {counts}")
-    seconds, network = corpus.data.train.seconds, source.backbone.config
-    steps = batches.steps_per_epoch(seconds, config.batch_seconds, config.seed, config.batch_size)
-    epochs = stage_epochs(steps, config.head_epochs, config.epochs)[stage]
+    (steps, epochs), network = planned(corpus, config), source.backbone.config
     # An accelerated clip still needs a frame per character.
     least = [samples_needed(labels, network.frame_lengths) for labels in corpus.targets]
 
@@ -168,7 +178,7 @@ def train(run: Run, source: SpeechSource, model: keras.Model, corpus: Corpus, st
     transcribe = transcriber(source, model, corpus)
     history = train_stage(
         source, model, batches_from, lambda: error_rates(corpus.references["val"], transcribe("val").texts),
-        stage=stage, epochs=epochs, steps=steps, head_rate=config.head_rate, encoder_rate=config.learning_rate,
+        stage=stage, epochs=epochs[stage], steps=steps, head_rate=config.head_rate, encoder_rate=config.learning_rate,
         weight_decay=config.weight_decay, rank=best_of, choose=not config.shots, score="wer", **run.saves(stage),
     )  # fmt: skip
     return history, counts.parameters
@@ -186,26 +196,17 @@ def main(config: Config) -> dict:
     with clock("data"):
         corpus = prepare(data, source, config)
     print(f"{config.data}: {corpus.data.counts()}")
-    baselines, history = {}, []
-    if "zero_shot" in wanted_baselines(config, source):
-        with clock("baseline_zero_shot"):
-            texts = zero_shot(source, corpus)
-        baselines["zero_shot"] = texts, clock.report()["baseline_zero_shot"]
-
-    model = build_model(source, corpus)
+    model, history = build_model(source, corpus), []
     parameters = {"total": model.count_params()}
-    for stage in ("head", "finetune"):
-        with clock(stage):
+    stages = ("frozen",) if stays_frozen(config) else ("head", "finetune")
+    for stage in stages:
+        with clock("head" if stage == "frozen" else stage):
             rows, parameters[f"trainable_{stage}"] = train(run, source, model, corpus, stage)
         history += rows
     with clock("evaluate"):
         transcribe = transcriber(source, model, corpus)
         transcripts = transcribe("test", title="test clips", keep_log_probabilities=config.beams > 0)
         decoders = decode_with_beams(transcripts, transcribe, corpus, config) if config.beams else {}
-    for name in [name for name in ("frozen", "scratch") if name in wanted_baselines(config, source)]:
-        with clock(f"baseline_{name}"):
-            texts, rows = train_baseline(name, run, corpus)
-        baselines[name], history = (texts, clock.report()[f"baseline_{name}"]), history + rows
 
     with clock("export"):
         exporting.save_keras_model(model, out / "model.keras")
@@ -218,6 +219,13 @@ def main(config: Config) -> dict:
         proof = prove_recogniser(version, paths, transcripts.texts, transcripts.confidences)
         example = served_wav(Path(paths[0]))
         write_serving_files(out / "serving", "speech_wav2vec", input_name=INPUT, example=example)
+
+    baselines = {}  # after the proof: a baseline that is stopped takes no result with it
+    for name in wanted_baselines(config, source):
+        with clock("baselines"), clock(f"baseline_{name}"):
+            texts, rows, ending = baseline(name, run, corpus, transcripts)
+        baselines[name] = results.Baseline(texts, clock.report()[f"baseline_{name}"], ending)
+        history += rows
 
     card, size = {"spec": config.source, **source.card}, exporting.size_report(version, model)
     return results.conclude(
@@ -242,15 +250,17 @@ def check(config: Config) -> None:
     write_samples(page, corpus.clips["train"], train.texts, augmentation(config), config.seed)
     print(f"augmented training clips: {page}")
 
-    steps = batches.steps_per_epoch(train.seconds, config.batch_seconds, config.seed, config.batch_size)
-    epochs = stage_epochs(steps, config.head_epochs, config.epochs)
+    _, epochs = planned(corpus, config)
     stream = training_stream(corpus, config).map(models.as_inputs(source.normalises))
     an_epoch = seconds_of_training(source, model, stream, train.seconds)
     transcribe = build_transcriber(recogniser(source, model, corpus))
     validation = seconds_of_validation(transcribe, val.paths, val.seconds)
-    stages = [epochs[stage] for stage in ("head", "finetune", *(wanted_baselines(config, source) & set(epochs)))]
+    wanted = set(wanted_baselines(config, source))
+    stages = [epochs[stage] for stage in ("head", "finetune", *(wanted & {"frozen"}))]
     whole = sum(stages) * an_epoch + sum(min(count, VALIDATIONS) for count in stages) * validation
     print(f"estimate: {format_seconds(whole)} of training and validation, then half a minute for export and proof")
+    if wanted & set(FROM_SCRATCH):
+        print("networks from scratch take longer: they train until validation stops improving")
 
 
 # --- helpers of the steps above ------------------------------------------------------------------------------
@@ -286,9 +296,11 @@ def decode_with_beams(transcripts: Transcripts, transcribe, corpus: Corpus, conf
 
 
 def best_of(logs: dict[str, float]) -> tuple[float, float]:
-    """Rank an epoch by its word error rate on validation, then by that of characters."""
+    """Rank an epoch by its word error rate on validation, then by that of characters; by the loss before any word."""
     if "val_wer" not in logs:  # not validated
         return -inf, -inf
+    if logs["val_wer"] >= 1:  # at first CTC emits blanks only, and the loss alone shows progress
+        return -1.0, -1.0 - logs.get("loss", inf)
     return -round(logs["val_wer"], 6), -logs["val_cer"]
 
 
@@ -297,22 +309,38 @@ def augmentation(config: Config) -> Augmentation | None:
     return Augmentation.of(parse_list("--augment", config.augment, AUGMENTATIONS, alone=("none",)))
 
 
-def wanted_baselines(config: Config, source: SpeechSource) -> set[str]:
+def planned(corpus: Corpus, config: Config) -> tuple[int, dict[str, int]]:
+    """Return the steps of an epoch, and the epochs of each stage."""
+    seconds = corpus.data.train.seconds
+    steps = batches.steps_per_epoch(seconds, config.batch_seconds, config.seed, config.batch_size)
+    return steps, stage_epochs(steps, config.head_epochs, config.epochs, choose=not config.shots)
+
+
+def stays_frozen(config: Config) -> bool:
+    """Return whether the head alone is trained: then the baseline `frozen` is the exported model."""
+    return config.unfreeze == "frozen" or config.epochs == 0
+
+
+def wanted_baselines(config: Config, source: SpeechSource) -> list[str]:
     """Return the baselines to compare with; a source without characters has no zero_shot."""
-    wanted = set(parse_baselines(config.baselines or "zero_shot", BASELINES))
-    return wanted if source.characters else wanted - {"zero_shot"}
+    wanted = parse_baselines(config.baselines or "zero_shot", BASELINES)
+    return [name for name in BASELINES if name in wanted and (source.characters or name != "zero_shot")]
 
 
-def zero_shot(source: SpeechSource, corpus: Corpus) -> list[str]:
-    """Return the transcripts of the test clips by the source before any training, normalised as the references."""
-    transcripts = build_transcriber(models.as_recogniser(source))(corpus.clips["test"], corpus.data.test.seconds)
-    return [corpus.characters.normalise(text) for text in transcripts.texts]
-
-
-def train_baseline(name: str, run: Run, corpus: Corpus) -> tuple[tuple[str, ...], list[dict]]:
-    """Train a baseline for as many epochs, from the source or from random weights; return its texts and history."""
-    keras.utils.set_random_seed(run.config.seed)
-    source = load_speech_source(run.config.source, random_weights=name == "scratch")
+def baseline(name: str, run: Run, corpus: Corpus, exported: Transcripts) -> tuple[Sequence[str], list[dict], str]:
+    """Return what a baseline outputs for the test clips, its history, and how its training from scratch ended."""
+    config = run.config
+    keras.utils.set_random_seed(config.seed)
+    if name == "frozen" and stays_frozen(config):
+        return exported.texts, [], ""
+    if name == "spectrogram":
+        source = spectrogram_source(recurrent=True)
+    else:
+        source = load_speech_source(config.source, random_weights=name == "scratch")
+    if name == "zero_shot":  # with its own characters, normalised as the references
+        texts = build_transcriber(models.as_recogniser(source))(corpus.clips["test"], corpus.data.test.seconds).texts
+        return [corpus.characters.normalise(text) for text in texts], [], ""
     model = build_model(source, corpus)
     rows, _ = train(run, source, model, corpus, name)
-    return transcriber(source, model, corpus)("test").texts, rows
+    ending = how_it_ended(rows, planned(corpus, config)[1][name], not config.shots) if name in FROM_SCRATCH else ""
+    return transcriber(source, model, corpus)("test").texts, rows, ending

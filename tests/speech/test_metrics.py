@@ -86,6 +86,63 @@ def test_intervals_hold_the_rate_and_depend_on_the_seed_alone():
     assert (high - low) / 2 == pytest.approx(1.96 * np.sqrt(0.2 * 0.8 / 400), rel=0.15)
 
 
+def test_intervals_are_over_speakers_where_they_are_known():
+    """All clips of a speaker are alike, so a hundred of them are one observation."""
+    rng = np.random.default_rng(0)
+    speakers = [f"speaker {number // 50}" for number in range(1000)]
+    good = dict(zip(sorted(set(speakers)), rng.random(20) < 0.5, strict=True))
+    said = ["a" if good[speaker] else "b" for speaker in speakers]
+    by_speaker = transcription_metrics(["a"] * 1000, said, speakers)
+    by_clip = transcription_metrics(["a"] * 1000, said)
+    assert (by_speaker["ci95_over"], by_clip["ci95_over"]) == ("speakers", "clips")
+    widths = [np.diff(one["wer_ci95"])[0] for one in (by_speaker, by_clip)]
+    rate = by_clip["wer"]
+    for width, units in zip(widths, (20, 1000), strict=True):  # the standard error of a coin, of so many throws
+        assert width / 2 == pytest.approx(1.96 * np.sqrt(rate * (1 - rate) / units), rel=0.2)
+    # Paired: the same speakers for both, so a gain that all of them share is certain, one of some speakers is not.
+    worse = ["b" if number % 5 == 0 else text for number, text in enumerate(said)]
+    assert paired_gain(["a"] * 1000, said, worse, speakers)[1] > 0
+    perfect = paired_gain(["a"] * 1000, ["a"] * 1000, said, speakers)
+    assert perfect[2] - perfect[1] == pytest.approx(widths[0])
+    assert transcription_metrics(["a"] * 3, ["a"] * 3, ["x", "", "y"])["ci95_over"] == "clips"
+
+
+@pytest.mark.parametrize(
+    ("speakers", "told"),
+    [
+        (
+            [f"speaker {number % 12}" for number in range(40)],
+            "resample the 12 speakers of the test split with all their",
+        ),
+        (["one"] * 40, "hold for this speaker only"),
+        (["one"] * 39 + [""], "speakers of the test clips are unknown: the intervals resample clips"),
+        ([], "speakers of the test clips are unknown: the intervals resample clips"),
+    ],
+)
+def test_what_the_intervals_cover_is_told(speakers, told):
+    texts = ["one two"] * 40
+    said = findings(texts, texts, {}, {}, transcription_metrics(texts, texts, speakers), speakers)
+    assert told in said[-1] and ("few" in said[-1]) == (len(set(speakers)) == 2 and "" not in speakers)
+
+
+def test_the_best_network_from_scratch_is_compared_with():
+    references, good = wrong_in(0.1, 1)
+    _, middle = wrong_in(0.3, 2)
+    _, bad = wrong_in(0.6, 3)
+    test, ended = transcription_metrics(references, good), {"spectrogram": "stopped at a plateau after 80 epochs"}
+    told = findings(references, good, {"scratch": bad, "spectrogram": middle}, {}, test, (), ended)
+    assert told[0].startswith("The pretrained source gains") and "points of WER for this seed" in told[0]
+    assert told[0].endswith("over the small log-mel network trained from scratch.")
+    assert told[1].startswith("Trained from scratch, the small log-mel network has a WER of")
+    assert "% and stopped at a plateau after 80 epochs; the same network has a WER of" in told[1]
+    assert told[1].endswith(" %. The comparison is with the better one.")
+    assert sum("gains" in sentence for sentence in told) == 1
+    worse = findings(
+        references, bad, {"scratch": good, "spectrogram": middle}, {}, transcription_metrics(references, bad)
+    )
+    assert worse[0].startswith("Negative transfer: the same network trained from scratch is better by")
+
+
 def test_long_clips_count_more():
     metrics = transcription_metrics(["a " * 98 + "a", "b"], ["a " * 98 + "a", "c"])
     assert metrics["wer"] == 1 / 100 and metrics["sentence_accuracy"] == 0.5
@@ -193,7 +250,7 @@ def test_baselines_are_judged_by_their_intervals():
     references, good = wrong_in(0.1, 1)
     _, bad = wrong_in(0.5, 2)
     _, near = wrong_in(0.1, 3)
-    assert first("scratch", references, bad, good).startswith("Negative transfer: training from scratch is better by")
+    assert first("scratch", references, bad, good).startswith("Negative transfer: the same network trained from")
     assert first("scratch", references, good, bad).startswith("The pretrained source gains")
     assert first("frozen", references, good, bad).startswith("Fine-tuning gains")
     assert first("frozen", references, bad, good).startswith("Fine-tuning hurts: the frozen source")
@@ -241,9 +298,15 @@ def test_no_mistakes_and_voices():
     references = ["one two three four"] * 40
     speakers = ["low"] * 20 + ["high"] * 20
     perfect = transcription_metrics(references, references, speakers)
-    assert findings(references, references, {}, {}, perfect) == ["Every word of the test split is correct."]
+    assert findings(references, references, {}, {}, perfect, speakers) == [
+        "Every word of the test split is correct.",
+        "The intervals resample the 2 speakers of the test split with all their clips, which are few: the true "
+        "intervals are wider.",
+    ]
     said = ["one two three"] * 20 + references[20:]
     sentences = findings(references, said, {}, {}, transcription_metrics(references, said, speakers))
     assert "The hardest speaker is low: WER 25.0 % on 80 words; the easiest is high with 0.0 %." in sentences
     few = ["once"] * 1 + ["low"] * 39  # the error rate over four words is too uncertain
-    assert "speaker" not in " ".join(findings(references, said, {}, {}, transcription_metrics(references, said, few)))
+    assert "hardest speaker" not in " ".join(
+        findings(references, said, {}, {}, transcription_metrics(references, said, few))
+    )

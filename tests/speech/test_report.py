@@ -21,6 +21,7 @@ from common.results import Outcome
 from common.speech import report, results
 from common.speech.audio import playback
 from common.speech.dataset import SpeechExamples, SpeechSet
+from common.speech.results import Baseline
 from tests.elements import Elements
 
 EVIL = "<script>alert(1)</script>"
@@ -38,6 +39,7 @@ TEXTS = ["turn the light on", "قم بتشغيل الضوء", "play music", "wha
 SAID = ["turn light an", "قم بتشغيل", "play music", "", "stop it now please"]
 CONFIDENCES = np.array([0.7, 0.6, 0.99, 0.2, 0.9], np.float32)
 SPEAKERS = ["ann", "ann", "bo", "", "bo"]
+ENDED = "stopped at a plateau after 9 epochs"
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def conclude(tmp_path: Path, **changes) -> dict:
     )  # fmt: skip
     arguments = dict(
         references=TEXTS, hypotheses=SAID, confidences=CONFIDENCES, decoders={"beam_lm": TEXTS},
-        baselines={"frozen": (SAID, 3.25), "scratch": ([""] * 5, 60.0)}, titles=TITLES,
+        baselines={"frozen": Baseline(SAID, 3.25), "scratch": Baseline([""] * 5, 60.0, ENDED)}, titles=TITLES,
     )  # fmt: skip
     return results.conclude("speech_wav2vec", Config(str(tmp_path / "run")), data, outcome, **arguments | changes)
 
@@ -108,6 +110,11 @@ def test_a_run_ends_with_all_its_files(tmp_path, capsys):
     assert [row["speaker"] for row in test["per_speaker"]] == ["bo", "ann"]
     assert metrics["decoders"]["beam_lm"]["wer"] == 0.0 and {"wer", "cer"} <= set(metrics["decoders"]["beam_lm"])
     assert {"wer", "wer_ci95", "cer", "seconds"} <= set(metrics["baselines"]["scratch"])
+    assert metrics["baselines"]["scratch"]["ending"] == ENDED and "ending" not in metrics["baselines"]["frozen"]
+    assert ENDED in (out / "report.html").read_text("utf-8")
+    assert "The intervals resample the clips of the test split." in (out / "report.html").read_text("utf-8")
+    assert "do not cover\n  other speakers, other kinds of data" in (out / "model_card.md").read_text("utf-8")
+    assert test["ci95_over"] == metrics["baselines"]["scratch"]["ci95_over"] == "clips"  # one speaker is unknown
     assert metrics["baselines"]["scratch"]["wer"] == 1.0 and metrics["baselines"]["frozen"]["seconds"] == 3.25
     assert metrics["counts"] == {"train": 5, "val": 5, "test": 5, "skipped": 0}
     assert (out / "history.csv").read_text().startswith("stage,epoch,loss,val_loss,val_wer")
@@ -189,7 +196,7 @@ def test_names_and_texts_of_users_are_escaped(tmp_path):
     test = examples(tmp_path / "clips", names, texts=texts, speakers=[EVIL, "caf\udce9", "", "", ""])
     data = data_of(test, skipped=(("caf\udce9", '"><script>'),), notes=(EVIL,))
     conclude(tmp_path, data=data, references=texts, hypotheses=said, decoders={EVIL: said},
-             baselines={EVIL: (said, 1.0)}, titles={})  # fmt: skip
+             baselines={EVIL: Baseline(said, 1.0)}, titles={})  # fmt: skip
     html, elements = read(tmp_path)
     assert "<script" not in html and EVIL in elements.text and "onerror=alert(2)" in elements.text
     assert "onerror" not in {name for _, attributes in elements.found for name in attributes}
@@ -291,7 +298,7 @@ def test_all_right_all_wrong_and_confidences_that_say_nothing(tmp_path):
 def test_a_single_clip_has_no_interval_and_says_so(tmp_path, capsys):
     one = examples(tmp_path / "clips", ("a.wav",), texts=["stop"], speakers=[""])
     conclude(tmp_path, data=data_of(one), references=["stop"], hypotheses=["stop"], decoders={},
-             confidences=np.ones(1, np.float32), baselines={"frozen": (["go"], 1.0)})  # fmt: skip
+             confidences=np.ones(1, np.float32), baselines={"frozen": Baseline(["go"], 1.0)})  # fmt: skip
     elements = read(tmp_path)[1]
     assert "interval not measured" in elements.text and "the speakers are unknown" in elements.text
     assert "(not measured)" in capsys.readouterr().out

@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 
 from common import freezing
+from common import training as common_training
 from common.speech import models, training
 from common.speech.sources import SpeechSource
 from common.speech.wav2vec2.network import Wav2Vec2Backbone
@@ -40,11 +41,15 @@ def changed(model: keras.Model, before: list[np.ndarray]) -> list[bool]:
 @pytest.mark.parametrize(
     ("steps", "head_epochs", "epochs", "head", "finetune"),
     [(1, None, None, 60, 300), (20, None, None, 3, 20), (100, None, None, 2, 15), (1000, None, None, 2, 10),
-     (1, 3, 0, 3, 0), (1000, 0, None, 0, 10)],
+     (1, 3, 0, 3, 0), (1, 3, 4, 3, 4), (1000, 0, None, 0, 10)],
 )  # fmt: skip
 def test_few_steps_give_many_epochs_unless_the_user_chooses(steps, head_epochs, epochs, head, finetune):
     found = training.stage_epochs(steps, head_epochs, epochs)
-    assert found == {"head": head, "finetune": finetune, "frozen": head + finetune, "scratch": head + finetune}
+    scratch = head + finetune if epochs else max(10, 6000 // steps)
+    assert found == {"head": head, "finetune": finetune, "frozen": head + finetune, "scratch": scratch,
+                     "spectrogram": scratch}  # fmt: skip
+    fixed = training.stage_epochs(steps, head_epochs, epochs, choose=False, head_steps=400)
+    assert fixed["scratch"] <= max(scratch, 1500) and fixed["head"] >= head and fixed["finetune"] == finetune
 
 
 def test_the_first_stage_trains_the_head_alone(source, tmp_path: Path):
@@ -73,3 +78,42 @@ def test_long_stages_are_validated_at_intervals_and_at_the_end(source, tmp_path:
     freezing.freeze(model, source.backbone, "frozen")
     rows = train(source, model, tmp_path, lambda: {"wer": 0.5}, "head", epochs=5)
     assert [row["epoch"] for row in rows if "val_wer" in row] == [2, 4, 5] and len(rows) == 5
+
+
+def test_a_network_from_scratch_is_trained_until_validation_stops_improving(source, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(training, "_PLATEAU", 4)  # two epochs of two steps
+    model = models.build_recogniser(source, LETTERS)
+    scores = iter([0.9, 0.8, 0.7, *[0.7] * 20])
+    rows = train(source, model, tmp_path, lambda: {"wer": next(scores)}, "scratch", epochs=20)
+    assert len(rows) == 3 + 3 * 2  # three plateaus in a row
+    assert training.how_it_ended(rows, 20, True) == "stopped at a plateau after 9 epochs"
+    assert training.how_it_ended(rows, 9, True).startswith("was still improving after 9 epochs")
+    assert training.how_it_ended(rows, 9, False) == "trained for 9 epochs, fixed in advance"
+
+
+def test_the_learning_rate_falls_at_each_plateau_and_a_stopped_stage_continues_with_it(source, tmp_path: Path):
+    model = models.build_recogniser(source, LETTERS)
+    learner = models.Learner(model, source.backbone.config)
+    learner.compile(optimizer=common_training.DiscriminativeAdamW(learning_rate=0.9), jit_compile=False)
+    keep, rates = training.KeepBestToPlateau(2, lambda logs: (logs["score"],)), []
+    keep.set_model(learner)
+    keep.on_train_begin()
+    for epoch, score in enumerate([1, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3]):
+        keep.on_epoch_end(epoch, {"score": score})
+        rates.append(round(float(learner.optimizer.learning_rate), 4))
+    assert rates == [0.9, 0.9, 0.9, 0.3, 0.3, 0.3, 0.1, 0.1, 0.0333, 0.0333, 0.0111]
+    assert learner.stop_training and keep.best_epoch == 5
+    assert any(variable.path.endswith("learning_rate") for variable in learner.optimizer.variables)  # in checkpoints
+
+
+def test_the_exported_stage_of_a_classifier_is_named_with_both_scores():
+    head = {"stage": "head", "epoch": 2, "val_accuracy": 0.9, "val_cross_entropy": 0.4}
+    tuned = {"stage": "finetune", "epoch": 3, "val_accuracy": 0.9, "val_cross_entropy": 0.5}
+    told = training.chosen_on_validation([head, tuned, {"stage": "finetune", "epoch": 4}], 40)
+    assert told == (
+        "Exported is the frozen source with its trained head, the better of two on 40 validation clips: fine-tuned "
+        "accuracy 0.900, cross-entropy 0.500; frozen source accuracy 0.900, cross-entropy 0.400."
+    )
+    better = training.chosen_on_validation([head, tuned | {"val_accuracy": 0.95}], 40)
+    assert better.startswith("Exported is the fine-tuned model of epoch 3, the better of two")
+    assert training.chosen_on_validation([head], 40) == ""
