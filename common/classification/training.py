@@ -121,6 +121,8 @@ def describe_class_weights(data, class_weights: str) -> str:
         return f"class weights: {chosen}"
     counts = np.bincount(data.train.labels)
     low, high = np.min(counts[counts > 0]), np.max(counts)
+    if low == high:
+        return f"class weights: {chosen} (each class has {high:,} training examples)"
     above = "more than" if chosen != "none" else "at most"
     return (
         f"class weights: {chosen} (the largest class, {data.class_names[counts.argmax()]}, has {high:,} training "

@@ -19,8 +19,8 @@ from common.texts.batches import INPUTS, Tokens, run_on_tokens
 
 # Both chosen by benchmarks/choose_few_shot.py, on validation splits of trec6, product_sentences and banking77, and on
 # sentences held out from the training split of SST-2: benchmarks/results/few_shot_choice.json.
-TEMPERATURE = 0.3  # of the cosines
-AT_LEAST, PER_TEXT = 20, 0.5  # steps
+TEMPERATURE = 0.1  # of the cosines
+AT_LEAST, PER_TEXT = 40, 1.0  # steps
 
 
 def default_steps(texts: int) -> int:

@@ -81,7 +81,7 @@ class Config:
     dropout: float = 0.1  # Dropout rate before the head, in fine-tuning
     label_smoothing: float = 0.0  # Label smoothing in fine-tuning; reduces overconfidence
     gradient_norm: float = 1.0  # Clip gradients to this global norm
-    pair_steps: int | None = None  # Steps of --method fewshot; 20 by default, more for more texts
+    pair_steps: int | None = None  # Steps of --method fewshot; 40 by default, more for more texts
     pair_rate: float = 1e-4  # Peak learning rate of --method fewshot
     rank: int = 4  # Rank of the adapters of --method lora
     class_weights: str = "auto"  # none, balanced (equal totals), softened (between), auto: softened if imbalanced

@@ -33,6 +33,11 @@ def test_auto_looks_at_the_largest_and_the_smallest_class(counts, chosen):
     assert describe_class_weights(data, "balanced") == "class weights: balanced"
 
 
+def test_equal_classes_are_said_to_be_equal():
+    data = SimpleNamespace(train=SimpleNamespace(labels=labels_of(5, 5)), class_names=("ant", "bee"))
+    assert describe_class_weights(data, "auto") == "class weights: none (each class has 5 training examples)"
+
+
 def test_softened_is_between_none_and_balanced_with_mean_one():
     labels = labels_of(90, 10)
     found = {name: sample_weights(labels, labels, 2, name) for name in ("none", "softened", "balanced")}
