@@ -46,6 +46,9 @@ bench: .venv/installed
 	$(RUN) benchmarks/conversions.py
 	$(RUN) benchmarks/older_tensorflow.py
 	$(RUN) benchmarks/padding.py
+	$(RUN) benchmarks/word_counts.py
+	$(RUN) benchmarks/choose_class_weights.py
+	$(RUN) benchmarks/choose_few_shot.py
 	$(RUN) benchmarks/detection_steps.py
 	$(RUN) benchmarks/new_voice.py
 	$(RUN) benchmarks/measure.py

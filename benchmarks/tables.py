@@ -255,7 +255,8 @@ def few_shot() -> list[str]:
             cpu = found[way].get("cpu_seconds")
             seconds = f"{cpu['mean']:.0f} s of the CPU" if cpu else f"{found[way]['seconds']['mean']:.0f} s"
             cells.append(f"{_score(found[way], 'accuracy')} after {seconds}")
-        lines.append(_line([f"{shots}, {len(found['seeds'])} draws", *cells]))
+        split = found.get("split", "development")  # what older results were measured on
+        lines.append(_line([f"{shots}, {len(found['seeds'])} draws, {split} split", *cells]))
     return lines
 
 

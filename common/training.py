@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -49,11 +50,32 @@ def devices(mirrored: bool) -> contextlib.AbstractContextManager:
     return strategy.scope()
 
 
+# How Keras, KerasHub, TF Hub's modules and Sonnet name biases and the parameters of normalisation and scaling layers.
+_UNDECAYED = re.compile(r"((.*_)?(bias|biases|beta|gamma|scale|offset|scalar|lambda)|b)(_table)?_?\d*")
+
+
+def decays(variable: keras.Variable) -> bool:
+    """Return whether weight decay applies to a variable: not to biases and the parameters of normalisation layers.
+
+    As in BERT's optimizer, whose exceptions are given by name as well (arXiv:1810.04805): kernels and embeddings decay.
+    The shape does not decide, since the biases of an attention layer have two dimensions; only a vector of a SavedModel
+    without any name is taken for a bias.
+
+    Args:
+        variable: its path names its layer and its role: `query/bias`, `bn.gamma`, `kernel:0`.
+    """
+    *_, layer, role = ["", *re.split(r"[/.]", variable.path.partition(":")[0].lower())]
+    if re.fullmatch(r"variable(_\d+)?", role):
+        return len(variable.shape) > 1
+    of_norm = "norm" in layer and re.fullmatch(r"w|weight(_\d+)?", role)  # T5's, and those converted from PyTorch
+    return not (of_norm or _UNDECAYED.fullmatch(role))
+
+
 class DiscriminativeAdamW(keras.optimizers.Adam):
     """AdamW with a learning rate per layer (discriminative fine-tuning, arXiv:1801.06146).
 
-    Decay is decoupled (arXiv:1711.05101; done here, since that of Keras supports only one learning rate) and does not
-    apply to vectors: biases and normalisation parameters.
+    Decay is decoupled (arXiv:1711.05101; done here, since that of Keras supports only one learning rate), and leaves
+    out biases and the parameters of normalisation layers (`decays`).
 
     Args:
         slower: pairs of variables and the factor of their learning rate.
@@ -66,15 +88,18 @@ class DiscriminativeAdamW(keras.optimizers.Adam):
         self._factor_of = {id(variable): factor for variables, factor in slower for variable in variables}
         self._decay = weight_decay
         self._factors: list[float] = []
+        self._decays: list[float] = []
 
     def build(self, variables):
         super().build(variables)
         self._factors = [self._factor_of.get(id(variable), 1.0) for variable in variables]
+        self._decays = [self._decay * decays(variable) for variable in variables]
 
     def update_step(self, gradient, variable, learning_rate):
-        rate = learning_rate * self._factors[self._get_variable_index(variable)]
-        if self._decay and len(variable.shape) > 1:
-            self.assign_sub(variable, variable * keras.ops.cast(rate * self._decay, variable.dtype))
+        number = self._get_variable_index(variable)
+        rate, decay = learning_rate * self._factors[number], self._decays[number]
+        if decay:
+            self.assign_sub(variable, variable * keras.ops.cast(rate * decay, variable.dtype))
         super().update_step(gradient, variable, rate)
 
 

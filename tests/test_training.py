@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import re
+import types
 
 import keras
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 
 from common import training
 from common.classification.training import balanced_class_weights, fit_stage
+from common.hub import SavedModelLayer
 from common.progress import ProgressLine, format_seconds
 
 
@@ -36,7 +39,7 @@ def test_slow_variables_learn_at_their_share_of_the_rate():
     np.testing.assert_allclose(moved, [0.001, 0.001, 0.01, 0.01], rtol=1e-2)
 
 
-def test_weight_decay_is_decoupled_scaled_and_leaves_vectors_alone():
+def test_weight_decay_is_decoupled_and_scaled():
     model = two_layers()
     slow = model.get_layer("slow")
     optimizer = training.DiscriminativeAdamW(learning_rate=0.1, slower=[(slow.variables, 0.5)], weight_decay=0.2)
@@ -47,6 +50,78 @@ def test_weight_decay_is_decoupled_scaled_and_leaves_vectors_alone():
     np.testing.assert_allclose(slow.get_weights()[0], 1 - 0.1 * 0.5 * 0.2, rtol=1e-6)
     np.testing.assert_allclose(slow.get_weights()[1], 1.0)
     np.testing.assert_allclose(model.get_layer("head").get_weights()[0], head * (1 - 0.1 * 0.2), rtol=1e-5)
+
+
+def bert():
+    from common.texts.models import load_classifier
+
+    return load_classifier("bundled:bert_mini", 3, 0.1)[2]
+
+
+def mobilenet():
+    return keras.applications.MobileNetV2((32, 32, 3), alpha=0.35, weights=None)
+
+
+def recogniser():
+    from common.speech.sources import load_speech_source
+    from common.speech.wav2vec2.heads import CTCHead, build_recogniser
+
+    return build_recogniser(load_speech_source("wav2vec2_mini").backbone, CTCHead(30))
+
+
+def detector():
+    from common.detection.anchors import Anchors
+    from common.detection.retinanet import build_detector
+    from common.images.sources import load_source
+
+    return build_detector(load_source("keras:MobileNet(alpha=0.25,size=64)@random"), 2, Anchors(4.0, (1.0,))).model
+
+
+def saved_model(folder):
+    """A Keras 3 export: its variables are called kernel and gamma, without the names of their layers."""
+    inputs = keras.Input((6,))
+    heads = keras.layers.MultiHeadAttention(2, 3)(*2 * [inputs[:, None]])
+    keras.Model(inputs, keras.layers.LayerNormalization()(heads)).export(folder, verbose=False)
+    return SavedModelLayer(str(folder), trainable=True)
+
+
+@pytest.mark.parametrize(
+    ("build", "decayed", "left_out"),
+    [
+        (bert, {"embeddings", "kernel"}, {"bias", "beta", "gamma"}),
+        (mobilenet, {"kernel"}, {"bias", "beta", "gamma"}),
+        (recogniser, {"kernel", "direction", "length", "mask_vector"}, {"bias", "beta", "gamma"}),
+        (detector, {"kernel"}, {"bias", "beta", "gamma"}),
+        (saved_model, {"kernel"}, {"bias", "beta", "gamma"}),
+    ],
+)
+def test_biases_and_normalisation_do_not_decay_whatever_their_shape(build, decayed, left_out, tmp_path):
+    model = build(tmp_path / "export") if build is saved_model else build()
+    variables = model.trainable_variables
+    for variable in variables:
+        variable.assign(keras.ops.ones_like(variable))
+    optimizer = training.DiscriminativeAdamW(learning_rate=0.1, weight_decay=0.2)
+    optimizer.build(variables)
+    optimizer.apply([keras.ops.zeros_like(variable) for variable in variables], variables)
+    found = {True: set(), False: set()}
+    for variable in variables:
+        found[bool(np.all(np.asarray(variable) < 1))].add(re.sub(r"_\d+$", "", re.split(r"[/.]", variable.path)[-1]))
+    assert found == {True: decayed, False: left_out}
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "expected"),
+    [
+        ("dense/kernel:0", (4, 3), True), ("batch_norm.gamma", (3,), False), ("LayerNorm.weight", (3,), False),
+        ("attention.self.query.bias", (4, 48), False), ("dense.weight", (4, 3), True),
+        ("norm_conv.kernel", (3, 3), True), ("swin.relative_position_bias_table", (9, 2), False),
+        ("query.lora_kernel_b", (4, 4), True),
+        ("linear.b", (3,), False), ("Variable:0", (3,), False), ("Variable_1:0", (4, 3), True),
+    ],
+)  # fmt: skip
+def test_names_of_other_libraries(name, shape, expected):
+    named = types.SimpleNamespace(path=name, shape=shape)  # Keras refuses a slash in a name, which its paths have
+    assert training.decays(named) is expected
 
 
 def test_warmup_rises_then_falls_to_zero():

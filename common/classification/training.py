@@ -11,6 +11,10 @@ import numpy as np
 from common.checkpoints import fit_with_checkpoints
 from common.training import EpochLines, KeepBest, use_xla
 
+# Largest class over the smallest above which `auto` softens. There, softened weights lost nothing on validation splits,
+# and balanced ones did: benchmarks/results/class_weights_choice.json.
+IMBALANCE = 3
+
 
 def fit_stage(
     model: keras.Model,
@@ -91,6 +95,41 @@ def balanced_class_weights(labels: np.ndarray, classes: int) -> np.ndarray:
     return (len(labels) / (classes * np.maximum(counts, 1))).astype("float32")
 
 
+def choose_class_weights(train_labels: np.ndarray, class_weights: str) -> str:
+    """Return the weights that `auto` stands for: `softened` where classes differ much in size, else `none`.
+
+    Args:
+        train_labels: of the training split, int [m].
+        class_weights: `auto`, or `none`, `softened` or `balanced`, which are returned as they are.
+    """
+    if class_weights != "auto":
+        return class_weights
+    counts = np.bincount(train_labels)
+    counts = counts[counts > 0]
+    return "softened" if counts.max() > IMBALANCE * counts.min() else "none"
+
+
+def describe_class_weights(data, class_weights: str) -> str:
+    """Return one line on the weights of the classes: what was chosen, and why.
+
+    Args:
+        data: a labelled set with `train.labels` and `class_names`.
+        class_weights: as for `sample_weights`.
+    """
+    chosen = choose_class_weights(data.train.labels, class_weights)
+    if class_weights != "auto":
+        return f"class weights: {chosen}"
+    counts = np.bincount(data.train.labels)
+    low, high = np.min(counts[counts > 0]), np.max(counts)
+    if low == high:
+        return f"class weights: {chosen} (each class has {high:,} training examples)"
+    above = "more than" if chosen != "none" else "at most"
+    return (
+        f"class weights: {chosen} (the largest class, {data.class_names[counts.argmax()]}, has {high:,} training "
+        f"examples, {above} {IMBALANCE} times the {low:,} of the smallest, {data.class_names[list(counts).index(low)]})"
+    )
+
+
 def sample_weights(labels: np.ndarray, train_labels: np.ndarray, classes: int, class_weights: str) -> np.ndarray:
     """Return the weight of each example in training, float32 [n].
 
@@ -98,8 +137,14 @@ def sample_weights(labels: np.ndarray, train_labels: np.ndarray, classes: int, c
         labels: of the examples, int [n].
         train_labels: of the training split, int [m].
         classes: number of classes.
-        class_weights: `none` (all 1), or `balanced` (every class has the same total weight).
+        class_weights: `none` (all 1), `balanced` (every class has the same total weight), `softened` (the square root
+            of that), or `auto` (as `choose_class_weights` decides).
     """
-    if class_weights == "none":
+    chosen = choose_class_weights(train_labels, class_weights)
+    if chosen == "none":
         return np.ones(len(labels), "float32")
-    return balanced_class_weights(train_labels, classes)[labels]
+    weights = balanced_class_weights(train_labels, classes)
+    if chosen == "softened":
+        weights = np.sqrt(weights)
+        weights /= np.mean(weights[train_labels])  # mean 1 over examples, as without weights
+    return weights[labels]

@@ -16,25 +16,40 @@ from common.texts.dataset import TextSet
 
 _WORD = r"(?u)\w+|[^\w\s]"  # punctuation is separate: "awful." counts as "awful"
 _STRENGTHS = (0.1, 1.0, 10.0, 100.0)  # values of scikit-learn's C: weakest regularisation last
+_FEATURES = 50_000  # most frequent words and word pairs: on validation splits as good as all of them
+_CHOOSE = 20_000  # training texts that choose C: more of them rarely change the choice, but cost four fits
+_LARGEST = 20_000_000  # training texts times classes: some minutes, see benchmarks/results/word_counts.json
+_LONGEST = 50_000_000  # characters of the training split: all word pairs are counted before the frequent ones are known
 
 
-def tfidf_probabilities(data: TextSet, weights: np.ndarray | None = None) -> np.ndarray:
-    """Return the test probabilities of logistic regression on TF-IDF counts of words and word pairs.
+def tfidf_probabilities(data: TextSet, weights: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """Return the probabilities of logistic regression on TF-IDF counts of words and word pairs.
+
+    One class against the rest, since the time of all classes at once grows out of hand with their number.
 
     Args:
         data: the texts; validation chooses the regularisation.
         weights: weight of each training text, float32 [n]; None for equal weights.
 
     Returns:
-        float32 [n, classes].
+        {"val", "test"}: float32 [n, classes].
+
+    Raises:
+        UserError: the texts are too many or too long for a cheap baseline.
     """
-    vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=_WORD)
+    texts, classes, characters = len(data.train), len(data.class_names), sum(map(len, data.train.texts))
+    if texts * classes > _LARGEST or characters > _LONGEST:
+        raise UserError(
+            f"Too many texts for word counts. Allowed: {_LARGEST:,} training texts times classes, {_LONGEST:,} "
+            f"characters. Received: {texts:,} texts, {classes:,} classes, {characters:,} characters. Try: --limit 10000"
+        )
+    vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=_WORD, max_features=_FEATURES)
     train = vectorizer.fit_transform(data.train.texts)
     return _fit(data, weights, train, *(vectorizer.transform(split.texts) for split in (data.val, data.test)))
 
 
-def word_vector_probabilities(data: TextSet, file: Path, weights: np.ndarray | None = None) -> np.ndarray:
-    """Return the test probabilities of logistic regression on the mean word vector of each text.
+def word_vector_probabilities(data: TextSet, file: Path, weights: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """Return the probabilities of logistic regression on the mean word vector of each text.
 
     Args:
         data: the texts; validation chooses the regularisation.
@@ -42,7 +57,7 @@ def word_vector_probabilities(data: TextSet, file: Path, weights: np.ndarray | N
         weights: as for `tfidf_probabilities`.
 
     Returns:
-        float32 [n, classes].
+        {"val", "test"}: float32 [n, classes].
 
     Raises:
         UserError: the file does not hold word vectors.
@@ -87,8 +102,28 @@ def read_word_vectors(file: Path) -> dict[str, np.ndarray]:
     return vectors
 
 
-def _fit(data: TextSet, weights: np.ndarray | None, train, val, test) -> np.ndarray:
-    fitted = [LogisticRegression(C=c, max_iter=2000).fit(train, data.train.labels, weights) for c in _STRENGTHS]
+def _fit(data: TextSet, weights: np.ndarray | None, train, val, test) -> dict[str, np.ndarray]:
+    weights = np.ones(len(data.train), np.float32) if weights is None else weights
+    some = np.sort(np.random.default_rng(0).permutation(len(data.train))[:_CHOOSE])
     classes = np.arange(len(data.class_names))
-    best = min(fitted, key=lambda model: log_loss(data.val.labels, model.predict_proba(val), labels=classes))
-    return best.predict_proba(test).astype(np.float32)
+
+    def fit(strength: float, rows: np.ndarray, *asked) -> list[np.ndarray]:
+        return _one_against_rest(train[rows], data.train.labels[rows], weights[rows], strength, classes, asked)
+
+    losses = {c: log_loss(data.val.labels, *fit(c, some, val), labels=classes) for c in _STRENGTHS}
+    best = min(losses, key=losses.get)
+    return dict(zip(("val", "test"), fit(best, np.arange(len(data.train)), val, test), strict=True))
+
+
+def _one_against_rest(features, labels, weights, strength: float, classes, asked) -> list[np.ndarray]:
+    """Fit a logistic regression for each class; return its share of their probabilities, each float32 [n, classes]."""
+    found = [np.full((rows.shape[0], len(classes)), 1e-7, np.float32) for rows in asked]
+    for number in classes:
+        mine = labels == number
+        if not mine.any():  # --limit may leave a class without a training text
+            continue
+        one = LogisticRegression(C=strength, solver="liblinear", max_iter=200)
+        one = None if mine.all() else one.fit(features, mine, weights)
+        for rows, probabilities in zip(asked, found, strict=True):
+            probabilities[:, number] += one.predict_proba(rows)[:, 1] if one else 1.0
+    return [probabilities / probabilities.sum(axis=1, keepdims=True) for probabilities in found]

@@ -23,10 +23,10 @@ import numpy as np
 from common import exporting, freezing, training
 from common.classification import calibration, results
 from common.classification.answers import LABELS
+from common.classification.baselines import run_baselines, stage_seconds
 from common.classification.check import describe_counts
 from common.classification.cross_validation import cross_validate
-from common.classification.training import fit_stage
-from common.classification.training import sample_weights as classification_sample_weights
+from common.classification.training import describe_class_weights, fit_stage, sample_weights
 from common.data.splits import SPLITS
 from common.exporting import Predictor
 from common.flags import check_choice, check_group, check_observers, check_range, parse_baselines, parse_data
@@ -37,7 +37,7 @@ from common.runs import Run, Stopwatch
 from common.serving.kit.write import write_serving_files
 from common.sources.specs import parse_source
 from common.texts import batches, models
-from common.texts.contrastive import tune_if_better
+from common.texts.contrastive import default_steps, tune_if_better
 from common.texts.dataset import DATA_KINDS, TextSet, draw_shots, folds_of, load_text_set
 from common.texts.explain import explain_texts
 from common.texts.export import export_text_classifier, prove_text_classifier
@@ -82,14 +82,14 @@ class Config:
     dropout: float = 0.1  # Dropout rate before the head, in fine-tuning
     label_smoothing: float = 0.0  # Label smoothing in fine-tuning; reduces overconfidence
     gradient_norm: float = 1.0  # Clip gradients to this global norm
-    pair_steps: int | None = None  # Steps of --method fewshot; 20 by default, more for more texts
+    pair_steps: int | None = None  # Steps of --method fewshot; 40 by default, more for more texts
     pair_rate: float = 1e-4  # Peak learning rate of --method fewshot
     rank: int = 4  # Rank of the adapters of --method lora
-    class_weights: str = "none"  # none, or balanced: every class has the same total weight
+    class_weights: str = "auto"  # none, balanced (equal totals), softened (between), auto: softened if imbalanced
     patience: int | None = None  # Stop fine-tuning after this many epochs without improvement on validation
     baselines: str = "frozen,words"  # To compare with: frozen, words, vectors, scratch (takes as long), or none
     word_vectors: str | None = None  # File of word vectors in GloVe's format, for the baseline vectors
-    calibrate: bool = False  # Calibrate the probabilities by temperature scaling, fitted on validation
+    calibrate: bool = True  # Calibrate the probabilities by temperature scaling, fitted on validation
     explain: bool = True  # Report accuracy by length, and the words that moved a prediction; takes seconds
     tensorboard: bool = False  # Write TensorBoard logs to OUT/tensorboard
     mlflow: str | None = None  # Log the finished run to this MLflow tracking server or folder
@@ -108,7 +108,7 @@ class Config:
         if self.method == "fewshot" and self.batch_size < 4:
             raise ValueError("--method fewshot contrasts texts within a batch: --batch-size must be at least 4.")
         check_choice("--long-text", self.long_text, ("truncate", "windows"))
-        check_choice("--class-weights", self.class_weights, ("none", "balanced"))
+        check_choice("--class-weights", self.class_weights, ("auto", "none", "softened", "balanced"))
         chosen = parse_baselines(self.baselines, BASELINES)
         if "vectors" in chosen and not Path(self.word_vectors or "").expanduser().is_file():
             found = f" There is no file {self.word_vectors}." if self.word_vectors else ""
@@ -132,11 +132,11 @@ def load_data(config: Config) -> TextSet:
 @dataclass(frozen=True)
 class Trained:
     """The result of training: `encoder` maps tokens to embeddings, `model` to class probabilities; `frozen` holds those
-    of the frozen encoder with its head on the test split, float32 [n, classes]."""
+    of the frozen encoder with its head on val and test, float32 [n, classes]."""
 
     encoder: keras.Model
     model: keras.Model
-    frozen: np.ndarray
+    frozen: dict[str, np.ndarray]
     history: list[dict]
     parameters: dict[str, int]
 
@@ -153,7 +153,7 @@ def train(run: Run, source: TextSource, data: TextSet, tokens, embeddings, clock
     parameters["trainable_head"] = freezing.freeze(model, source.backbone, "frozen").parameters
     with clock("head"):
         history = train_head(head, embeddings, data, config)
-    frozen = predict_head(head, embeddings["test"])
+    frozen = {split: predict_head(head, embeddings[split]) for split in ("val", "test")}
     if config.method == "frozen":
         return Trained(encoder, model, frozen, history, parameters)
     with clock("finetune"):
@@ -161,8 +161,9 @@ def train(run: Run, source: TextSource, data: TextSet, tokens, embeddings, clock
             counts = models.unfreeze(model, source.backbone, tables=False)
             rows = tune_if_better(
                 encoder, head, lambda tuned: train_head(head, tuned, data, config), history, tokens, data.train.labels,
-                steps=pair_steps(len(data.train), config), learning_rate=config.pair_rate, seed=config.seed,
+                steps=config.pair_steps or default_steps(len(data.train)), learning_rate=config.pair_rate,
                 batch_size=config.batch_size, weight_decay=config.weight_decay, gradient_norm=config.gradient_norm,
+                seed=config.seed,
                 **run.saves(f"pairs{fold}"),
             )  # fmt: skip
         else:
@@ -179,7 +180,7 @@ def train_head(head: keras.layers.Dense, embeddings, data: TextSet, config: Conf
     """Feature extraction: fit the linear head on the embeddings of train and val; return history rows."""
     return fit_linear_head(
         head, embeddings["train"][None], data.train.labels, embeddings["val"], data.val.labels,
-        sample_weights=sample_weights(data, config),
+        sample_weights=weights_of_texts(data, config),
     )  # fmt: skip
 
 
@@ -195,7 +196,7 @@ def fine_tune(run: Run, source: TextSource, model, encoder, tokens, data: TextSe
     epochs, steps = fine_tuning_epochs(tokens, config), ceil(len(tokens["train"]) / config.batch_size)
 
     def batches_from(*first):
-        targets, weights = classes[data.train.labels], sample_weights(data, config)
+        targets, weights = classes[data.train.labels], weights_of_texts(data, config)
         return batches.training_batches(
             tokens["train"], targets, weights, config.batch_size, seed=config.seed, first=first
         )
@@ -231,17 +232,16 @@ def main(config: Config) -> dict:
     with clock("data"):
         data = load_data(config)
     print(f"{config.data}: {data.counts()}, {len(data.class_names)} classes")
+    print(describe_class_weights(data, config.class_weights))
     keras.utils.set_random_seed(config.seed)
     source = load_text_source(config.source)
     run.remember(data, source)
     with clock("data"):
         reader, tokens = tokenize(source, data, config)
     with clock("features"):
-        encoder = models.build_encoder(source)
-        embeddings = {
-            split: batches.run_once_on_tokens(encoder, tokens[split], out / "features", f"embeddings of {split}")
-            for split in SPLITS
-        }
+        encoder, run_once = models.build_encoder(source), batches.run_once_on_tokens
+        embeddings = {split: run_once(encoder, tokens[split], out / "features", f"embeddings of {split}")
+                      for split in SPLITS}  # fmt: skip
     more, advice = {}, ()
     if config.folds:
         with clock("folds"):
@@ -251,19 +251,20 @@ def main(config: Config) -> dict:
 
     keras.utils.set_random_seed(config.seed)
     trained = train(run, source, data, tokens, embeddings, clock)
-    model, history = trained.model, trained.history
+    model = trained.model
     with clock("evaluate"):
         val_probabilities = trained.predict(tokens["val"])
         temperature = calibration.fit_temperature(data.val.labels, val_probabilities) if config.calibrate else None
         if temperature:
             calibration.divide_logits(model.get_layer("head"), temperature)
         probabilities = trained.predict(tokens["test"])
-    baselines = {"frozen": (trained.frozen, clock.report()["features"] + clock.report()["head"])}
-    chosen = parse_baselines(config.baselines, BASELINES)
-    for name in [name for name in chosen if name != "frozen"]:
-        with clock(f"baseline_{name}"):
-            theirs, rows = baseline(name, run, data, tokens)
-        baselines[name], history = (theirs, clock.report()[f"baseline_{name}"]), history + rows
+    with clock("export"):  # before the baselines: one that is killed costs nothing else
+        exporting.save_keras_model(model, out / "model.keras")  # for further training; the rest is for serving
+        folder, examples = out / "serving" / "bert_sentiment", sorted(data.train.texts, key=len)[:2]
+        version = export_text_classifier(model, reader, folder, data.class_names, examples=examples)
+        write_serving_files(out / "serving", "bert_sentiment", input_name=INPUT, example=str(data.test.texts[0]))
+        proof = prove_text_classifier(version, data.test.texts, probabilities, data.class_names)
+
     explanation = None
     if config.explain:
         with clock("explain"):
@@ -272,29 +273,24 @@ def main(config: Config) -> dict:
                 cut=tokens["test"].cut, max_length=reader.max_length, probabilities=probabilities,
                 val_probabilities=val_probabilities, applied_temperature=temperature,
             )  # fmt: skip
-
-    with clock("export"):
-        exporting.save_keras_model(model, out / "model.keras")  # for further training; the rest is for serving
-        examples = sorted(data.train.texts, key=len)[:2]
-        version = export_text_classifier(
-            model, reader, out / "serving" / "bert_sentiment", data.class_names, examples=examples
-        )
-        write_serving_files(out / "serving", "bert_sentiment", input_name=INPUT, example=str(data.test.texts[0]))
-        proof = prove_text_classifier(version, data.test.texts, probabilities, data.class_names)
+    baselines, rows, skipped = run_baselines(
+        parse_baselines(config.baselines, BASELINES), lambda name: baseline(name, trained, run, data, tokens),
+        data.val.labels, clock, calibrate=config.calibrate, part_of_run={"frozen": ("features", "head")},
+    )  # fmt: skip
 
     card, size = {"spec": config.source, **source.card}, exporting.size_report(version, model)
+    rows, seconds = [*trained.history, *rows], stage_seconds(clock)
     return results.conclude(
-        "bert_sentiment", config, data, Outcome(history, clock.report(), trained.parameters, card, proof, size),
-        probabilities=probabilities,
-        baselines={name: baselines[name] for name in chosen}, titles=BASELINES,
-        what="texts", preview=short_texts(data.test.texts), explanation=explanation, advice=advice, more=more,
+        "bert_sentiment", config, data, Outcome(rows, seconds, trained.parameters, card, proof, size),
+        probabilities=probabilities, baselines=baselines, titles=BASELINES, what="texts",
+        preview=short_texts(data.test.texts), explanation=explanation, advice=[*advice, *skipped], more=more,
     )  # fmt: skip
 
 
 def check(config: Config) -> None:
     """Describe the data and estimate the time of a run; train nothing, write one page of samples."""
     data = load_data(config)
-    print(describe_counts(data, "--class-weights balanced"))
+    print(describe_counts(data), describe_class_weights(data, config.class_weights), sep="\n")
     source, encoder, model = models.load_classifier(config.source, len(data.class_names), config.dropout)
     print(f"source: {source.card}")
     tokens = tokenize(source, data, config)[1]
@@ -314,7 +310,9 @@ def check(config: Config) -> None:
     forward = median_seconds(lambda: encoder.predict_on_batch(inputs)) / len(some)
     epochs = 0 if config.method == "frozen" else fine_tuning_epochs(tokens, config)
     epoch_steps = ceil(len(tokens["train"]) / config.batch_size)
-    steps = pair_steps(len(data.train), config) if config.method == "fewshot" else epochs * epoch_steps
+    steps = (
+        (config.pair_steps or default_steps(len(data.train))) if config.method == "fewshot" else epochs * epoch_steps
+    )
     if "scratch" in parse_baselines(config.baselines, BASELINES):
         steps += epochs * epoch_steps
     training_time = (1 + (config.folds or 0)) * (steps * step + len(tokens["val"]) * epochs * forward)
@@ -349,18 +347,21 @@ def fold_predictor(run: Run, data: TextSet, tokens, embeddings):
     return predict
 
 
-def baseline(name: str, run: Run, data: TextSet, tokens) -> tuple[np.ndarray, list[dict]]:
-    """Train a baseline; return its probabilities on the test split, and history rows."""
-    config = run.config
+def baseline(name: str, trained: Trained, run: Run, data: TextSet, tokens) -> tuple[dict[str, np.ndarray], list[dict]]:
+    """Train a baseline; return its probabilities on val and test, and history rows."""
+    config, weights = run.config, weights_of_texts(data, run.config)
+    if name == "frozen":
+        return trained.frozen, []
     if name == "words":
-        return tfidf_probabilities(data, sample_weights(data, config)), []
+        return tfidf_probabilities(data, weights), []
     if name == "vectors":
-        return word_vector_probabilities(data, Path(config.word_vectors).expanduser(), sample_weights(data, config)), []
+        return word_vector_probabilities(data, Path(config.word_vectors).expanduser(), weights), []
     keras.utils.set_random_seed(config.seed)
     spec, classes = config.source, len(data.class_names)
     source, encoder, model = models.load_classifier(spec, classes, config.dropout, random_weights=True)
     rows, _ = fine_tune(run, source, model, encoder, tokens, data, stage="scratch")
-    return predict_head(model.get_layer("head"), batches.run_on_tokens(encoder, tokens["test"])), rows
+    head = model.get_layer("head")
+    return {part: predict_head(head, batches.run_on_tokens(encoder, tokens[part])) for part in ("val", "test")}, rows
 
 
 def fine_tuning_epochs(tokens, config: Config) -> int:
@@ -369,12 +370,6 @@ def fine_tuning_epochs(tokens, config: Config) -> int:
     return max(3, ceil(60 / steps)) if config.epochs is None else config.epochs
 
 
-def pair_steps(texts: int, config: Config) -> int:
-    """Return the number of few-shot steps for this number of training texts."""
-    return max(20, texts // 2) if config.pair_steps is None else config.pair_steps
-
-
-def sample_weights(data: TextSet, config: Config) -> np.ndarray:
+def weights_of_texts(data: TextSet, config: Config) -> np.ndarray:
     """Return the weight of each training text, float32 [n]."""
-    labels = data.train.labels
-    return classification_sample_weights(labels, labels, len(data.class_names), config.class_weights)
+    return sample_weights(data.train.labels, data.train.labels, len(data.class_names), config.class_weights)

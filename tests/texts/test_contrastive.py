@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from common.texts import contrastive
 from common.texts.batches import TextReader, run_on_tokens
 from common.texts.tokenizers.wordpiece import WordPiece
 
+CHOICE = Path(__file__).parents[2] / "benchmarks" / "results" / "few_shot_choice.json"
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(20))]
 
 
@@ -34,17 +38,39 @@ def examples():
     return TextReader(WordPiece(VOCABULARY), 16).read([" ".join(some) for some in words]), labels
 
 
-def test_the_loss_by_hand():
+@pytest.mark.parametrize("temperature", [contrastive.TEMPERATURE, 0.7])
+def test_the_loss_by_hand(temperature):
     embeddings, labels = np.random.default_rng(0).normal(size=(6, 4)).astype("float32"), np.array([0, 1, 0, 2, 1, 0])
     directions = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
     expected = []
     for i in range(6):
         others = [j for j in range(6) if j != i]
-        total = sum(np.exp(directions[i] @ directions[j] / 0.3) for j in others)
-        alike = [np.log(np.exp(directions[i] @ directions[j] / 0.3) / total) for j in others if labels[i] == labels[j]]
+        total = sum(np.exp(directions[i] @ directions[j] / temperature) for j in others)
+        alike = [
+            np.log(np.exp(directions[i] @ directions[j] / temperature) / total)
+            for j in others
+            if labels[i] == labels[j]
+        ]
         expected.append(-np.mean(alike) if alike else 0.0)  # the only text of its class has no pair
-    found = contrastive.contrastive_loss(np.eye(3, dtype="float32")[labels], embeddings)
+    found = contrastive.contrastive_loss(np.eye(3, dtype="float32")[labels], embeddings, temperature)
     np.testing.assert_allclose(found, np.mean(expected), rtol=1e-5)
+
+
+def test_temperature_and_steps_are_those_of_the_committed_choice():
+    chosen = json.loads(CHOICE.read_text("utf-8"))["chosen"]
+    assert chosen["temperature"] == contrastive.TEMPERATURE
+    for texts in (4, 16, 64, 1000):
+        assert contrastive.default_steps(texts) == max(chosen["at_least"], int(texts * chosen["per_text"]))
+
+
+def test_the_choice_follows_its_rule():
+    """The first value within half a point of the best: the temperature of the paper, the smallest number of steps."""
+    found = json.loads(CHOICE.read_text("utf-8"))
+    for rows in (found["temperatures"], found["steps"]):
+        best = max(row["accuracy"] for row in rows)
+        first = next(row for row in rows if row["accuracy"] >= best - 0.005)
+        keys = ("temperature",) if rows is found["temperatures"] else ("at_least", "per_text")
+        assert all(first[key] == found["chosen"][key] for key in keys)
 
 
 def test_texts_of_one_class_become_similar(examples):

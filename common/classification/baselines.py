@@ -1,0 +1,53 @@
+"""Baselines of a classifier: trained after the export, calibrated like the result, skipped where one fails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from common.classification.calibration import apply_temperature, fit_temperature
+from common.errors import UserError
+from common.runs import Stopwatch
+
+
+def run_baselines(
+    names: Sequence[str], predict: Callable[[str], tuple[dict[str, np.ndarray], list[dict]]], val_labels: np.ndarray,
+    clock: Stopwatch, *, calibrate: bool, part_of_run: Mapping[str, Sequence[str]],
+) -> tuple[dict[str, tuple[np.ndarray, float]], list[dict], list[str]]:  # fmt: skip
+    """Train baselines, one after the other. Call it after the export: one that is killed then costs nothing else.
+
+    Args:
+        names: of the baselines.
+        predict: name -> its probabilities on val and test, {"val", "test"}: float [n, classes], and its history rows.
+        val_labels: int [m].
+        clock: of the run.
+        calibrate: whether each gets the temperature that fits validation, as the result has: only then do their
+            expected calibration errors compare.
+        part_of_run: for baselines that are a stage of the run itself: the stages whose seconds are theirs.
+
+    Returns:
+        {name: (probabilities on the test split, seconds)}, history rows, and a sentence for each that was skipped since
+        it cannot be trained on such data or in this memory.
+    """
+    found, history, skipped = {}, [], []
+    for name in names:
+        try:
+            with clock(f"baseline_{name}"):
+                theirs, rows = predict(name)
+        except (UserError, MemoryError) as error:  # the result matters more than what it is compared with
+            skipped.append(f"The baseline {name} was skipped: {str(error) or 'not enough memory.'}")
+            continue
+        probabilities, spent = theirs["test"], clock.report()
+        if calibrate:
+            probabilities = apply_temperature(probabilities, fit_temperature(val_labels, theirs["val"]))
+        found[name] = probabilities, sum(spent[stage] for stage in part_of_run.get(name, (f"baseline_{name}",)))
+        history += rows
+    return found, history, skipped
+
+
+def stage_seconds(clock: Stopwatch) -> dict[str, float]:
+    """Return the seconds of each stage of a run; all its baselines are one, `baselines`."""
+    spent = clock.report()
+    of_baselines = [spent.pop(stage) for stage in list(spent) if stage.startswith("baseline_")]
+    return spent | {"baselines": round(sum(of_baselines), 2)}
