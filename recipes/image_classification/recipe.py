@@ -29,7 +29,7 @@ from common.classification import calibration, results
 from common.classification.answers import LABELS
 from common.classification.check import describe_counts
 from common.classification.choice import best_on_validation, describe_choice
-from common.classification.training import fit_stage
+from common.classification.training import describe_class_weights, fit_stage
 from common.classification.training import sample_weights as classification_sample_weights
 from common.exporting import Predictor
 from common.images import explain, export, features
@@ -86,7 +86,7 @@ class Config:
     weight_decay: float = 0.05  # Weight decay; increase it for small data sets
     dropout: float = 0.2  # Dropout rate before the head, in fine-tuning
     label_smoothing: float = 0.1  # Label smoothing in fine-tuning; reduces overconfidence
-    class_weights: str = "none"  # none, or balanced: every class has the same total weight
+    class_weights: str = "auto"  # none, balanced (equal totals), softened (between), auto: softened if imbalanced
     augment: str = "auto"  # auto, none, or some of flip,crop,rotate,color; never part of the exported model
     views: int = 4  # Views per training image for the linear head: the original and augmented copies
     patience: int | None = None  # Stop fine-tuning after this many epochs without improvement on validation
@@ -118,7 +118,7 @@ class Config:
         flags.check_observers(self)
         flags.check_choice("--resize", self.resize, ("crop", "squash", "pad"))
         flags.check_choice("--batch-norm", self.batch_norm, ("frozen", "train"))
-        flags.check_choice("--class-weights", self.class_weights, ("none", "balanced"))
+        flags.check_choice("--class-weights", self.class_weights, ("auto", "none", "balanced", "softened"))
         flags.check_range(self, 1, inf, "batch_size", "views", "shots", "limit", "patience", "scratch_epochs")
         flags.check_range(self, 0, inf, "save_every", "epochs", "learning_rate", "weight_decay", "seed")
         flags.check_range(self, 0, 1, "backbone_factor", "dropout", "label_smoothing")
@@ -260,6 +260,7 @@ def main(config: Config) -> dict:
     with clock("data"):
         data = load_data(config)
     print(f"{config.data}: {data.counts()}, {len(data.class_names)} classes")
+    print(describe_class_weights(data, config.class_weights))
     source = load_source(config.source, config.image_size)
     run.remember(data, source)
     with clock("features"):
@@ -313,7 +314,7 @@ def main(config: Config) -> dict:
 def check(config: Config) -> None:
     """Print what a run would read and how long it would take, and write a sheet of samples; nothing is trained."""
     data = load_data(config)
-    print(describe_counts(data, "--class-weights balanced"), *group_advice(data), sep="\n  ")
+    print(describe_counts(data), *group_advice(data), describe_class_weights(data, config.class_weights), sep="\n  ")
     source = load_source(config.source, config.image_size)
     model = build_model(source, len(data.class_names), config)
     print(f"source: {source.card}\ninput {source.image_size} pixels, {source.feature_width} features")
