@@ -144,6 +144,25 @@ class KeepBest(keras.callbacks.Callback):
             self.model.stop_training = True
 
 
+class StopIfHopeless(keras.callbacks.Callback):
+    """Stop fine-tuning that does not approach the frozen source: half-way, its loss is still half as much again.
+
+    Warm-up lets the loss rise at first, so nothing is decided before half of the epochs.
+
+    Args:
+        epochs: planned.
+        limit: cross-entropy of the frozen source on validation.
+    """
+
+    def __init__(self, epochs: int, limit: float):
+        super().__init__()
+        self.half, self.limit = epochs / 2, 1.5 * limit
+
+    def on_epoch_end(self, epoch, logs=None):
+        if epoch + 1 >= self.half and logs["val_cross_entropy"] > self.limit:
+            self.model.stop_training = True
+
+
 def by_accuracy(logs: dict[str, float]) -> tuple[float, float]:
     """Rank an epoch by its validation accuracy, ties by the lowest cross-entropy."""
     return round(float(logs["val_accuracy"]), 6), -float(logs["val_cross_entropy"])

@@ -103,7 +103,7 @@ def test_hub_mistakes_are_explained(typed, words):
 
 def test_short_names_are_the_catalogue():
     spec = parse_source("mobilenet_v2")
-    assert (spec.kind, spec.name, spec.entry.name) == ("keras", "MobileNetV2", "mobilenet_v2")
+    assert (spec.kind, spec.name, spec.entry.name) == ("bundled", "mobilenet_v2", "mobilenet_v2")
     assert parse_source("mobilenet_v2@random").random
     assert parse_source("minilm").name == str(parse_source("minilm").entry.folder)
     with pytest.raises(UserError, match="Did you mean 'minilm'"):

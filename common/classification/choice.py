@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
+import keras
 import numpy as np
 
 from common.classification.calibration import apply_temperature, fit_temperature
-from common.linear_head import score
 
 
-def calibrated_cross_entropy(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """Return the cross-entropy of probabilities at the temperature that fits them best.
+def calibrated_losses(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Return the cross-entropy of each example at the temperature that fits all of them best, float64 [n].
 
-    It compares models more finely than accuracy, which on few examples only has a few values, and it does not favour
-    the one that happens to be less overconfident.
+    Its mean compares models more finely than accuracy, which on few examples only has a few values, and it does not
+    favour the one that happens to be less overconfident.
 
     Args:
         labels: true classes, int [n].
         probabilities: float [n, classes].
     """
     scaled = apply_temperature(probabilities, fit_temperature(labels, probabilities))
-    return score(scaled, labels)["cross_entropy"]
+    return -np.log(np.maximum(scaled[np.arange(len(labels)), labels].astype("float64"), 1e-30))
 
 
 def best_on_validation(labels: np.ndarray, candidates: Mapping) -> object:
@@ -31,20 +31,51 @@ def best_on_validation(labels: np.ndarray, candidates: Mapping) -> object:
         labels: of the validation split, int [n].
         candidates: name -> probabilities for the validation split, float [n, classes].
     """
-    return min(candidates, key=lambda name: calibrated_cross_entropy(labels, candidates[name]))
+    return min(candidates, key=lambda name: calibrated_losses(labels, candidates[name]).mean())
 
 
-def describe_choice(labels: np.ndarray, frozen: np.ndarray, tuned: np.ndarray) -> str:
-    """Return the sentence on whether the fine-tuned model is kept, and why.
+SHARES = (0.25, 0.5, 0.75, 1.0)  # of the way from the pretrained weights to the fine-tuned ones
+
+
+def keep_what_helps(
+    model: keras.Model, start: Sequence[np.ndarray], frozen: np.ndarray, predict: Callable[[], np.ndarray],
+    labels: np.ndarray,
+) -> tuple[float, np.ndarray, str]:  # fmt: skip
+    """Go from the pretrained weights towards the fine-tuned ones only as far as validation supports.
+
+    Weights on the straight line between both often generalise better than either end (WiSE-FT, arXiv:2109.01903). Of
+    the frozen source and the points on that line, the one closest to the frozen source is kept whose calibrated
+    cross-entropy is within one standard error of the best (Hastie, Tibshirani, Friedman, The Elements of Statistical
+    Learning, section 7.10): few validation examples must not decide by chance.
 
     Args:
+        model: fine-tuned; its weights are set, except where the frozen source is kept.
+        start: all its weights when fine-tuning began.
+        frozen: probabilities of the frozen source with its own head for validation, float [n, classes].
+        predict: returns the probabilities of the model for validation.
         labels: of the validation split, int [n].
-        frozen: probabilities of the frozen source with its head, float [n, classes].
-        tuned: those after fine-tuning.
+
+    Returns:
+        (share of the way that is kept, 0 for the frozen source; the probabilities there, float [n, classes]; a sentence
+        on the choice).
     """
-    known, new = (calibrated_cross_entropy(labels, probabilities) for probabilities in (frozen, tuned))
-    kept = "is kept" if new < known else "was tried and is not kept"
-    return (
-        f"Fine-tuning {kept}: on {len(labels)} validation examples the cross-entropy is {known:.3f} with the frozen "
-        f"source and {new:.3f} after fine-tuning."
+    end, found = model.get_weights(), {0.0: frozen}
+    for share in SHARES:
+        model.set_weights([(1 - share) * before + share * after for before, after in zip(start, end, strict=True)])
+        found[share] = predict()
+    losses = {share: calibrated_losses(labels, probabilities) for share, probabilities in found.items()}
+    best = min(losses, key=lambda share: losses[share].mean())
+
+    def worse_by_chance(share: float) -> bool:
+        worse = losses[share] - losses[best]
+        return worse.mean() <= worse.std() / np.sqrt(len(labels))
+
+    kept = next(share for share in found if worse_by_chance(share))  # of rising shares
+    model.set_weights([(1 - kept) * before + kept * after for before, after in zip(start, end, strict=True)])
+    sentence = (
+        f"Fine-tuning is kept at {kept:.0%} of the way from the pretrained weights"
+        if kept
+        else "Fine-tuning was tried and is not kept"
     )
+    numbers = f"{losses[0.0].mean():.3f} with the frozen source, {losses[best].mean():.3f} at best, at {best:.0%}"
+    return kept, found[kept], f"{sentence}: the cross-entropy on {len(labels)} validation examples is {numbers}."

@@ -29,13 +29,14 @@ def fit_stage(
     score: Callable[[], dict[str, float]] | None = None,
     patience: int | None = None,
     start_counts: bool = False,
+    keep_best: bool = True,
     xla: bool = True,
     begin: Callable[[], None] | None = None,
     checkpoint: Path | None = None,
     save_every: float = 30.0,
     callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> list[dict]:
-    """Train a classifier for one stage; it ends with its best weights on validation.
+    """Train a classifier for one stage; it ends with its best weights on validation, or with its last ones.
 
     Args:
         model: returns probabilities [batch, classes]; compiled here, so that freezing takes effect.
@@ -50,6 +51,7 @@ def fit_stage(
             models whose predictions combine several rows.
         patience: epochs without improvement before stopping.
         start_counts: whether the initial model is also a candidate.
+        keep_best: whether it ends with the weights of the best epoch on validation; else with the last ones.
         xla: whether XLA may compile the step on an accelerator; not for batches of varying shapes.
         begin: sets the weights at the start of training, where they differ from those of `model`.
         checkpoint: file from which a killed run continues; None for no checkpoints.
@@ -81,7 +83,7 @@ def fit_stage(
         batches_from,
         epochs=epochs,
         lines=EpochLines(stage, epochs, steps),
-        keep=KeepBest(patience, rival),
+        keep=KeepBest(patience, rival) if keep_best else None,
         validation=validation,
         checkpoint=checkpoint,
         save_every=save_every,

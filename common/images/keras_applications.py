@@ -137,7 +137,7 @@ def explained_download(spec: SourceSpec) -> Iterator[list[Path]]:
             raise UserError(
                 f"The ImageNet weights of {spec.name} are not available: {error} Or name the file: --source "
                 f"keras:{spec.name}{f'({chosen})' if chosen else ''}@PATH/{name}. "
-                "Offline and without weights files: --source bundled:resnet_mini"
+                "Offline and without weights files: --source bundled:mobilenet_v2"
             ) from error
         try:
             h5py.File(path).close()

@@ -4,11 +4,10 @@
     python -m recipes run image_classification --data folder:PHOTOS --source keras:ResNet50 --out runs/mine
 
 PHOTOS has one folder per class, or train/val/test with class folders inside. The pretrained source extracts the
-features of every image once, and a linear head is fitted on them (feature extraction); then the source itself is
-unfrozen and trained at a lower learning rate than the head (fine-tuning), and validation decides which of both is
-exported. The report compares the result with the frozen source, with nearest neighbours and a support vector machine
-on pixels, and, with `--baselines scratch`, with networks trained from scratch. The SavedModel takes the bytes of image
-files, returns labels, and has been proved in a fresh process to answer as evaluated.
+features of every image once, and a linear head is fitted on them (feature extraction); then the source is trained too,
+at a lower learning rate (fine-tuning), and validation decides how much of that is kept. The report compares the result
+with the frozen source, with nearest neighbours and an SVM on pixels and, with `--baselines scratch`, with training from
+scratch. The SavedModel takes the bytes of image files, and has been proved in a fresh process to answer as evaluated.
 
 Measured results, with commands and machine: `python -m recipes show image_classification`.
 """
@@ -28,12 +27,11 @@ from common import exporting, flags, freezing, linear_head, training
 from common.classification import calibration, results
 from common.classification.answers import LABELS
 from common.classification.check import describe_counts
-from common.classification.choice import best_on_validation, describe_choice
+from common.classification.choice import best_on_validation, keep_what_helps
 from common.classification.training import describe_class_weights, fit_stage
 from common.classification.training import sample_weights as classification_sample_weights
 from common.exporting import Predictor
 from common.images import explain, export, features
-from common.images.baselines import BY_PIXELS
 from common.images.batches import image_batches, stage_inputs, steps_per_epoch
 from common.images.data_quality import group_advice
 from common.images.dataset import ImageSet, draw_shots, load_image_set
@@ -190,27 +188,27 @@ def train(run: Run, data: ImageSet, of: dict[str, np.ndarray], seed: int) -> Tra
         temperature = calibration.calibrate(head, data.val.labels, val_probabilities) if config.calibrate else None
         frozen, choice = linear_head.predict_head(head, of["test"][0]), ""
     if fine_tuning_epochs(data, config):
-        head_alone = model.get_weights()
+        alone, predict_val = model.get_weights(), lambda: predict(source, model, data.val.paths, config)
+        head.set_weights(start)
+        before = model.get_weights()
         with clock("finetune"):
-            rows, parameters["trainable_finetune"] = fine_tune(run, source, model, data, start, seed)
-            tuned = predict(source, model, data.val.paths, config)
+            rows, parameters["trainable_finetune"] = fine_tune(run, source, model, data, seed, val_probabilities)
+            share, tuned = 1.0, predict_val()
+            if config.unfreeze == "auto":
+                share, tuned, choice = keep_what_helps(model, before, val_probabilities, predict_val, data.val.labels)
         history += rows
-        best = best_on_validation(data.val.labels, {"frozen": val_probabilities, "fine-tuned": tuned})
-        choice = describe_choice(data.val.labels, val_probabilities, tuned)
-        if best == "frozen":
-            model.set_weights(head_alone)
-        else:
+        if share:
             val_probabilities = tuned
             temperature = calibration.calibrate(head, data.val.labels, tuned) if config.calibrate else None
+        else:
+            model.set_weights(alone)
     with clock("evaluate"):
         probabilities = predict(source, model, data.test.paths, config)
-    return Trained(
-        source, model, probabilities, frozen, val_probabilities, temperature, history, parameters, choice
-    )  # fmt: skip
+    return Trained(source, model, probabilities, frozen, val_probabilities, temperature, history, parameters, choice)
 
 
-def fine_tune(run: Run, source: Source, model: keras.Model, data: ImageSet, head: list[np.ndarray], seed: int):
-    """Unfreeze the source and train it with the head, which starts at `head`; return history rows and parameters."""
+def fine_tune(run: Run, source: Source, model: keras.Model, data: ImageSet, seed: int, frozen: np.ndarray):
+    """Unfreeze the source and train it with the head; return history rows and the number of trained parameters."""
     config = run.config
     trained_source, trained = source, model
     if config.mixed_precision or config.mirrored:  # a copy is trained; the float32 model gets its weights
@@ -228,10 +226,12 @@ def fine_tune(run: Run, source: Source, model: keras.Model, data: ImageSet, head
             weight_decay=config.weight_decay,
             slower=[(trained_source.backbone.variables, config.backbone_factor)],
         )
+        limit = linear_head.score(frozen, data.val.labels)["cross_entropy"]
+        hopeless = [training.StopIfHopeless(epochs, limit)] * (config.unfreeze == "auto")
         history = fit_stage(
             trained, stage="finetune", epochs=epochs, optimizer=optimizer, patience=config.patience,
-            begin=lambda: trained.get_layer("head").set_weights(head),
-            callbacks=run.watchers("finetune", seed), **run.saves("finetune", seed), **shared,
+            keep_best=config.unfreeze != "auto", callbacks=[*run.watchers("finetune", seed), *hopeless],
+            **run.saves("finetune", seed), **shared,
         )  # fmt: skip
     if trained is not model:
         training.copy_weights(trained, model)
@@ -239,17 +239,17 @@ def fine_tune(run: Run, source: Source, model: keras.Model, data: ImageSet, head
 
 
 def measure_baseline(name: str, run: Run, data: ImageSet, seed: int) -> tuple[np.ndarray, list[dict], str]:
-    """Return the test probabilities of a baseline other than `frozen`, history rows, and a sentence on what it is."""
+    """Return test probabilities of a baseline other than `frozen`, history rows, and a sentence; imported on demand."""
     config, classes = run.config, len(data.class_names)
     if name == "scratch":
-        scratch = importlib.import_module("common.images.scratch")  # on demand: most runs need none of it
-        return scratch.train_from_scratch(
+        return importlib.import_module("common.images.scratch").train_from_scratch(
             data, (config.source, config.image_size), lambda source: build_model(source, classes, config),
             lambda source: stage_settings(data, source, seed, config), epochs=config.scratch_epochs, seed=seed,
             weight_decay=config.weight_decay, save=lambda stage: run.saves(stage, seed),
             resize=config.resize,
         )  # fmt: skip
-    probabilities, chosen = BY_PIXELS[name](data, sample_weights(data, config), resize=config.resize)
+    measure = importlib.import_module("common.images.baselines").BY_PIXELS[name]
+    probabilities, chosen = measure(data, sample_weights(data, config), resize=config.resize)
     return probabilities, [], f"{BASELINES[name]}: {chosen}, chosen on validation."
 
 
