@@ -41,8 +41,9 @@ def tfidf_probabilities(data: TextSet, weights: np.ndarray | None = None) -> dic
     if texts * classes > _LARGEST or characters > _LONGEST:
         fits = int(0.9 * min(_LARGEST / classes, _LONGEST / characters * texts))
         raise UserError(
-            f"Too many texts to count words. Allowed: {_LARGEST:,} training texts times classes, {_LONGEST:,} characters. "
-            f"Received: {texts:,} texts, {classes:,} classes, {characters:,} characters. Try: --limit {fits}"
+            f"Too many texts to count their words. Allowed: {_LARGEST:,} training texts times classes, {_LONGEST:,} "
+            f"characters. Received: {texts:,} texts, {classes:,} classes, {characters:,} characters. "
+            f"Try: --limit {fits}"
         )
     vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=_WORD, max_features=_FEATURES)
     train = vectorizer.fit_transform(data.train.texts)
