@@ -16,8 +16,8 @@ from common.texts.dataset import TextSet
 
 _WORD = r"(?u)\w+|[^\w\s]"  # punctuation is separate: "awful." counts as "awful"
 _STRENGTHS = (0.1, 1.0, 10.0, 100.0)  # values of scikit-learn's C: weakest regularisation last
-_FEATURES = 50_000  # most frequent words and word pairs: on validation splits as good as all of them
-_CHOOSE = 20_000  # training texts that choose C: more of them rarely change the choice, but cost four fits
+_FEATURES = 50_000  # most frequent words and word pairs; the rare ones cost time and memory
+_CHOOSE = 20_000  # training texts that choose C, which takes four fits; the best one is then fitted on all
 _LARGEST = 20_000_000  # training texts times classes: some minutes, see benchmarks/results/word_counts.json
 _LONGEST = 50_000_000  # characters of the training split: all word pairs are counted before the frequent ones are known
 
@@ -39,13 +39,16 @@ def tfidf_probabilities(data: TextSet, weights: np.ndarray | None = None) -> dic
     """
     texts, classes, characters = len(data.train), len(data.class_names), sum(map(len, data.train.texts))
     if texts * classes > _LARGEST or characters > _LONGEST:
+        fits = int(0.9 * min(_LARGEST / classes, _LONGEST / characters * texts))
         raise UserError(
-            f"Too many texts for word counts. Allowed: {_LARGEST:,} training texts times classes, {_LONGEST:,} "
-            f"characters. Received: {texts:,} texts, {classes:,} classes, {characters:,} characters. Try: --limit 10000"
+            f"Too many texts to count their words. Allowed: {_LARGEST:,} training texts times classes, {_LONGEST:,} "
+            f"characters. Received: {texts:,} texts, {classes:,} classes, {characters:,} characters. "
+            f"Try: --limit {fits}"
         )
     vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=_WORD, max_features=_FEATURES)
     train = vectorizer.fit_transform(data.train.texts)
-    return _fit(data, weights, train, *(vectorizer.transform(split.texts) for split in (data.val, data.test)))
+    val, test = (vectorizer.transform(split.texts) for split in (data.val, data.test))
+    return _fit(_one_against_rest, data, weights, train, val, test)
 
 
 def word_vector_probabilities(data: TextSet, file: Path, weights: np.ndarray | None = None) -> dict[str, np.ndarray]:
@@ -71,7 +74,7 @@ def word_vector_probabilities(data: TextSet, file: Path, weights: np.ndarray | N
 
     means = [np.stack([mean(text) for text in split.texts]) for split in (data.train, data.val, data.test)]
     scaler = StandardScaler().fit(means[0])
-    return _fit(data, weights, *map(scaler.transform, means))
+    return _fit(_all_at_once, data, weights, *map(scaler.transform, means))
 
 
 def read_word_vectors(file: Path) -> dict[str, np.ndarray]:
@@ -102,13 +105,13 @@ def read_word_vectors(file: Path) -> dict[str, np.ndarray]:
     return vectors
 
 
-def _fit(data: TextSet, weights: np.ndarray | None, train, val, test) -> dict[str, np.ndarray]:
+def _fit(regress, data: TextSet, weights: np.ndarray | None, train, val, test) -> dict[str, np.ndarray]:
     weights = np.ones(len(data.train), np.float32) if weights is None else weights
     some = np.sort(np.random.default_rng(0).permutation(len(data.train))[:_CHOOSE])
     classes = np.arange(len(data.class_names))
 
     def fit(strength: float, rows: np.ndarray, *asked) -> list[np.ndarray]:
-        return _one_against_rest(train[rows], data.train.labels[rows], weights[rows], strength, classes, asked)
+        return regress(train[rows], data.train.labels[rows], weights[rows], strength, classes, asked)
 
     losses = {c: log_loss(data.val.labels, *fit(c, some, val), labels=classes) for c in _STRENGTHS}
     best = min(losses, key=losses.get)
@@ -127,3 +130,14 @@ def _one_against_rest(features, labels, weights, strength: float, classes, asked
         for rows, probabilities in zip(asked, found, strict=True):
             probabilities[:, number] += one.predict_proba(rows)[:, 1] if one else 1.0
     return [probabilities / probabilities.sum(axis=1, keepdims=True) for probabilities in found]
+
+
+def _all_at_once(features, labels, weights, strength: float, classes, asked) -> list[np.ndarray]:
+    """As `_one_against_rest`, by one regression of all classes: better and faster on a few dense features."""
+    if len(set(labels)) == 1:
+        return _one_against_rest(features, labels, weights, strength, classes, asked)
+    one = LogisticRegression(C=strength, max_iter=2000).fit(features, labels, weights)
+    found = [np.zeros((len(rows), len(classes)), np.float32) for rows in asked]
+    for rows, probabilities in zip(asked, found, strict=True):
+        probabilities[:, one.classes_] = one.predict_proba(rows)
+    return found

@@ -70,13 +70,18 @@ def test_mean_word_vectors(data, tmp_path):
     (tmp_path / "vectors.txt").write_text("\n".join(lines), "utf-8")
     found = word_vector_probabilities(data, tmp_path / "vectors.txt")["test"]
     np.testing.assert_array_equal(found.argmax(axis=1), data.test.labels)
+    some = np.flatnonzero(data.train.labels != 1)
+    found = word_vector_probabilities(replace(data, train=data.train.take(some)), tmp_path / "vectors.txt")["val"]
+    assert found.shape == (30, 3) and found[:, 1].max() == 0
 
 
-@pytest.mark.parametrize(("limit", "value"), [("_LARGEST", 60 * 3 - 1), ("_LONGEST", 200)])
+@pytest.mark.parametrize(("limit", "value"), [("_LARGEST", 60 * 3 - 1), ("_LONGEST", 600)])
 def test_what_is_too_large_is_refused_before_any_work(data, limit, value, monkeypatch):
     monkeypatch.setattr(word_baselines, limit, value)
-    with pytest.raises(UserError, match=f"Allowed: .*{value:,}.*Received: 60 texts.*--limit"):
+    with pytest.raises(UserError, match=f"Allowed: .*{value:,}.*Received: 60 texts.*--limit") as error:
         tfidf_probabilities(data)
+    fits = int(str(error.value).rpartition(" ")[2])
+    tfidf_probabilities(replace(data, train=data.train.take(np.arange(fits))))  # the advice works
 
 
 def test_the_measured_sets_stay_within_seconds_and_memory():
