@@ -89,6 +89,9 @@ def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarr
 def fit_temperature(labels: np.ndarray, probabilities: np.ndarray) -> float:
     """Return the temperature with the lowest cross-entropy (temperature scaling, arXiv:1706.04599).
 
+    Each label counts as (n + 1) / (n + 2) certain, as in Platt scaling (Platt, 1999, "Probabilistic outputs for support
+    vector machines"): otherwise a few examples without a mistake would make every probability 1.
+
     Args:
         labels: true classes of the validation split, int [n].
         probabilities: of the validation split, float [n, classes].
@@ -96,10 +99,13 @@ def fit_temperature(labels: np.ndarray, probabilities: np.ndarray) -> float:
     Returns:
         A number from 0.05 to 20.
     """
+    doubt = 1 / (len(labels) + 2)
+    targets = np.full(probabilities.shape, doubt / max(probabilities.shape[1] - 1, 1))
+    targets[np.arange(len(labels)), labels] = 1 - doubt
 
     def cross_entropy(log_temperature: float) -> float:
         scaled = apply_temperature(probabilities, float(np.exp(log_temperature)))
-        return -float(np.mean(np.log(np.maximum(scaled[np.arange(len(labels)), labels], 1e-30))))
+        return -float(np.mean(np.sum(targets * np.log(np.maximum(scaled, 1e-30)), axis=1)))
 
     return float(np.exp(minimize_scalar(cross_entropy, bounds=np.log([0.05, 20.0]), method="bounded").x))
 

@@ -17,7 +17,7 @@ from common.speech.models import Learner
 from common.speech.sources import SpeechSource
 
 VALIDATIONS = 30  # per stage, about; small data sets train for hundreds of epochs
-# Learning rates of networks without pretraining, chosen on the validation splits of the demo and of FSDD.
+# Learning rates of networks without pretraining; validation splits of the demo and of FSDD were used to choose them.
 FROM_SCRATCH = {"scratch": 5e-4, "spectrogram": 2e-3}
 _PLATEAU, _MOST, _FIXED = 200, 6000, 1500  # steps: of a plateau, at most, and where nothing is chosen on validation
 

@@ -5,8 +5,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from common.classification.calibration import ece_if_calibrated95, expected_calibration_error
-from common.classification.choice import best_on_validation, calibrated_cross_entropy, describe_choice
+from common.classification.calibration import (
+    apply_temperature,
+    ece_if_calibrated95,
+    expected_calibration_error,
+    fit_temperature,
+)
+from common.classification.choice import best_on_validation, calibrated_losses, keep_what_helps
 from common.classification.plateau import fit_to_plateau
 
 
@@ -29,10 +34,8 @@ def test_overconfidence_alone_does_not_decide_between_models(labels):
     overconfident, modest = probabilities_of(labels, better, 0.999), probabilities_of(labels, worse, 0.6)
     plain = [-np.log(p[np.arange(500), labels]).mean() for p in (overconfident, modest)]
     assert plain[0] > plain[1]  # without calibration the worse model would win
-    assert calibrated_cross_entropy(labels, overconfident) < calibrated_cross_entropy(labels, modest)
+    assert calibrated_losses(labels, overconfident).mean() < calibrated_losses(labels, modest).mean()
     assert best_on_validation(labels, {"modest": modest, "overconfident": overconfident}) == "overconfident"
-    assert "is kept: on 500 validation examples" in describe_choice(labels, modest, overconfident)
-    assert "is not kept" in describe_choice(labels, overconfident, modest)
 
 
 def test_a_calibrated_model_lies_within_the_simulated_range_and_an_overconfident_one_above_it(labels):
@@ -42,6 +45,47 @@ def test_a_calibrated_model_lies_within_the_simulated_range_and_an_overconfident
     assert expected_calibration_error(labels, probabilities_of(labels, right, 0.95)) > high
     few = ece_if_calibrated95(probabilities_of(labels, right, 0.7)[:50])
     assert few[1] > high  # fewer examples allow more
+
+
+def test_a_few_examples_without_a_mistake_do_not_make_every_probability_one():
+    labels = np.arange(12) % 4
+    probabilities = probabilities_of(labels, np.ones(12, bool), 0.9)
+    scaled = apply_temperature(probabilities, fit_temperature(labels, probabilities))
+    assert scaled.max() == pytest.approx(13 / 14, abs=1e-3)
+
+
+def net_of(weight: float) -> keras.Model:
+    """Return a classifier of 2 classes whose one feature counts this much."""
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(2, activation="softmax")])
+    model.set_weights([np.array([[weight, -weight]], "float32"), np.zeros(2, "float32")])
+    return model
+
+
+@pytest.mark.parametrize(("count", "expected"), [(400, 1.0), (6, 0.0)])
+def test_fine_tuning_is_kept_as_far_as_validation_supports(count, expected):
+    rng = np.random.default_rng(0)
+    inputs, labels = rng.normal(size=(count, 1)).astype("float32"), np.arange(count) % 2
+    inputs[:, 0] = np.where(labels == 0, 1, -1) + rng.normal(size=count)  # the feature tells the classes apart
+    model, start = net_of(1.0), net_of(-1.0).get_weights()  # start has it the wrong way round; half-way knows nothing
+    frozen = np.full((count, 2), 0.5, "float32")
+    predict = lambda: model.predict(inputs, verbose=0)  # noqa: E731
+    share, probabilities, sentence = keep_what_helps(model, start, frozen, predict, labels)
+    if expected:
+        assert share > 0.5 and np.allclose(probabilities, predict(), atol=1e-6)
+        assert f"kept at {share:.0%} of the way" in sentence and f"on {count} validation examples" in sentence
+    else:
+        assert share in (0.0, 0.75, 1.0)  # so few examples may or may not support it; the sentence says which
+        assert ("is not kept" in sentence) == (share == 0.0)
+
+
+def test_what_is_worse_than_the_frozen_source_is_not_kept(labels):
+    model, inputs = net_of(2.0), np.where(np.arange(200) % 2, 1.0, -1.0)[:, None].astype("float32")
+    wrong_way = np.arange(200) % 2  # the fine-tuned model says the opposite
+    frozen = np.where(wrong_way[:, None] == np.arange(2), 0.8, 0.2).astype("float32")
+    share, probabilities, sentence = keep_what_helps(
+        model, net_of(0.0).get_weights(), frozen, lambda: model.predict(inputs, verbose=0), wrong_way
+    )
+    assert share == 0.0 and probabilities is frozen and "is not kept" in sentence
 
 
 def test_a_plateau_ends_training_and_the_second_rate_starts_from_the_best_epoch(tmp_path):

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +15,7 @@ import pytest
 import soundfile
 
 from common.speech.dataset import DEMO
-from recipes.__main__ import main
+from recipes.__main__ import RECIPES, main
 from tests.speech.test_models import LETTERS, tiny_config
 
 QUICK = ["--limit", "24", "--epochs", "1", "--head-epochs", "1"]
@@ -64,6 +68,28 @@ def test_the_baseline_frozen_is_what_a_frozen_run_exports(recipe: str, alone: st
     for name in names:
         assert first["test"][name] == first["baselines"]["frozen"][name] == second["baselines"]["frozen"][name]
     assert "finetune" not in first["seconds"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["speech_commands", "speech_wav2vec"])
+def test_a_run_that_is_killed_in_a_baseline_has_its_export_and_resumes(recipe: str, tiny, tmp_path: Path):
+    out = tmp_path / "run"
+    flags = ["--source", tiny, "--limit", "24", "--head-epochs", "1", "--epochs", "40", "--baselines", "spectrogram"]
+    command = [sys.executable, "-m", "recipes", "run", recipe, *flags, "--save-every", "0", "--out", str(out)]
+    process = subprocess.Popen(command, cwd=RECIPES.parent)
+    deadline = time.monotonic() + 300
+    while not (out / "checkpoints" / "spectrogram.npz").exists() and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert (out / "serving" / recipe / "1" / "saved_model.pb").exists() and not (out / "metrics.json").exists()
+    assert main(["run", recipe, "--resume", str(out)]) == 0
+    metrics = read(out)
+    assert metrics["proof"]["passed"] and metrics["seconds"]["baselines"] > 0
+    assert metrics["baselines"]["spectrogram"]["seconds"] == metrics["seconds"]["baseline_spectrogram"]
+    card = (out / "model_card.md").read_text("utf-8")
+    assert "stopped at a plateau after" in card or "was still improving after" in card
 
 
 @pytest.mark.slow
