@@ -12,6 +12,8 @@ from common.classification.calibration import ece_if_calibrated95, expected_cali
 from common.reporting import lower_first
 from common.results import training_seconds
 
+FROM_SCRATCH = {"scratch": "training from scratch", "spectrogram": "a small network trained from scratch"}
+
 
 def classification_metrics(labels: np.ndarray, probabilities: np.ndarray, seed: int = 0) -> dict:
     """Return accuracy and macro-F1 with bootstrap 95 % intervals (percentile method, resampled test examples).
@@ -141,14 +143,8 @@ def findings(
         gain, low, high = paired_gain(labels, ours, theirs)
         points = f"{abs(gain) * 100:.1f} points {_over_seeds(labels, ours, theirs)}"
         points += f" (95 % interval {low * 100:+.1f} to {high * 100:+.1f})"
-        if name == "scratch" and gain < 0 and high < 0:
-            text = f"Negative transfer: training from scratch is better by {points}. Try another --source."
-        elif name == "scratch" and gain <= 0:
-            text = f"The pretrained source does not help here: training from scratch is at least as good, by {points}."
-        elif name == "scratch" and low <= 0:
-            text = f"The pretrained source and training from scratch are too close to call: {points}."
-        elif name == "scratch":
-            text = f"The pretrained source gains {points} over training from scratch."
+        if name in FROM_SCRATCH:
+            text = _compared_with_scratch(FROM_SCRATCH[name], gain, low, high, points)
         elif name != "frozen":
             text = _compared_with_cheap(lower_first(titles.get(name, name)), gain, low, high, points)
         elif low > 0:
@@ -167,6 +163,16 @@ def _over_seeds(labels: np.ndarray, ours: Sequence[np.ndarray], theirs: Sequence
         return "for this seed"
     each = 100 * gains_of_seeds(labels, ours, theirs).mean(axis=1)
     return f"in the mean of {len(each)} seeds ({each.min():+.1f} to {each.max():+.1f})"
+
+
+def _compared_with_scratch(baseline: str, gain: float, low: float, high: float, points: str) -> str:
+    if gain < 0 and high < 0:
+        return f"Negative transfer: {baseline} is better by {points}. Try another --source."
+    if gain <= 0:
+        return f"The pretrained source does not help here: {baseline} is at least as good, by {points}."
+    if low <= 0:
+        return f"The pretrained source and {baseline} are too close to call: {points}."
+    return f"The pretrained source gains {points} over {baseline}."
 
 
 def _compared_with_cheap(baseline: str, gain: float, low: float, high: float, points: str) -> str:

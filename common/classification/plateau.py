@@ -11,7 +11,7 @@ from common.classification.training import fit_stage
 
 def fit_to_plateau(
     model: keras.Model, batches_from: Callable, *, optimizer: Callable[[float], keras.optimizers.Optimizer],
-    rate: float, epochs: int, patience: int, stage: str, save: Callable[[str], dict], **options,
+    rate: float, epochs: int, stage: str, save: Callable[[str], dict], patience: int = 15, **options,
 ) -> tuple[list[dict], str]:  # fmt: skip
     """Train from scratch until validation stops improving, twice: at a learning rate, then at a tenth of it.
 
