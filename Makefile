@@ -6,7 +6,7 @@ RUN := .venv/bin/python
 
 demo: .venv/installed
 	rm -rf runs/demo
-	$(RUN) -m recipes run image_classification --baselines frozen,scratch --out runs/demo
+	$(RUN) -m recipes run image_classification --out runs/demo
 	@echo "  Try next, after '. .venv/bin/activate':"
 	@echo "  your own photos   python -m recipes run image_classification --data folder:PHOTOS --out runs/mine"
 	@echo "  ImageNet weights  python -m recipes run image_classification --data folder:PHOTOS --source keras:ResNet50 --out runs/resnet50"

@@ -54,6 +54,7 @@ def rendered(page: Path) -> str:
         "few_shot": few_shot, "padding": padding, "boxes_of_classes": boxes_of_classes,
         "detection_steps": detection_steps, "new_voice": new_voice, "speech_checks": speech_checks,
         "wav2vec2_parity": wav2vec2_parity,
+        "unfreeze_policies": unfreeze_policies,
     }  # fmt: skip
 
     def written(found: re.Match) -> str:
@@ -242,6 +243,19 @@ def conversions() -> list[str]:
                 f"{row['agreement']:.3f}{verdict}", f"{row['accuracy']:.3f}, {row['saved_model_accuracy']:.3f}",
                 f"{row['milliseconds']:.1f} ms, {row['saved_model_milliseconds']:.1f} ms",
             ]))  # fmt: skip
+    return lines
+
+
+def unfreeze_policies() -> list[str]:
+    """Return the table of benchmarks/unfreeze_policies.py."""
+    found, policies = _read("unfreeze_policies"), ("frozen", "last_block", "all", "auto")
+    lines = [_line(["data", *(f"`{policy}`" for policy in policies), "`auto` over `frozen`"]), "|---" * 6 + "|"]
+    for name, cell in found.get("table", {}).items():
+        gain = cell["auto_over_frozen"]
+        cells = [f"{cell[policy]['accuracy']:.3f}" for policy in policies]
+        lines.append(_line([name, *cells, f"{gain['points']:+.1f} ± {gain['standard_error']:.1f} points"]))
+    if found.get("mean"):
+        lines.append(_line(["mean", *(f"**{found['mean'][policy]:.3f}**" for policy in policies), ""]))
     return lines
 
 
