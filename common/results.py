@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,6 +89,30 @@ def facts(config, counts: dict[str, int], outcome: Outcome) -> dict:
         "seed": config.seed,
         "versions": runs.versions(),
     }
+
+
+def measured_from_scratch(recipe_file: str, config, score: str = "accuracy") -> list[str]:
+    """Return a sentence on training from scratch on a demo, as measured and committed; none for other data.
+
+    It takes minutes, so a run does without where `--baselines` does not name it.
+
+    Args:
+        recipe_file: `__file__` of a recipe, beside its results.json.
+        config: of the run, with `data` and `baselines`.
+        score: to show.
+    """
+    file = Path(recipe_file).with_name("results.json")
+    if config.data != "demo" or "scratch" in str(config.baselines) or not file.exists():
+        return []
+    for row in json.loads(file.read_text("utf-8"))["runs"]:
+        found = row["baselines"].get("scratch", {}).get(score)
+        if found and "--data" not in row["command"]:
+            values = f"{score} {found['mean']:.3f} ± {found['std']:.3f} over {len(found['seeds'])} seed(s)"
+            flags = row["command"].partition(" --seed ")[0].removeprefix("python ")
+            return [
+                f"From scratch on this demo, measured before: {values}. To measure it here, in minutes: python {flags}"
+            ]
+    return []
 
 
 def training_seconds(metrics: Mapping) -> float:

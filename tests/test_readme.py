@@ -52,8 +52,8 @@ class Typed:
 TINY = "'keras:MobileNet(alpha=0.25,size=32)@random'"
 RUN_MINE = "python -m recipes run image_classification --data folder:PHOTOS --source keras:ResNet50 --out runs/mine"
 TYPED = {
-    "python -m recipes run image_classification --baselines frozen,scratch --out runs/demo": Typed(
-        "python -m recipes run image_classification --baselines frozen,scratch --out runs/demo --limit 40 --epochs 1",
+    "python -m recipes run image_classification --out runs/demo": Typed(
+        "python -m recipes run image_classification --out runs/demo --limit 40 --epochs 1",
         "Proved: ", slow=True,
     ),
     "python -m recipes list": Typed("python -m recipes list", "image_classification  +Classify images"),

@@ -32,7 +32,7 @@ from common.exporting import Predictor
 from common.flags import check_choice, check_group, check_observers, check_range, parse_baselines, parse_data
 from common.linear_head import fit_linear_head, predict_head, score
 from common.progress import format_seconds, median_seconds
-from common.results import Outcome
+from common.results import Outcome, measured_from_scratch
 from common.runs import Run, Stopwatch
 from common.serving.kit.write import write_serving_files
 from common.sources.specs import parse_source
@@ -283,7 +283,7 @@ def main(config: Config) -> dict:
     return results.conclude(
         "bert_sentiment", config, data, Outcome(rows, seconds, trained.parameters, card, proof, size),
         probabilities=probabilities, baselines=baselines, titles=BASELINES, what="texts",
-        preview=short_texts(data.test.texts), explanation=explanation, advice=[*advice, *skipped], more=more,
+        preview=short_texts(data.test.texts), explanation=explanation, advice=[*advice, *skipped, *measured_from_scratch(__file__, config)], more=more,
     )  # fmt: skip
 
 

@@ -40,7 +40,7 @@ from common.images.preview import thumbnails, write_sample_grid
 from common.images.readers import ImageColumns
 from common.images.sources import Source, load_source
 from common.progress import format_seconds, median_seconds
-from common.results import Outcome
+from common.results import Outcome, measured_from_scratch
 from common.runs import Run
 from common.serving.kit.write import write_serving_files
 from common.sources.specs import parse_source
@@ -303,7 +303,7 @@ def main(config: Config) -> dict:
         "image_classification", config, data, Outcome(history, seconds, chosen.parameters, source.card, proof, size),
         probabilities=probabilities, baselines={name: (baselines[name][best], spent[name]) for name in names},
         titles=BASELINES, what="images", preview=thumbnails(data.test.paths), explanation=explanation,
-        advice=[*filter(None, [chosen.choice]), *notes],
+        advice=[*filter(None, [chosen.choice]), *notes, *measured_from_scratch(__file__, config)],
         seeds={
             seed: results.Predictions(one.probabilities, {name: baselines[name][seed] for name in names})
             for seed, one in trained.items()
