@@ -283,7 +283,8 @@ def main(config: Config) -> dict:
     return results.conclude(
         "bert_sentiment", config, data, Outcome(rows, seconds, trained.parameters, card, proof, size),
         probabilities=probabilities, baselines=baselines, titles=BASELINES, what="texts",
-        preview=short_texts(data.test.texts), explanation=explanation, advice=[*advice, *skipped, *measured_from_scratch(__file__, config)], more=more,
+        preview=short_texts(data.test.texts), explanation=explanation, more=more,
+        advice=[*advice, *skipped, *measured_from_scratch(__file__, config)],
     )  # fmt: skip
 
 
