@@ -51,7 +51,8 @@ def fit_stage(
             models whose predictions combine several rows.
         patience: epochs without improvement before stopping.
         start_counts: whether the initial model is also a candidate.
-        keep_best: whether it ends with the weights of the best epoch on validation; else with the last ones.
+        keep_best: whether it ends with the weights of the best epoch on validation; else with the last ones. With
+            `patience` it always does: the last epochs of a stage that stopped early are those without improvement.
         xla: whether XLA may compile the step on an accelerator; not for batches of varying shapes.
         begin: sets the weights at the start of training, where they differ from those of `model`.
         checkpoint: file from which a killed run continues; None for no checkpoints.
@@ -83,7 +84,7 @@ def fit_stage(
         batches_from,
         epochs=epochs,
         lines=EpochLines(stage, epochs, steps),
-        keep=KeepBest(patience, rival) if keep_best else None,
+        keep=KeepBest(patience, rival) if keep_best or patience else None,
         validation=validation,
         checkpoint=checkpoint,
         save_every=save_every,

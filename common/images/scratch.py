@@ -16,6 +16,7 @@ from common.images.dataset import ImageSet
 from common.images.sources import Source, load_source
 
 RATE = 1e-3  # peak learning rate; ten times that of fine-tuning, since nothing is to be preserved
+PATIENCE = 10  # epochs without improvement on validation that are a plateau
 SMALL = ("bundled:resnet_mini", 64)  # network and size in pixels: on little data often better than a large one
 
 
@@ -28,7 +29,8 @@ def train_from_scratch(
 
     Args:
         data: the images; validation chooses the network, its epoch and its temperature.
-        same: source and image size of the pretrained model, whose architecture is trained beside the small one.
+        same: source and image size of the pretrained model, whose architecture is trained beside the small one, unless
+            it is the small one.
         build: source -> classifier, pixels to probabilities.
         settings: source -> batches, loss, steps and validation, as `fit_stage` takes them.
         epochs: at most, at each of two learning rates.
@@ -42,22 +44,22 @@ def train_from_scratch(
         sentence on what it is).
     """
     tests, vals, sentences, history = {}, {}, {}, []
-    for number, (spec, size) in enumerate((SMALL, same)):
+    for number, (spec, size) in enumerate((SMALL,) if same in (SMALL, (SMALL[0], None)) else (SMALL, same)):
         keras.utils.set_random_seed(seed)
         source = load_source(spec, size, random_weights=True)
         model = build(source)
         freezing.freeze(model, source.backbone, "all", "train")
         rows, ended = fit_to_plateau(
-            model, stage=f"scratch_{number}", rate=RATE, epochs=epochs, save=save,
+            model, stage=f"scratch_{number}", rate=RATE, epochs=epochs, patience=PATIENCE, save=save,
             optimizer=lambda rate: training.DiscriminativeAdamW(learning_rate=rate, weight_decay=weight_decay),
             **settings(source),
         )  # fmt: skip
-        vals[spec], test = (
+        vals[number], test = (
             model.predict(image_batches(split.paths, source.image_size, 64, resize=resize), verbose=0)
             for split in (data.val, data.test)
         )
-        tests[spec] = apply_temperature(test, fit_temperature(data.val.labels, vals[spec]))
-        sentences[spec] = f"From scratch: the network of {spec}, {source.image_size[0]} pixels, {ended}."
+        tests[number] = apply_temperature(test, fit_temperature(data.val.labels, vals[number]))
+        sentences[number] = f"From scratch: the network of {spec}, {source.image_size[0]} pixels, {ended}."
         history += rows
     best = best_on_validation(data.val.labels, vals)
     return tests[best], history, sentences[best]
