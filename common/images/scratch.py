@@ -15,8 +15,8 @@ from common.images.batches import image_batches
 from common.images.dataset import ImageSet
 from common.images.sources import Source, load_source
 
-RATE = 1e-3  # peak learning rate; ten times that of fine-tuning, since nothing is to be preserved
-PATIENCE = 10  # epochs without improvement on validation that are a plateau
+RATE = 1e-3  # learning rate of all layers: nothing pretrained is to be preserved
+PATIENCE = 15  # epochs without improvement on validation that are a plateau
 SMALL = ("bundled:resnet_mini", 64)  # network and size in pixels: on little data often better than a large one
 
 
