@@ -61,7 +61,7 @@ _ENTRIES = (
         verified_by="git",
     ),
     CatalogueEntry(
-        "mobilenet_v2", "Google's, on ImageNet; fast on a CPU; in the checkout", 2_257_984, "images, 128 x 128",
+        "mobilenet_v2", "Google's, on ImageNet; fast on a CPU; in the checkout", 2_257_984, "images, 160 x 160",
         "Apache-2.0", "bundled:mobilenet_v2", verified_by="git",
     ),
     CatalogueEntry(
