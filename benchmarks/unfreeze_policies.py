@@ -2,6 +2,7 @@
 
     python benchmarks/prepare_data.py --out ../prepared_data
     python benchmarks/unfreeze_policies.py            # continues where it was stopped
+    python benchmarks/unfreeze_policies.py --verify   # one draw again: equal under today's code?
 
 The rule of `auto` (common/classification/choice.py) was developed on parts of the training splits. The test splits are
 read here, once, by the finished rule. Writes benchmarks/results/unfreeze_policies.json; the correctness of each
@@ -111,20 +112,24 @@ def correct(row: dict, policy: str) -> np.ndarray:
 def main() -> None:
     """Measure what is missing, and write all of it after each draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.parse_args()
+    parser.add_argument("--verify", action="store_true", help="measure one draw again, and keep all if it is equal")
+    verify = parser.parse_args().verify
     code = row_hash(ROOT, "image_classification", "python -m recipes run image_classification")
+    about = {"command": "python benchmarks/unfreeze_policies.py", "image_size": IMAGE_SIZE, "code": code}
     kept = json.loads(OUT.read_text("utf-8")) if OUT.exists() else {}
-    rows = kept.get("rows", {}) if kept.get("code") == code else {}
+    rows = kept.get("rows", {}) if verify or kept.get("code") == code else {}
+    if verify and rows:
+        first = next(iter(rows))
+        name, size, seed = first.split(" | ")
+        again = measure(name, size, int(seed))["policies"]
+        if any(again[policy]["correct"] != rows[first]["policies"][policy]["correct"] for policy in POLICIES):
+            raise SystemExit(f"{first} differs from what is committed. Measure all of it again: remove {OUT}")
+        write_json(OUT, {**about, "commit": commit(ROOT), **summary(rows), "rows": rows})
     for seed in SEEDS:
         for size in SIZES:
             for name in SETS:
                 if (key := f"{name} | {size} | {seed}") not in rows:
                     rows[key] = measure(name, size, seed)
-                    about = {
-                        "command": "python benchmarks/unfreeze_policies.py",
-                        "image_size": IMAGE_SIZE,
-                        "code": code,
-                    }
                     write_json(OUT, {**about, "commit": commit(ROOT), **summary(rows), "rows": rows})
 
 

@@ -36,8 +36,8 @@ def mean_and_std(features: Sequence[np.ndarray], chunk: int = 4096) -> tuple[np.
 # Strong to weak, per example and on standardised features: from a handful of images to hundreds of thousands.
 PENALTIES = tuple(float(penalty) for penalty in np.geomspace(10.0, 1e-5, 13))
 
-# Fine-tuning starts from a head with weights at least this small: an overconfident head gives
-# the backbone small gradients at first and large ones later. Chosen on the digits of `--data demo:digits`.
+# Fine-tuning starts from a head with weights at least this small: an overconfident head gives the backbone small
+# gradients at first and large ones later. Chosen on training splits: benchmarks/results/unfreeze_choice.json.
 START_PENALTY = 0.3
 
 _IN_MEMORY = 2**28  # bytes of features that are standardised once; more are read again in each iteration

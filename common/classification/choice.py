@@ -34,7 +34,29 @@ def best_on_validation(labels: np.ndarray, candidates: Mapping) -> object:
     return min(candidates, key=lambda name: calibrated_losses(labels, candidates[name]).mean())
 
 
+# Chosen on parts of training splits: benchmarks/results/unfreeze_choice.json.
 SHARES = (0.25, 0.5, 0.75, 1.0)  # of the way from the pretrained weights to the fine-tuned ones
+ERRORS = 1.0  # standard errors that count as chance
+
+
+def within_standard_errors(
+    labels: np.ndarray, candidates: Mapping[float, np.ndarray], errors: float = ERRORS
+) -> tuple[float, dict[float, float]]:
+    """Return the first candidate whose loss exceeds the lowest by no more than some standard errors, in pairs.
+
+    Args:
+        labels: of the validation split, int [n].
+        candidates: probabilities for validation, float [n, classes], of models in the order of preference.
+        errors: standard errors of the mean difference that count as chance.
+
+    Returns:
+        (its name, the mean calibrated loss of each).
+    """
+    losses = {name: calibrated_losses(labels, probabilities) for name, probabilities in candidates.items()}
+    best = min(losses.values(), key=np.mean)
+    allowed = {name: errors * np.std(one - best) / np.sqrt(len(labels)) for name, one in losses.items()}
+    kept = next(name for name, one in losses.items() if np.mean(one - best) <= allowed[name])
+    return kept, {name: float(one.mean()) for name, one in losses.items()}
 
 
 def keep_what_helps(
@@ -63,19 +85,9 @@ def keep_what_helps(
     for share in SHARES:
         model.set_weights([(1 - share) * before + share * after for before, after in zip(start, end, strict=True)])
         found[share] = predict()
-    losses = {share: calibrated_losses(labels, probabilities) for share, probabilities in found.items()}
-    best = min(losses, key=lambda share: losses[share].mean())
-
-    def worse_by_chance(share: float) -> bool:
-        worse = losses[share] - losses[best]
-        return worse.mean() <= worse.std() / np.sqrt(len(labels))
-
-    kept = next(share for share in found if worse_by_chance(share))  # of rising shares
+    kept, losses = within_standard_errors(labels, found)
     model.set_weights([(1 - kept) * before + kept * after for before, after in zip(start, end, strict=True)])
-    sentence = (
-        f"Fine-tuning is kept at {kept:.0%} of the way from the pretrained weights"
-        if kept
-        else "Fine-tuning was tried and is not kept"
-    )
-    numbers = f"{losses[0.0].mean():.3f} with the frozen source, {losses[best].mean():.3f} at best, at {best:.0%}"
+    best = min(losses, key=losses.get)
+    sentence = f"Fine-tuning is kept at {kept:.0%} of the way" if kept else "Fine-tuning was tried and is not kept"
+    numbers = f"{losses[0.0]:.3f} with the frozen source, {losses[best]:.3f} at best, at {best:.0%}"
     return kept, found[kept], f"{sentence}: the cross-entropy on {len(labels)} validation examples is {numbers}."

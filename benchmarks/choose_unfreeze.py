@@ -1,0 +1,119 @@
+"""Choose what `--unfreeze auto` does, on parts of training splits: no test image is read.
+
+    python benchmarks/prepare_data.py --out ../prepared_data
+    python benchmarks/choose_unfreeze.py              # continues where it was stopped
+
+Of each data set, a third of the training split becomes a development split, in place of the test split. For each
+START_PENALTY of the head (common/linear_head.py), the source is fine-tuned as the recipe does; then the accuracy on the
+development split is measured at each share of the way from the pretrained to the fine-tuned weights, and of what the
+rule would keep that allows 0, 1 or 2 standard errors (common/classification/choice.py). Writes
+benchmarks/results/unfreeze_choice.json; tests/classification/test_choice.py compares the constants with it.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+
+import keras
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
+
+from provenance import commit  # noqa: E402 (beside this script)
+from unfreeze_policies import GROUPS, IMAGE_SIZE, SETS, SIZES  # noqa: E402
+
+from common import linear_head  # noqa: E402
+from common.classification.choice import SHARES, within_standard_errors  # noqa: E402
+from common.files import write_json  # noqa: E402
+from common.images.sources import load_source  # noqa: E402
+from common.runs import Run  # noqa: E402
+from recipes.image_classification import recipe  # noqa: E402
+
+OUT = ROOT / "benchmarks" / "results" / "unfreeze_choice.json"
+PENALTIES, ERRORS, SEED, MOST = (0.03, 0.3, 3.0), (0, 1, 2), 0, 600
+
+
+def without_test(name: str, folder: Path) -> Path:
+    """Write a table of the training images of a data set, a third of them as the test split; return its path."""
+    config = recipe.Config(data=SETS[name], group=GROUPS.get(name), out=str(folder / "whole"))
+    data, rng = recipe.load_data(config), np.random.default_rng(SEED)
+    order = rng.permutation(len(data.train))[: int(1.5 * MOST)]
+    table = folder / "train.csv"
+    with open(table, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "label", "split"])
+        for rank, place in enumerate(order):
+            label = data.class_names[data.train.labels[place]]
+            writer.writerow([data.train.paths[place], label, "test" if rank % 3 == 0 else "train"])
+    return table
+
+
+def measure(name: str, size: str, penalty: float) -> dict:
+    """Fine-tune from a head of this penalty; return development accuracy by share, and by rule."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = recipe.Config(
+            data=f"csv:{without_test(name, Path(folder))}", image_size=IMAGE_SIZE, seed=SEED, unfreeze="auto",
+            out=f"{folder}/out", **SIZES[size],
+        )  # fmt: skip
+        run, data = Run(config), recipe.load_data(config)
+        keras.utils.set_random_seed(SEED)
+        source = load_source(config.source, config.image_size)
+        of = recipe.extract_features(source, data, config)
+        model = recipe.build_model(source, len(data.class_names), config)
+        head = model.get_layer("head")
+        linear_head.START_PENALTY = penalty
+        weights = recipe.sample_weights(data, config)
+        _, val, start = linear_head.fit_final_head(
+            head, of["train"], data.train.labels, of["val"][0], data.val.labels,
+            sample_weights=weights, val_weights=recipe.sample_weights(data, config, data.val.labels),
+        )  # fmt: skip
+        found = {0.0: (val, linear_head.predict_head(head, of["test"][0]))}
+        head.set_weights(start)
+        before = model.get_weights()
+        recipe.fine_tune(run, source, model, data, SEED, val)
+        after = model.get_weights()
+        for share in SHARES:
+            model.set_weights([(1 - share) * one + share * two for one, two in zip(before, after, strict=True)])
+            found[share] = tuple(recipe.predict(source, model, part.paths, config) for part in (data.val, data.test))
+        accuracy = {s: float(np.mean(test.argmax(axis=1) == data.test.labels)) for s, (_, test) in found.items()}
+        vals = {share: val for share, (val, _) in found.items()}
+        rules = {errors: accuracy[within_standard_errors(data.val.labels, vals, errors)[0]] for errors in ERRORS}
+    return {"counts": data.counts(), "by_share": accuracy, "by_standard_errors": rules}
+
+
+def summary(rows: dict[str, dict]) -> dict:
+    """Return for each penalty the mean accuracy over sets and sizes, and the least gain of each rule over frozen."""
+    found = {}
+    for penalty in PENALTIES:
+        own = [row for key, row in rows.items() if key.endswith(f"| {penalty}")]
+        for kind in ("by_share", "by_standard_errors") if own else ():
+            for name in own[0][kind]:
+                gains = [row[kind][name] - row["by_share"]["0.0"] for row in own]
+                found.setdefault(str(penalty), {}).setdefault(kind, {})[name] = {
+                    "accuracy": round(statistics.mean(row[kind][name] for row in own), 4),
+                    "least_gain_over_frozen": round(min(gains), 4),
+                }
+    return found
+
+
+def main() -> None:
+    """Measure what is missing, and write all of it after each."""
+    rows = json.loads(OUT.read_text("utf-8"))["rows"] if OUT.exists() else {}
+    for name in SETS:
+        for size in SIZES:
+            for penalty in PENALTIES:
+                if (key := f"{name} | {size} | {penalty}") not in rows:
+                    rows[key] = json.loads(json.dumps(measure(name, size, penalty)))  # with texts as keys
+                    print(key, rows[key]["by_share"], rows[key]["by_standard_errors"], flush=True)
+                    about = {"command": "python benchmarks/choose_unfreeze.py", "commit": commit(ROOT), "seed": SEED}
+                    write_json(OUT, {**about, "image_size": IMAGE_SIZE, "mean": summary(rows), "rows": rows})
+
+
+if __name__ == "__main__":
+    main()
