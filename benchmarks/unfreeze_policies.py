@@ -20,6 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import keras
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -73,6 +74,8 @@ def measure(name: str, size: str, seed: int) -> dict:
                 "choice": trained.choice,
                 "correct": "".join(str(int(one)) for one in correct),
             }
+            del trained
+            keras.utils.clear_session()  # or the graphs of all models would stay
             print(f"{name}, {size}, seed {seed}, {policy}: {found[policy]['accuracy']:.4f}", flush=True)
     return {"counts": data.counts(), **machine(), "policies": found}
 
@@ -98,10 +101,8 @@ def summary(rows: dict[str, dict]) -> dict:
                 "standard_error": round(100 * float(gains.std(ddof=1) / len(gains) ** 0.5), 2),
             }
             table[f"{name}, {size}"] = cell
-    mean = {
-        policy: round(statistics.mean(cell[policy]["accuracy"] for cell in table.values()), 4) for policy in POLICIES
-    }
-    return {"table": table, "mean": mean if table else {}}
+    accuracies = {policy: [cell[policy]["accuracy"] for cell in table.values()] for policy in POLICIES}
+    return {"table": table, "mean": {name: round(statistics.mean(of), 4) for name, of in accuracies.items() if of}}
 
 
 def correct(row: dict, policy: str) -> np.ndarray:
