@@ -175,9 +175,10 @@ def test_training_begins_elsewhere_and_what_was_given_competes_all_the_same():
         np.testing.assert_array_equal(kept, was)
 
 
-def test_the_best_epoch_comes_back_and_patience_stops():
+@pytest.mark.parametrize("keep_best", [True, False])
+def test_the_best_epoch_comes_back_and_patience_stops(keep_best):
     model = two_layers()
-    rows = stage(model, -0.5, epochs=30, patience=3)
+    rows = stage(model, -0.5, epochs=30, patience=3, keep_best=keep_best)
     best = max(range(len(rows)), key=lambda i: (round(rows[i]["val_accuracy"], 6), -rows[i]["val_cross_entropy"]))
     assert len(rows) <= best + 1 + 3 < 30
     loss = float(keras.ops.mean(keras.losses.categorical_crossentropy(data()[1], model(data()[0]))))
