@@ -89,13 +89,18 @@ def without_marks(text: str) -> str:
 
 
 def gallery() -> list[str]:
-    """Return the table of all recipes, those first that name the row of results.json that shows what they reach."""
+    """Return the table of all recipes: first the one to try first, last those that name no row of results.json."""
     heads = ["scenario", "in", "out", "result", "frozen source", "best without a network", "from scratch", "minutes"]
-    recipes = sorted(find_recipes(ROOT / "recipes"), key=lambda recipe: not recipe.literal("GALLERY")["row"])
+    recipes = sorted(find_recipes(ROOT / "recipes"), key=_place_in_gallery)
     shown = {recipe.name: row for recipe in recipes if (row := _gallery_row(recipe))}
     timed = on_one_processor(shown)
     lines = [_line(_gallery_cells(recipe, shown.get(recipe.name), recipe.name in timed)) for recipe in recipes]
     return _with_legends([_line(heads), "|---" * len(heads) + "|", *lines], shown, timed)
+
+
+def _place_in_gallery(recipe: Recipe) -> tuple[bool, bool]:
+    shown = recipe.literal("GALLERY")
+    return not shown["row"], not shown.get("first", False)
 
 
 def _gallery_row(recipe: Recipe) -> dict | None:
