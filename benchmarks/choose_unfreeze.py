@@ -6,13 +6,14 @@
 Of each data set, a third of the training split becomes a development split, in place of the test split. For each
 START_PENALTY of the head (common/linear_head.py), the source is fine-tuned as the recipe does; then the accuracy on the
 development split is measured at each share of the way from the pretrained to the fine-tuned weights, and of what the
-rule would keep that allows 0, 1 or 2 standard errors (common/classification/choice.py). Writes
+rule would keep that allows so many standard errors (common/classification/choice.py). Writes
 benchmarks/results/unfreeze_choice.json; tests/classification/test_choice.py compares the constants with it.
 """
 
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import statistics
 import sys
@@ -36,13 +37,14 @@ from common.runs import Run  # noqa: E402
 from recipes.image_classification import recipe  # noqa: E402
 
 OUT = ROOT / "benchmarks" / "results" / "unfreeze_choice.json"
-PENALTIES, ERRORS, SEED, MOST = (0.03, 0.3, 3.0), (0, 1, 2), 0, 600
+ERRORS, MOST = (0, 0.5, 1, 2), 600
+SEEDS = {0.3: (0, 1, 2), 0.03: (0,), 3.0: (0,)}  # of each penalty
 
 
-def without_test(name: str, folder: Path) -> Path:
+def without_test(name: str, folder: Path, seed: int) -> Path:
     """Write a table of the training images of a data set, a third of them as the test split; return its path."""
     config = recipe.Config(data=SETS[name], group=GROUPS.get(name), out=str(folder / "whole"))
-    data, rng = recipe.load_data(config), np.random.default_rng(SEED)
+    data, rng = recipe.load_data(config), np.random.default_rng(seed)
     order = rng.permutation(len(data.train))[: int(1.5 * MOST)]
     table = folder / "train.csv"
     with open(table, "w", newline="", encoding="utf-8") as file:
@@ -54,15 +56,15 @@ def without_test(name: str, folder: Path) -> Path:
     return table
 
 
-def measure(name: str, size: str, penalty: float) -> dict:
+def measure(name: str, size: str, penalty: float, seed: int) -> dict:
     """Fine-tune from a head of this penalty; return development accuracy by share, and by rule."""
     with tempfile.TemporaryDirectory() as folder:
         config = recipe.Config(
-            data=f"csv:{without_test(name, Path(folder))}", image_size=IMAGE_SIZE, seed=SEED, unfreeze="auto",
+            data=f"csv:{without_test(name, Path(folder), seed)}", image_size=IMAGE_SIZE, seed=seed, unfreeze="auto",
             out=f"{folder}/out", **SIZES[size],
         )  # fmt: skip
         run, data = Run(config), recipe.load_data(config)
-        keras.utils.set_random_seed(SEED)
+        keras.utils.set_random_seed(seed)
         source = load_source(config.source, config.image_size)
         of = recipe.extract_features(source, data, config)
         model = recipe.build_model(source, len(data.class_names), config)
@@ -76,7 +78,7 @@ def measure(name: str, size: str, penalty: float) -> dict:
         found = {0.0: (val, linear_head.predict_head(head, of["test"][0]))}
         head.set_weights(start)
         before = model.get_weights()
-        recipe.fine_tune(run, source, model, data, SEED, val)
+        recipe.fine_tune(run, source, model, data, seed, val)
         after = model.get_weights()
         for share in SHARES:
             model.set_weights([(1 - share) * one + share * two for one, two in zip(before, after, strict=True)])
@@ -90,8 +92,8 @@ def measure(name: str, size: str, penalty: float) -> dict:
 def summary(rows: dict[str, dict]) -> dict:
     """Return for each penalty the mean accuracy over sets and sizes, and the least gain of each rule over frozen."""
     found = {}
-    for penalty in PENALTIES:
-        own = [row for key, row in rows.items() if key.endswith(f"| {penalty}")]
+    for penalty in SEEDS:
+        own = [row for key, row in rows.items() if f"| {penalty} |" in key]
         for kind in ("by_share", "by_standard_errors") if own else ():
             for name in own[0][kind]:
                 gains = [row[kind][name] - row["by_share"]["0.0"] for row in own]
@@ -105,14 +107,14 @@ def summary(rows: dict[str, dict]) -> dict:
 def main() -> None:
     """Measure what is missing, and write all of it after each."""
     rows = json.loads(OUT.read_text("utf-8"))["rows"] if OUT.exists() else {}
-    for name in SETS:
-        for size in SIZES:
-            for penalty in PENALTIES:
-                if (key := f"{name} | {size} | {penalty}") not in rows:
-                    rows[key] = json.loads(json.dumps(measure(name, size, penalty)))  # with texts as keys
-                    print(key, rows[key]["by_share"], rows[key]["by_standard_errors"], flush=True)
-                    about = {"command": "python benchmarks/choose_unfreeze.py", "commit": commit(ROOT), "seed": SEED}
-                    write_json(OUT, {**about, "image_size": IMAGE_SIZE, "mean": summary(rows), "rows": rows})
+    about = {"command": "python benchmarks/choose_unfreeze.py", "image_size": IMAGE_SIZE}
+    for penalty, seeds in SEEDS.items():
+        for seed, name, size in itertools.product(seeds, SETS, SIZES):
+            if (key := f"{name} | {size} | {penalty} | {seed}") not in rows:
+                rows[key] = json.loads(json.dumps(measure(name, size, penalty, seed)))  # with texts as keys
+                print(key, rows[key]["by_share"], rows[key]["by_standard_errors"], flush=True)
+                write_json(OUT, {**about, "commit": commit(ROOT), "mean": summary(rows), "rows": rows})
+                keras.utils.clear_session()
 
 
 if __name__ == "__main__":

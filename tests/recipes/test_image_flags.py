@@ -112,8 +112,12 @@ def test_learning_rates_of_backbone_and_head(stage):
     )
     head = plain["head/kernel"]
     assert plain[LAST] == pytest.approx(0.3 * head, rel=0.02)
-    assert rate["head/kernel"] == pytest.approx(4 * head, rel=0.02) and rate[LAST] == pytest.approx(1.2 * head, rel=0.02)
-    assert factor["head/kernel"] == pytest.approx(head, rel=0.02) and factor[LAST] == pytest.approx(0.6 * head, rel=0.02)
+    assert rate["head/kernel"] == pytest.approx(4 * head, rel=0.02) and rate[LAST] == pytest.approx(
+        1.2 * head, rel=0.02
+    )
+    assert factor["head/kernel"] == pytest.approx(head, rel=0.02) and factor[LAST] == pytest.approx(
+        0.6 * head, rel=0.02
+    )
 
 
 def test_weight_decay(stage):
@@ -288,7 +292,13 @@ def test_unfreeze_auto_keeps_what_validation_supports(frozen, train, loaded, noi
     assert score(kept.val_probabilities, labels)["accuracy"] > 0.6
     finds = -1
     not_kept, every = (train(unfreeze=policy) for policy in ("auto", "all"))
-    print("CHOICE", not_kept.choice, np.abs(every.probabilities - frozen.probabilities).max(), np.abs(not_kept.probabilities - frozen.probabilities).max(), frozen.temperature)
+    print(
+        "CHOICE",
+        not_kept.choice,
+        np.abs(every.probabilities - frozen.probabilities).max(),
+        np.abs(not_kept.probabilities - frozen.probabilities).max(),
+        frozen.temperature,
+    )
     assert not_kept.choice.startswith("Fine-tuning was tried and is not kept") and every.choice == ""
     np.testing.assert_allclose(not_kept.probabilities, frozen.probabilities, atol=1e-3)
     assert np.abs(every.probabilities - frozen.probabilities).max() > 0.1  # not asked of validation
