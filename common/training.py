@@ -145,9 +145,10 @@ class KeepBest(keras.callbacks.Callback):
 
 
 class StopIfHopeless(keras.callbacks.Callback):
-    """Stop fine-tuning that does not approach the frozen source: half-way, its loss is still half as much again.
+    """Stop fine-tuning that does not approach the frozen source: half-way, its loss is still far above.
 
-    Warm-up lets the loss rise at first, so nothing is decided before half of the epochs.
+    That is half as much again, and 0.5 above, since label smoothing lifts the loss of a good model too. Warm-up lets the
+    loss rise at first, so nothing is decided before half of the epochs.
 
     Args:
         epochs: planned.
@@ -156,10 +157,11 @@ class StopIfHopeless(keras.callbacks.Callback):
 
     def __init__(self, epochs: int, limit: float):
         super().__init__()
-        self.half, self.limit = epochs / 2, 1.5 * limit
+        self.half, self.limit = epochs / 2, max(1.5 * limit, limit + 0.5)
 
     def on_epoch_end(self, epoch, logs=None):
         if epoch + 1 >= self.half and logs["val_cross_entropy"] > self.limit:
+            print("  finetune: stopped, its loss stays far above that of the frozen source")
             self.model.stop_training = True
 
 

@@ -37,12 +37,15 @@ def best_on_validation(labels: np.ndarray, candidates: Mapping) -> object:
 # Chosen on parts of training splits: benchmarks/results/unfreeze_choice.json.
 SHARES = (0.25, 0.5, 0.75, 1.0)  # of the way from the pretrained weights to the fine-tuned ones
 ERRORS = 1.0  # standard errors that count as chance
+FEWEST = 10  # validation examples from which a standard error can be told
 
 
 def within_standard_errors(
     labels: np.ndarray, candidates: Mapping[float, np.ndarray], errors: float = ERRORS
 ) -> tuple[float, dict[float, float]]:
     """Return the first candidate whose loss exceeds the lowest by no more than some standard errors, in pairs.
+
+    With fewer than FEWEST examples it is the first one.
 
     Args:
         labels: of the validation split, int [n].
@@ -53,9 +56,9 @@ def within_standard_errors(
         (its name, the mean calibrated loss of each).
     """
     losses = {name: calibrated_losses(labels, probabilities) for name, probabilities in candidates.items()}
-    best = min(losses.values(), key=np.mean)
-    allowed = {name: errors * np.std(one - best) / np.sqrt(len(labels)) for name, one in losses.items()}
-    kept = next(name for name, one in losses.items() if np.mean(one - best) <= allowed[name])
+    best, n = min(losses.values(), key=np.mean), len(labels)
+    allowed = {name: errors * np.std(one - best) / np.sqrt(max(n - 1, 1)) + 1e-3 for name, one in losses.items()}
+    kept = next(name for name, one in losses.items() if n < FEWEST or np.mean(one - best) <= allowed[name])
     return kept, {name: float(one.mean()) for name, one in losses.items()}
 
 
@@ -68,7 +71,7 @@ def keep_what_helps(
     Weights on the straight line between both often generalise better than either end (WiSE-FT, arXiv:2109.01903). Of
     the frozen source and the points on that line, the one closest to the frozen source is kept whose calibrated
     cross-entropy is within one standard error of the best (Hastie, Tibshirani, Friedman, The Elements of Statistical
-    Learning, section 7.10): few validation examples must not decide by chance.
+    Learning, section 7.10), so that few validation examples seldom decide by chance.
 
     Args:
         model: fine-tuned; its weights are set, except where the frozen source is kept.
@@ -90,4 +93,8 @@ def keep_what_helps(
     best = min(losses, key=losses.get)
     sentence = f"Fine-tuning is kept at {kept:.0%} of the way" if kept else "Fine-tuning was tried and is not kept"
     numbers = f"{losses[0.0]:.3f} with the frozen source, {losses[best]:.3f} at best, at {best:.0%}"
-    return kept, found[kept], f"{sentence}: the cross-entropy on {len(labels)} validation examples is {numbers}."
+    return (
+        kept,
+        found[kept],
+        f"{sentence}: the calibrated cross-entropy on {len(labels)} validation examples is {numbers}.",
+    )
