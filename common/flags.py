@@ -135,6 +135,9 @@ def parse_baselines(text: str, allowed: Iterable[str], always: tuple[str, ...] =
     return () if names == ("none",) else tuple(name for name in allowed if name in {*always, *names})
 
 
+LARGEST_SEED = 2**32 - 1  # of NumPy's and Keras' global generators
+
+
 def parse_seeds(text: str | None, seed: int) -> tuple[int, ...]:
     """Parse `--seeds` such as `0,1,2`.
 
@@ -151,8 +154,10 @@ def parse_seeds(text: str | None, seed: int) -> tuple[int, ...]:
     if text is None:
         return (seed,)
     words = [word.strip() for word in text.split(",") if word.strip()]
-    if not words or not all(word.isascii() and word.isdigit() for word in words):
-        raise UserError(f"--seeds cannot be read. Allowed: whole numbers, for example 0,1,2. Received: {text!r}.")
+    if not words or not all(word.isascii() and word.isdigit() and int(word) <= LARGEST_SEED for word in words):
+        raise UserError(
+            f"--seeds cannot be read. Allowed: whole numbers to {LARGEST_SEED}, for example 0,1,2. Received: {text!r}."
+        )
     return tuple(dict.fromkeys(map(int, words)))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -69,8 +71,7 @@ def conclude(
     lines = [*sentences, *([verdict(outcome.proof, proved)] if outcome.proof else []), f"Report: {out / 'report.html'}"]
     print("\n".join(["", *table(metrics), "", *(f"  {line}" for line in lines), ""]))
     if getattr(config, "mlflow", None):
-        from common import tracking  # here: it imports keras
-
+        tracking = importlib.import_module("common.tracking")  # on demand, as its packages
         tracking.log_to_mlflow(config.mlflow, recipe, config, metrics, outcome.history)
     return metrics
 
@@ -91,27 +92,28 @@ def facts(config, counts: dict[str, int], outcome: Outcome) -> dict:
     }
 
 
-def measured_from_scratch(recipe_file: str, config, score: str = "accuracy") -> list[str]:
-    """Return a sentence on training from scratch on a demo, as measured and committed; none for other data.
+def measured_from_scratch(recipe_file: str, config, counts: dict[str, int], score: str = "accuracy") -> list[str]:
+    """Return a sentence on training from scratch on a demo, as measured and committed; none for other data or settings.
 
     It takes minutes, so a run does without where `--baselines` does not name it.
 
     Args:
         recipe_file: `__file__` of a recipe, beside its results.json.
-        config: of the run, with `data` and `baselines`.
+        config: of the run, a dataclass with `baselines`.
+        counts: examples of each split; a row of other counts is of another demo.
         score: to show.
     """
-    file = Path(recipe_file).with_name("results.json")
-    if config.data != "demo" or "scratch" in str(config.baselines) or not file.exists():
+    given, file = vars(config), Path(recipe_file).with_name("results.json")
+    free = ("out", "resume", "seed", "seeds", "baselines", "save_every", "explain", "tensorboard", "mlflow")
+    defaults = {field.name: field.default for field in dataclasses.fields(config) if field.name not in free}
+    if "scratch" in config.baselines or any(given[name] != value for name, value in defaults.items()):
         return []
-    for row in json.loads(file.read_text("utf-8"))["runs"]:
+    for row in json.loads(file.read_text("utf-8"))["runs"] if file.exists() else ():
         found = row["baselines"].get("scratch", {}).get(score)
-        if found and "--data" not in row["command"]:
+        command = row["command"].partition(" --seed ")[0]
+        if found and row["counts"] == counts and "--" not in command.partition(" --baselines ")[0].replace(" -m ", ""):
             values = f"{score} {found['mean']:.3f} ± {found['std']:.3f} over {len(found['seeds'])} seed(s)"
-            flags = row["command"].partition(" --seed ")[0].removeprefix("python ")
-            return [
-                f"From scratch on this demo, measured before: {values}. To measure it here, in minutes: python {flags}"
-            ]
+            return [f"From scratch on this demo, measured before: {values}. To measure it here, in minutes: {command}"]
     return []
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
 import importlib.metadata
 import json
 import platform
@@ -54,8 +55,7 @@ class Run:
         """Return the Keras callbacks that monitor a stage: TensorBoard's with `--tensorboard`, else none."""
         if not getattr(self.config, "tensorboard", False):
             return []
-        from common import tracking  # here: it imports keras, and the command line uses this module without
-
+        tracking = importlib.import_module("common.tracking")  # on demand, as its packages
         return tracking.tensorboard_callbacks(self.out, self._of_seed(stage, seed))
 
 

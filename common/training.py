@@ -147,8 +147,8 @@ class KeepBest(keras.callbacks.Callback):
 class StopIfHopeless(keras.callbacks.Callback):
     """Stop fine-tuning that does not approach the frozen source: half-way, its loss is still far above.
 
-    That is half as much again, and 0.5 above, since label smoothing lifts the loss of a good model too. Warm-up lets the
-    loss rise at first, so nothing is decided before half of the epochs.
+    That is half as much again, and 0.5 above, since label smoothing lifts the loss of a good model too. Warm-up lets
+    the loss rise at first, so nothing is decided before half of the epochs.
 
     Args:
         epochs: planned.

@@ -25,19 +25,15 @@ def fit_to_plateau(
         save: name of a stage -> where it saves its checkpoints, as `fit_stage` takes it (`Run.saves`).
 
     Returns:
-        (history rows, how it ended: "stopped at a plateau after 31 epochs" or "was still improving after 60 epochs").
+        (history rows, how it ended: "stopped at a plateau after 31 epochs" or "reached its limit, after 60 epochs").
     """
-    history = []
+    history, plateau = [], True
     for part, factor in ((stage, 1.0), (f"{stage}_low_rate", 0.1)):
         rows = fit_stage(
             model, batches_from, stage=part, epochs=epochs, patience=patience, optimizer=optimizer(rate * factor),
             start_counts=factor < 1, **save(part), **options,
         )  # fmt: skip
-        plateau = len(rows) < epochs
+        plateau = plateau and len(rows) < epochs
         history += rows
-    end = (
-        f"stopped at a plateau after {len(history)} epochs"
-        if plateau
-        else f"was still improving after {len(history)} epochs"
-    )
-    return history, end
+    end = f"stopped at a plateau after {len(history)}" if plateau else f"reached its limit, after {len(history)}"
+    return history, f"{end} epochs"

@@ -11,7 +11,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
 from common.classification.calibration import apply_temperature, fit_temperature
-from common.data.splits import limit_per_class
+from common.data.splits import SPLITS
 from common.images.batches import image_batches
 from common.images.dataset import ImageSet
 from common.linear_head import score
@@ -23,58 +23,78 @@ SIDE = 32  # pixels
 
 
 def neighbour_probabilities(
-    data: ImageSet, weights: np.ndarray | None = None, *, resize: str = "crop"
+    data: ImageSet, weights: np.ndarray, *, resize: str = "crop", calibrate: bool = True
 ) -> tuple[np.ndarray, str]:
     """Return the test probabilities of nearest neighbours on small images; validation chooses their number.
+
+    As the frozen source, it is fitted on both train and val once that is chosen.
 
     Args:
         data: the images.
         weights: not used, since neighbours have none; as for `pixel_probabilities`.
         resize: as for `decode_image`.
+        calibrate: whether to apply the temperature that fits validation.
 
     Returns:
         (probabilities, float32 [n, classes]; what was chosen, such as "1 neighbour").
     """
-    train, val, test = (_shrink(small_images(getattr(data, split).paths, resize)) for split in ("train", "val", "test"))
-    numbers = [number for number in NEIGHBOURS if number <= len(train)]
-    fitted = [KNeighborsClassifier(number, weights="distance").fit(train, data.train.labels) for number in numbers]
-    best = max(fitted, key=lambda model: model.score(val, data.val.labels))
+    images = [_shrink(small_images(getattr(data, split).paths, resize)) for split in SPLITS]
+    numbers = [number for number in NEIGHBOURS if number <= len(data.train)]
+    models = [KNeighborsClassifier(number, weights="distance") for number in numbers]
+    best = max(models, key=lambda model: model.fit(images[0], data.train.labels).score(images[1], data.val.labels))
+    val = best.predict_proba(images[1])
+    best.fit(np.concatenate(images[:2]), np.concatenate([data.train.labels, data.val.labels]))
+    test = best.predict_proba(images[2])
     chosen = f"{best.n_neighbors} neighbour{'s' if best.n_neighbors > 1 else ''} on {SIDE // 2} x {SIDE // 2} pixels"
-    return _calibrated(best.predict_proba(val), best.predict_proba(test), data.val.labels), chosen
+    return _calibrated(val, test, data.val.labels, calibrate), chosen
 
 
 def pixel_probabilities(
-    data: ImageSet, weights: np.ndarray | None = None, *, resize: str = "crop"
+    data: ImageSet, weights: np.ndarray, *, resize: str = "crop", calibrate: bool = True
 ) -> tuple[np.ndarray, str]:
     """Return the test probabilities of a support vector machine with an RBF kernel, without a network.
 
     On small pixels or on histograms of oriented gradients, with one of three strengths of regularisation: validation
-    chooses.
+    chooses. As the frozen source, it is fitted on both train and val once that is chosen.
 
     Args:
-        data: the images; of more than `MOST_IMAGES` for training that many are used, from the classes in turn.
-        weights: of the training images, float32 [n]; None for equal weights.
+        data: the images; of more than `MOST_IMAGES` for training that many are drawn, as `in_proportion` does.
+        weights: of the training images, float32 [n].
         resize: as for `decode_image`.
+        calibrate: whether to apply the temperature that fits validation.
 
     Returns:
         (probabilities, float32 [n, classes]; what was chosen, such as "oriented gradients, C 10").
     """
-    places = limit_per_class(data.train.labels, MOST_IMAGES)
-    labels = data.train.labels[places]
-    weights = None if weights is None else weights[places]
-    splits = data.train.paths[places], data.val.paths, data.test.paths
-    images = [small_images(paths, resize) for paths in splits]
-    best = (-np.inf, None)
+    places = in_proportion(data.train.labels, MOST_IMAGES)
+    labels, weights = data.train.labels[places], weights[places]
+    images = [small_images(paths, resize) for paths in (data.train.paths[places], data.val.paths, data.test.paths)]
+    best = (-np.inf, None, None, None, "")
     for title, describe in (("pixels", _shrink), ("oriented gradients", oriented_gradients)):
-        train, val, test = map(describe, images)
+        found = [describe(split) for split in images]
         for strength in STRENGTHS:
             model = make_pipeline(StandardScaler(), SVC(C=strength, decision_function_shape="ovr"))
-            model.fit(train, labels, svc__sample_weight=weights)
-            margins = [_softmax(model.decision_function(split)) for split in (val, test)]
-            accuracy = score(margins[0], data.val.labels)["accuracy"]
+            model.fit(found[0], labels, svc__sample_weight=weights)
+            val = _softmax(model.decision_function(found[1]))
+            accuracy = score(val, data.val.labels)["accuracy"]
             if accuracy > best[0]:
-                best = (accuracy, margins, f"{title}, C {strength:g}")
-    return _calibrated(*best[1], data.val.labels), best[2]
+                best = (accuracy, model, found, val, f"{title}, C {strength:g}")
+    _, model, found, val, chosen = best
+    of_class = np.bincount(labels, weights) / np.bincount(labels)
+    both = np.concatenate([labels, data.val.labels])
+    model.fit(np.concatenate(found[:2]), both, svc__sample_weight=of_class[both])
+    return _calibrated(val, _softmax(model.decision_function(found[2])), data.val.labels, calibrate), chosen
+
+
+def in_proportion(labels: np.ndarray, most: int, seed: int = 0) -> np.ndarray:
+    """Return the places of at most so many examples, drawn in the proportions of the classes, at least one of each."""
+    order = np.random.default_rng(seed).permutation(len(labels))
+    counts, seen, rank = np.bincount(labels), {}, np.empty(len(labels))
+    for place in order:
+        number = int(labels[place])
+        rank[place] = seen.get(number, 0) / counts[number]
+        seen[number] = seen.get(number, 0) + 1
+    return np.sort(np.argsort(rank, kind="stable")[:most])
 
 
 BY_PIXELS = {"neighbours": neighbour_probabilities, "pixels": pixel_probabilities}
@@ -122,8 +142,8 @@ def _softmax(margins: np.ndarray) -> np.ndarray:
     return powers / powers.sum(axis=1, keepdims=True)
 
 
-def _calibrated(val: np.ndarray, test: np.ndarray, val_labels: np.ndarray) -> np.ndarray:
-    """Return the test probabilities at the temperature that fits validation: a fair comparison of calibration."""
+def _calibrated(val: np.ndarray, test: np.ndarray, val_labels: np.ndarray, calibrate: bool) -> np.ndarray:
+    """Return the test probabilities at the temperature that fits validation, as the result has them."""
     floor = 1e-3  # neighbours that all agree do not make other classes impossible
     val, test = ((1 - floor) * votes + floor / votes.shape[1] for votes in (val, test))
-    return apply_temperature(test, fit_temperature(val_labels, val))
+    return apply_temperature(test, fit_temperature(val_labels, val)) if calibrate else test.astype("float32")

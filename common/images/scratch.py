@@ -14,6 +14,7 @@ from common.classification.plateau import fit_to_plateau
 from common.images.batches import image_batches
 from common.images.dataset import ImageSet
 from common.images.sources import Source, load_source
+from common.sources.specs import parse_source
 
 RATE = 1e-3  # learning rate of all layers: nothing pretrained is to be preserved
 PATIENCE = 15  # epochs without improvement on validation that are a plateau
@@ -23,7 +24,7 @@ SMALL = ("bundled:resnet_mini", 64)  # network and size in pixels: on little dat
 def train_from_scratch(
     data: ImageSet, same: tuple[str, int | None], build: Callable[[Source], keras.Model],
     settings: Callable[[Source], dict], *, epochs: int, weight_decay: float, seed: int, save: Callable[[str], dict],
-    resize: str = "crop",
+    resize: str = "crop", calibrate: bool = True,
 ) -> tuple[np.ndarray, list[dict], str]:  # fmt: skip
     """Train a small network and that of the source from random weights, each until validation stops improving.
 
@@ -38,13 +39,15 @@ def train_from_scratch(
         seed: of the initial weights.
         save: stage -> where its checkpoints are, as `Run.saves` returns it.
         resize: as for `decode_image`.
+        calibrate: whether to apply the temperature that fits validation.
 
     Returns:
         (test probabilities of the one that is better on validation, float32 [n, classes]; history rows of both; a
         sentence on what it is).
     """
+    is_small = parse_source(same[0]).name == parse_source(SMALL[0]).name and same[1] in (None, SMALL[1])
     tests, vals, sentences, history = {}, {}, {}, []
-    for number, (spec, size) in enumerate((SMALL,) if same in (SMALL, (SMALL[0], None)) else (SMALL, same)):
+    for number, (spec, size) in enumerate((SMALL,) if is_small else (SMALL, same)):
         keras.utils.set_random_seed(seed)
         source = load_source(spec, size, random_weights=True)
         model = build(source)
@@ -58,7 +61,8 @@ def train_from_scratch(
             model.predict(image_batches(split.paths, source.image_size, 64, resize=resize), verbose=0)
             for split in (data.val, data.test)
         )
-        tests[number] = apply_temperature(test, fit_temperature(data.val.labels, vals[number]))
+        temperature = fit_temperature(data.val.labels, vals[number]) if calibrate else 1.0
+        tests[number] = apply_temperature(test, temperature)
         sentences[number] = f"From scratch: the network of {spec}, {source.image_size[0]} pixels, {ended}."
         history += rows
     best = best_on_validation(data.val.labels, vals)

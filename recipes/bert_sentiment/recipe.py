@@ -284,7 +284,7 @@ def main(config: Config) -> dict:
         "bert_sentiment", config, data, Outcome(rows, seconds, trained.parameters, card, proof, size),
         probabilities=probabilities, baselines=baselines, titles=BASELINES, what="texts",
         preview=short_texts(data.test.texts), explanation=explanation, more=more,
-        advice=[*advice, *skipped, *measured_from_scratch(__file__, config)],
+        advice=[*advice, *skipped, *measured_from_scratch(__file__, config, data.counts())],
     )  # fmt: skip
 
 

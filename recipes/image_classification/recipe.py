@@ -118,9 +118,10 @@ class Config:
         flags.check_choice("--batch-norm", self.batch_norm, ("frozen", "train"))
         flags.check_choice("--class-weights", self.class_weights, ("auto", "none", "balanced", "softened"))
         flags.check_range(self, 1, inf, "batch_size", "views", "shots", "limit", "patience", "scratch_epochs")
-        flags.check_range(self, 0, inf, "save_every", "epochs", "learning_rate", "weight_decay", "seed")
+        flags.check_range(self, 0, inf, "save_every", "epochs", "learning_rate", "weight_decay")
         flags.check_range(self, 0, 1, "backbone_factor", "dropout", "label_smoothing")
         flags.check_range(self, 8, 4096, "image_size")
+        flags.check_range(self, 0, flags.LARGEST_SEED, "seed")
 
 
 def load_data(config: Config) -> ImageSet:
@@ -186,7 +187,7 @@ def train(run: Run, data: ImageSet, of: dict[str, np.ndarray], seed: int) -> Tra
             sample_weights=sample_weights(data, config), val_weights=sample_weights(data, config, data.val.labels),
         )  # fmt: skip
         temperature = calibration.calibrate(head, data.val.labels, val_probabilities) if config.calibrate else None
-        frozen, choice = linear_head.predict_head(head, of["test"][0]), ""
+        frozen, choice, share = linear_head.predict_head(head, of["test"][0]), "", 0.0
     if fine_tuning_epochs(data, config):
         alone, predict_val = model.get_weights(), lambda: predict(source, model, data.val.paths, config)
         head.set_weights(start)
@@ -204,6 +205,7 @@ def train(run: Run, data: ImageSet, of: dict[str, np.ndarray], seed: int) -> Tra
             model.set_weights(alone)
     with clock("evaluate"):
         probabilities = predict(source, model, data.test.paths, config)
+    frozen = frozen if share else probabilities  # the same model, without the rounding of stored features
     return Trained(source, model, probabilities, frozen, val_probabilities, temperature, history, parameters, choice)
 
 
@@ -217,8 +219,9 @@ def fine_tune(run: Run, source: Source, model: keras.Model, data: ImageSet, seed
             trained_source = load_source(config.source, config.image_size)
             trained = build_model(trained_source, len(data.class_names), config)
         training.copy_weights(model, trained)
-    counts = freezing.freeze(trained, trained_source.backbone, policy_of(config), config.batch_norm)
-    print(f"finetune: {counts}")
+    print(
+        "finetune:", counts := freezing.freeze(trained, trained_source.backbone, policy_of(config), config.batch_norm)
+    )
     epochs, shared = fine_tuning_epochs(data, config), stage_settings(data, source, seed, config)
     with training.devices(config.mirrored):
         optimizer = training.DiscriminativeAdamW(
@@ -241,15 +244,15 @@ def fine_tune(run: Run, source: Source, model: keras.Model, data: ImageSet, seed
 def measure_baseline(name: str, run: Run, data: ImageSet, seed: int) -> tuple[np.ndarray, list[dict], str]:
     """Return test probabilities of a baseline other than `frozen`, history rows, and a sentence; imported on demand."""
     config, classes = run.config, len(data.class_names)
+    options = {"resize": config.resize, "calibrate": config.calibrate}
     if name == "scratch":
         return importlib.import_module("common.images.scratch").train_from_scratch(
             data, (config.source, config.image_size), lambda source: build_model(source, classes, config),
             lambda source: stage_settings(data, source, seed, config), epochs=config.scratch_epochs, seed=seed,
-            weight_decay=config.weight_decay, save=lambda stage: run.saves(stage, seed),
-            resize=config.resize,
+            weight_decay=config.weight_decay, save=lambda stage: run.saves(stage, seed), **options,
         )  # fmt: skip
     measure = importlib.import_module("common.images.baselines").BY_PIXELS[name]
-    probabilities, chosen = measure(data, sample_weights(data, config), resize=config.resize)
+    probabilities, chosen = measure(data, sample_weights(data, config), **options)
     return probabilities, [], f"{BASELINES[name]}: {chosen}, chosen on validation."
 
 
@@ -303,7 +306,7 @@ def main(config: Config) -> dict:
         "image_classification", config, data, Outcome(history, seconds, chosen.parameters, source.card, proof, size),
         probabilities=probabilities, baselines={name: (baselines[name][best], spent[name]) for name in names},
         titles=BASELINES, what="images", preview=thumbnails(data.test.paths), explanation=explanation,
-        advice=[*filter(None, [chosen.choice]), *notes, *measured_from_scratch(__file__, config)],
+        advice=[*filter(None, [chosen.choice]), *notes, *measured_from_scratch(__file__, config, data.counts())],
         seeds={
             seed: results.Predictions(one.probabilities, {name: baselines[name][seed] for name in names})
             for seed, one in trained.items()
