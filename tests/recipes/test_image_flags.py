@@ -107,12 +107,9 @@ def test_learning_rates_of_backbone_and_head(stage):
     )
     head = plain["head/kernel"]
     assert plain[LAST] == pytest.approx(0.3 * head, rel=0.02)
-    assert rate["head/kernel"] == pytest.approx(4 * head, rel=0.02) and rate[LAST] == pytest.approx(
-        1.2 * head, rel=0.02
-    )
-    assert factor["head/kernel"] == pytest.approx(head, rel=0.02) and factor[LAST] == pytest.approx(
-        0.6 * head, rel=0.02
-    )
+    for found, of_head, of_last in ((rate, 4, 1.2), (factor, 1, 0.6)):
+        assert found["head/kernel"] == pytest.approx(of_head * head, rel=0.02)
+        assert found[LAST] == pytest.approx(of_last * head, rel=0.02)
 
 
 def test_weight_decay(stage):
@@ -244,7 +241,7 @@ def train(loaded, settings):
 
 
 def share(patched: pytest.MonkeyPatch, loaded) -> None:
-    """Load no source again, and predict from its features, which no test below changes: that saves seconds of tracing."""
+    """Load no source again, and predict from its features, which no test below changes: it saves seconds of tracing."""
     data, of = loaded.data, loaded.features
     by_path = {data.val.paths[0]: of["val"][0], data.test.paths[0]: of["test"][0]}
     patched.setattr(recipe, "load_source", lambda *_: loaded.source)
