@@ -310,7 +310,7 @@ def refusal(*arguments) -> str:
 
 def test_policies_that_cannot_be_followed():
     assert "Did you mean 'frozen'?" in refusal("frozn")
-    assert "frozen, last:N (layers), last_block, all, regex:PATTERN" in refusal("half")
+    assert "Allowed: frozen, last_block, all, last:N (layers), regex:PATTERN." in refusal("half")
     assert "last:N" in refusal("last:0")
     said = refusal("regex:conv6")
     assert "'regex:conv6' matches no layer" in said

@@ -13,13 +13,11 @@ from common.classification.training import balanced_class_weights
 from common.linear_head import (
     PENALTIES,
     START_PENALTY,
-    chosen_penalty,
+    fit_final_head,
     fit_linear_head,
     linear_head_weights,
     mean_and_std,
     predict_head,
-    refit_linear_head,
-    starting_weights,
 )
 
 CLASSES = 3
@@ -121,35 +119,39 @@ def test_the_path_of_penalties_stops_when_validation_gets_worse():
     )
 
 
-def test_refitting_is_the_same_regression_on_all_pieces():
+@pytest.mark.parametrize("views", [1, 3])
+def test_the_final_head_is_fitted_on_both_splits_and_its_validation_probabilities_are_not(views):
     (train, labels), (val, val_labels) = blobs(200, distance=1.0), blobs(60, distance=1.0, seed=1)
-    heads = [head_of(8), head_of(8)]
-    pieces = [(train, labels, np.ones(200, "float32")), (val, val_labels, np.ones(60, "float32"))]
-    refit_linear_head(heads[0], pieces[:1], pieces[1], 0.1)
-    rows, both = np.concatenate([train, val]), np.concatenate([labels, val_labels])
-    fit_linear_head(heads[1], rows[None], both, val, val_labels, penalties=(0.1,))
-    np.testing.assert_allclose(heads[0](val), heads[1](val), atol=1e-4)
-    only_train = head_of(8)
-    fit_linear_head(only_train, train[None], labels, val, val_labels, penalties=(0.1,))
-    assert np.abs(np.asarray(heads[0](val)) - np.asarray(only_train(val))).max() > 0.01
-    refit_linear_head(heads[1], pieces[:1] * 3, pieces[1], 0.1)  # three views: the validation examples count as often
-    np.testing.assert_allclose(heads[0](val), heads[1](val), atol=1e-4)
+    weights = {"sample_weights": np.ones(200, "float32"), "val_weights": np.ones(60, "float32")}
+    final, alone, both = head_of(8), head_of(8), head_of(8)
+    history, val_probabilities, _ = fit_final_head(final, np.stack([train] * views), labels, val, val_labels, **weights)
+    assert history == fit_linear_head(alone, np.stack([train] * views), labels, val, val_labels)
+    np.testing.assert_allclose(val_probabilities, predict_head(alone, val, chunk=7), atol=1e-6)
+    penalty = min(history, key=lambda row: row["val_cross_entropy"])["penalty"]
+    rows = np.concatenate([train, val])[None]  # validation examples count as often as those of training
+    fit_linear_head(both, rows, np.concatenate([labels, val_labels]), val, val_labels, penalties=(penalty,))
+    np.testing.assert_allclose(final(val), both(val), atol=1e-2)
+    assert np.abs(np.asarray(final(val)) - val_probabilities).max() > 0.03
 
 
 def test_fine_tuning_starts_from_a_head_that_is_not_too_sure():
     (train, labels), (val, val_labels) = blobs(200, distance=1.0), blobs(60, distance=1.0, seed=1)
-    head, pieces = head_of(8), [(train, labels, np.ones(200, "float32"))]
-    history = fit_linear_head(head, train[None], labels, val, val_labels)
-    assert chosen_penalty(history) < START_PENALTY
-    chosen = predict_head(head, val, chunk=7)
-    np.testing.assert_allclose(chosen, head(val), atol=1e-6)
-    head.set_weights(starting_weights(pieces, CLASSES, history))
+    head, weights = head_of(8), np.ones(200, "float32")
+    given = {"sample_weights": weights, "val_weights": np.ones(60, "float32")}
+    history, chosen, start = fit_final_head(head, train[None], labels, val, val_labels, **given)
+    assert min(history, key=lambda row: row["val_cross_entropy"])["penalty"] < START_PENALTY
+    head.set_weights(start)
     assert predict_head(head, val).max(axis=1).mean() < chosen.max(axis=1).mean() - 0.05
-    strong = [{"penalty": 3.0, "val_cross_entropy": 0.5}, {"penalty": 0.1, "val_cross_entropy": 0.6}]
-    for one, other in zip(
-        starting_weights(pieces, CLASSES, strong), linear_head_weights(pieces, CLASSES, 3.0), strict=True
-    ):
-        np.testing.assert_array_equal(one, other)
+    for one, other in zip(start, linear_head_weights([(train, labels, weights)], CLASSES, START_PENALTY), strict=True):
+        np.testing.assert_array_equal(one, other)  # of train alone
+    # Where there is nothing to predict, validation chooses a stronger penalty, and fine-tuning starts from it.
+    rng = np.random.default_rng(0)
+    train, labels = rng.normal(size=(200, 8)).astype("float32"), rng.integers(0, CLASSES, 200)
+    val, val_labels = rng.normal(size=(60, 8)).astype("float32"), rng.integers(0, CLASSES, 60)
+    history, _, start = fit_final_head(head, train[None], labels, val, val_labels, **given)
+    penalty = min(history, key=lambda row: row["val_cross_entropy"])["penalty"]
+    assert penalty > START_PENALTY
+    np.testing.assert_array_equal(start[0], linear_head_weights([(train, labels, weights)], CLASSES, penalty)[0])
 
 
 def test_class_weights_help_the_rare_class():

@@ -73,7 +73,7 @@ def test_a_changed_report_keeps_the_hash(copy: Path):
 
 
 def test_bundled_weights_and_demo_data_count_where_the_command_uses_them(copy: Path):
-    weights = copy / "common" / "bundled" / "resnet_mini" / "model.weights.h5"
+    weights = copy / "common" / "bundled" / "mobilenet_v2" / "model.safetensors"
     bundled, photos = (row_hash(copy, "image_classification", command) for command in (DEMO, PHOTOS))
     edit(weights.with_name("card.json"), "licence", "license")  # describes the weights
     assert row_hash(copy, "image_classification", DEMO) == bundled
@@ -95,7 +95,10 @@ def test_what_a_command_reads_of_the_checkout():
         found = data_files(ROOT, recipe, f"python -m recipes run {recipe} {flags}")
         return {file.relative_to(ROOT).as_posix() for file in found}
 
-    assert names("image_classification", "--source keras:ResNet50 --data demo") == set()  # scikit-learn has the digits
+    digits = "--source keras:ResNet50 --data demo:digits"  # scikit-learn has them
+    assert names("image_classification", digits) == set()
+    photos = names("image_classification", "--source keras:ResNet50")
+    assert sum(name.startswith("common/images/demo_clothing/test/") for name in photos) == 200
     assert "common/bundled/resnet_mini/model.weights.h5" in names(
         "object_detection", "--source bundled:resnet_mini@random"
     )

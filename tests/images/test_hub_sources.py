@@ -195,7 +195,7 @@ def test_fine_tuning_in_the_recipe_changes_the_module(network, stripes, tmp_path
     data, source = recipe.load_data(config), load_source(config.source)
     model = recipe.build_model(source, 2, config)
     before = source.backbone.get_weights()
-    recipe.fine_tune(Run(config), source, model, data, model.get_layer("head").get_weights(), seed=0)
+    recipe.fine_tune(Run(config), source, model, data, 0, np.full((len(data.val), 2), 0.5, "float32"))
     moved = [not np.array_equal(a, b) for a, b in zip(before, source.backbone.get_weights(), strict=True)]
     assert moved == [True] * len(KERNELS | SCALES | STATISTICS)
 
@@ -206,11 +206,12 @@ def test_a_run_proves_it_and_the_export_needs_it_no_more(network, stripes, tmp_p
     shutil.copytree(network, source)
     flags = ["--data", f"folder:{stripes}", "--source", f"hub:{source}", "--out", str(out), "--batch-norm", "train",
              "--unfreeze", "all", "--epochs", "2", "--augment", "none", "--no-explain"]  # fmt: skip
-    command = [sys.executable, "-m", "recipes", "run", "image_classification", *flags, "--baselines", "frozen,scratch"]
+    command = [sys.executable, "-m", "recipes", "run", "image_classification", *flags, "--baselines", "scratch",
+               "--scratch-epochs", "1"]  # fmt: skip
     finished = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr[-3000:]
     metrics = json.loads((out / "metrics.json").read_text("utf-8"))
-    assert metrics["proof"]["passed"] and set(metrics["baselines"]) == {"frozen", "scratch"}
+    assert metrics["proof"]["passed"] and {"frozen", "scratch"} < set(metrics["baselines"])
     assert metrics["source"] == f"hub:{source}"
 
     shutil.rmtree(source)

@@ -25,8 +25,10 @@ from keras.src.applications import efficientnet
 from keras.src.backend import config as keras_config
 from keras.src.legacy.saving.legacy_h5_format import save_weights_to_hdf5_group
 from keras.src.utils import file_utils
+from safetensors.numpy import save_file
 
 from common.errors import UserError
+from common.images.batches import image_batches
 from common.images.fetch import fetch_source
 from common.images.keras_applications import _FAMILIES, Preprocessing, _expects_another_division
 from common.images.sources import Source, load_source
@@ -598,12 +600,49 @@ def test_features_are_float32_under_mixed_precision(kind, preset):
 def test_bundled_models_load():
     names = sorted(path.parent.name for path in BUNDLED_FOLDER.glob("*/image_converter.json"))
     assert names
-    for name in names:
+    for name in [*names, "mobilenet_v2"]:  # which is of keras.applications, and no preset
         source = load_source(f"bundled:{name}")
         features = features_of(source, sample_images(source.image_size[0]))
         assert np.isfinite(features).all()
         assert np.abs(features[1] - features[4]).max() > 1e-3  # white and grey
         assert {"spec", "origin", "licence", "data"} <= set(source.card)
+
+
+def test_the_bundled_mobilenet_has_the_weights_of_google_up_to_the_rounding_of_its_kernels(shared_data):
+    """Kernels are stored as float16, exactly rounded: each weight is off by up to 2^-11 of itself, 0.05 %.
+
+    BatchNorm after each of 52 layers divides by standard deviations far below 1, which amplifies that. What is
+    tolerated of the features of photos, 6 %, is a fraction of the distance between any two of them.
+    """
+    file = shared_data / "weights" / "mobilenet_imagenet_keras" / "mobilenet_v2_1.0_224_notop.weights.h5"
+    bundled = load_source("bundled:mobilenet_v2")
+    exact = load_source(f"keras:MobileNetV2@{file}", bundled.image_size)
+    for ours, theirs in zip(bundled.backbone.weights, exact.backbone.weights, strict=True):
+        rounded = theirs.numpy().astype("float16").astype("float32") if len(theirs.shape) > 1 else theirs.numpy()
+        np.testing.assert_array_equal(ours.numpy(), rounded)
+    photos = sorted((Path(__file__).parents[2] / "common/images/demo_clothing/test").glob("*/*.jpg"))[::20]
+    images = next(iter(image_batches([str(path) for path in photos], bundled.image_size, 10)))
+    wanted = features_of(exact, images)
+    scale = np.linalg.norm(wanted, axis=1)
+    assert 0 < (np.linalg.norm(features_of(bundled, images) - wanted, axis=1) / scale).max() < 0.06
+    between = np.linalg.norm(wanted[:, None] - wanted[None], axis=2) / scale
+    assert between[~np.eye(10, dtype=bool)].min() > 0.3
+    assert bundled.card["licence"].startswith("Apache-2.0 (Google")
+
+
+def test_safetensors_that_lack_a_tensor_are_refused(tmp_path):
+    spec = "keras:MobileNet(alpha=0.25,size=32)"
+    backbone = load_source(f"{spec}@random").backbone
+    tensors = {variable.path: variable.numpy() for variable in backbone.weights}
+    save_file(tensors, tmp_path / "whole.safetensors")
+    whole = load_source(f"{spec}@{tmp_path / 'whole.safetensors'}")
+    np.testing.assert_array_equal(whole.backbone.get_weights()[0], backbone.get_weights()[0])
+    del tensors["conv1/kernel"]
+    save_file(tensors, tmp_path / "short.safetensors")
+    said = refusal(f"{spec}@{tmp_path / 'short.safetensors'}")
+    assert "does not fit MobileNet." in said and "it lacks ['conv1/kernel']" in said and "short.safetensors" in said
+    (tmp_path / "broken.safetensors").write_bytes(b"not one at all")
+    assert "does not fit MobileNet." in refusal(f"{spec}@{tmp_path / 'broken.safetensors'}")
 
 
 # --- presets that are refused ---------------------------------------------------------------------------

@@ -394,13 +394,6 @@ def test_a_full_disk_while_exporting_leaves_the_served_version_alone(tmp_path):
     assert served(image=tf.constant([encoded(noise(4, 4, 3))]))["label"].numpy()[0] in (b"a", b"b")
 
 
-@pytest.mark.parametrize("flags", [["--unfreeze", "frozen"], ["--epochs", "0"]])
-def test_a_baseline_from_scratch_that_would_not_train_is_refused(flags, tmp_path, capsys):
-    command = ["run", "image_classification", "--baselines", "frozen,scratch", *flags, "--out", str(tmp_path / "run")]
-    assert main(command) == 2
-    assert "Drop scratch from --baselines" in capsys.readouterr().err
-
-
 def test_a_full_disk_while_saving_the_keras_model_keeps_the_one_before(model, tmp_path):
     (tmp_path / "model.keras").write_bytes(b"the one before")
     with pytest.raises(UserError, match=r"space for the Keras model in .* about 0\.6 MB are needed"), full_disk(9000):

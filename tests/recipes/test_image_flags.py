@@ -16,15 +16,14 @@ from PIL import Image
 from common.classification.calibration import apply_temperature
 from common.classification.choice import best_on_validation
 from common.images import scratch
-from common.images.batches import image_batches
 from common.images.sources import load_source
-from common.linear_head import linear_head_weights, score
+from common.linear_head import predict_head, score
 from common.runs import Run
 from recipes.image_classification import recipe
 from recipes.image_classification.recipe import Config
 
 TESTS = Path(__file__).parents[1]
-SOURCE = "keras:MobileNet(alpha=0.25,size=32)@random"
+TINY = "keras:MobileNet(alpha=0.25,size=32)@random"  # for whole runs
 SIZES = {"train": (16, 4), "val": (4, 4), "test": (4, 4)}
 
 
@@ -45,7 +44,7 @@ def photos(tmp_path_factory) -> Path:
 def settings(photos, tmp_path_factory):
     """Return the settings of a new run with these flags."""
     return lambda **flags: Config(
-        **{"data": f"folder:{photos}", "source": SOURCE, "out": str(tmp_path_factory.mktemp("run") / "run")} | flags
+        **{"data": f"folder:{photos}", "image_size": 32, "out": str(tmp_path_factory.mktemp("run") / "run")} | flags
     )
 
 
@@ -54,11 +53,7 @@ def loaded(settings):
     """The images, a source, its features, and a classifier whose head is not fitted."""
     keras.utils.set_random_seed(0)
     config = settings(views=2)
-    data, source = recipe.load_data(config), load_source(config.source)
-    for layer in source.backbone.layers:  # the statistics of these images: with others, random features vanish
-        if isinstance(layer, keras.layers.BatchNormalization):
-            layer.momentum = 0.0
-    source.extractor(next(iter(image_batches(data.train.paths, source.image_size, 20))), training=True)
+    data, source = recipe.load_data(config), load_source(config.source, config.image_size)
     features = recipe.extract_features(source, data, config)
     return SimpleNamespace(data=data, source=source, features=features, model=recipe.build_model(source, 2, config))
 
@@ -103,7 +98,7 @@ def moved(stage: SimpleNamespace, gradient: float = 1.0) -> dict[str, float]:
     return found
 
 
-LAST = "conv_pw_13/kernel"
+LAST = "Conv_1/kernel"
 
 
 def test_learning_rates_of_backbone_and_head(stage):
@@ -112,12 +107,9 @@ def test_learning_rates_of_backbone_and_head(stage):
     )
     head = plain["head/kernel"]
     assert plain[LAST] == pytest.approx(0.3 * head, rel=0.02)
-    assert rate["head/kernel"] == pytest.approx(4 * head, rel=0.02) and rate[LAST] == pytest.approx(
-        1.2 * head, rel=0.02
-    )
-    assert factor["head/kernel"] == pytest.approx(head, rel=0.02) and factor[LAST] == pytest.approx(
-        0.6 * head, rel=0.02
-    )
+    for found, of_head, of_last in ((rate, 4, 1.2), (factor, 1, 0.6)):
+        assert found["head/kernel"] == pytest.approx(of_head * head, rel=0.02)
+        assert found[LAST] == pytest.approx(of_last * head, rel=0.02)
 
 
 def test_weight_decay(stage):
@@ -130,7 +122,7 @@ def test_weight_decay(stage):
 
 def test_batch_norm(stage):
     frozen, trains = ({path.path for path in stage(batch_norm=mode).variables} for mode in ("frozen", "train"))
-    assert trains - frozen and all("bn" in path for path in trains - frozen) and frozen < trains
+    assert trains - frozen and all("bn" in path.lower() for path in trains - frozen) and frozen < trains
 
 
 def test_label_smoothing(stage):
@@ -175,7 +167,7 @@ def test_augment_and_seed(stage):
 
 def test_views(loaded, settings):
     """Of each training image: the original, then augmented copies; of validation and test the original alone."""
-    assert loaded.features["train"].shape == (2, 20, 256) and loaded.features["val"].shape == (1, 8, 256)
+    assert loaded.features["train"].shape == (2, 20, 1280) and loaded.features["val"].shape == (1, 8, 1280)
     assert np.abs(loaded.features["train"][0] - loaded.features["train"][1]).max(axis=1).min() > 1e-5
     small = dataclasses.replace(loaded.data, test=loaded.data.val, train=loaded.data.val)
     assert recipe.extract_features(loaded.source, small, settings(views=3, augment="none"))["train"].shape[0] == 1
@@ -200,7 +192,7 @@ def test_batches_epochs_patience_and_checkpoints(stage, loaded):
 
 
 def test_dropout_and_image_size(settings):
-    source = load_source(SOURCE, settings(image_size=40).image_size)
+    source = load_source(TINY, settings(image_size=40).image_size)
     model = recipe.build_model(source, 2, settings(dropout=0.4))
     assert model.get_layer("dropout").rate == 0.4 and model.input_shape == (None, 40, 40, 3)
 
@@ -237,15 +229,25 @@ def test_mixed_precision_trains_a_copy_in_bfloat16(stage, loaded):
 
 @pytest.fixture(scope="module")
 def train(loaded, settings):
-    """Train with these flags, and return the result; the source is shared, which saves tracing it again."""
+    """Train with these flags, and return the result."""
 
     def trained(features=loaded.features, **flags) -> recipe.Trained:
         config = settings(**flags)
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(recipe, "load_source", lambda *_: loaded.source)
+            share(patched, loaded)
             return recipe.train(Run(config), loaded.data, features, config.seed)
 
     return trained
+
+
+def share(patched: pytest.MonkeyPatch, loaded) -> None:
+    """Load no source again, and predict from its features, which no test below changes: it saves seconds of tracing."""
+    data, of = loaded.data, loaded.features
+    by_path = {data.val.paths[0]: of["val"][0], data.test.paths[0]: of["test"][0]}
+    patched.setattr(recipe, "load_source", lambda *_: loaded.source)
+    patched.setattr(
+        recipe, "predict", lambda source, model, paths, config: predict_head(model.get_layer("head"), by_path[paths[0]])
+    )
 
 
 @pytest.fixture(scope="module")
@@ -267,42 +269,21 @@ def test_nothing_is_fine_tuned(frozen, loaded, settings):
     assert recipe.fine_tuning_epochs(loaded.data, settings(epochs=0)) == 0  # equals --unfreeze frozen
 
 
-@pytest.fixture(scope="module")
-def noise(loaded):
-    """Features that say nothing of the images: the head that is fitted on them is of no use."""
-    rng = np.random.default_rng(0)
-    return {split: rng.normal(size=one.shape).astype("float32") for split, one in loaded.features.items()}
-
-
-def test_unfreeze_auto_keeps_what_validation_supports(frozen, train, loaded, noise, monkeypatch):
-    """Fine-tuning is replaced by what it might find: the head that suits the images, or one that does not."""
+def test_unfreeze_auto_keeps_only_what_validation_supports(frozen, train, loaded, monkeypatch):
+    """Fine-tuning is replaced by one that makes things worse. What is kept: tests/classification/test_choice.py."""
 
     def fine_tune(run, source, model, data, seed, of_frozen):
-        kernel, bias = linear_head_weights(
-            [(loaded.features["train"][0], data.train.labels, np.ones(20, "float32"))], 2, 1e-2
-        )
-        model.get_layer("head").set_weights([finds * kernel, finds * bias])
+        head = model.get_layer("head")
+        head.set_weights([-weight for weight in head.get_weights()])
         return [{"stage": "finetune", "epoch": 1}], 1
 
     monkeypatch.setattr(recipe, "fine_tune", fine_tune)
-    labels, finds = loaded.data.val.labels, 1
-    kept = train(noise)
-    print("CHOICE", kept.choice)
-    assert kept.choice.startswith("Fine-tuning is kept at ") and kept.temperature is not None
-    assert score(kept.val_probabilities, labels)["accuracy"] > 0.6
-    finds = -1
-    not_kept, every = (train(unfreeze=policy) for policy in ("auto", "all"))
-    print(
-        "CHOICE",
-        not_kept.choice,
-        np.abs(every.probabilities - frozen.probabilities).max(),
-        np.abs(not_kept.probabilities - frozen.probabilities).max(),
-        frozen.temperature,
-    )
-    assert not_kept.choice.startswith("Fine-tuning was tried and is not kept") and every.choice == ""
-    np.testing.assert_allclose(not_kept.probabilities, frozen.probabilities, atol=1e-3)
-    assert np.abs(every.probabilities - frozen.probabilities).max() > 0.1  # not asked of validation
-    assert {row["stage"] for row in not_kept.history} == {"head", "finetune"}
+    auto, every = (train(unfreeze=policy) for policy in ("auto", "all"))
+    assert auto.choice.startswith("Fine-tuning was tried and is not kept") and every.choice == ""
+    np.testing.assert_allclose(auto.probabilities, frozen.probabilities, atol=1e-5)
+    labels = loaded.data.test.labels  # which of both is better, all does not ask
+    assert score(auto.probabilities, labels)["accuracy"] == 1.0 and score(every.probabilities, labels)["accuracy"] == 0
+    assert {row["stage"] for row in auto.history} == {"head", "finetune"}
 
 
 # --- main -----------------------------------------------------------------------------------------------------------
@@ -317,7 +298,7 @@ def main(loaded, settings):
     steps = []
     with pytest.MonkeyPatch.context() as patched:
         measure = recipe.measure_baseline
-        patched.setattr(recipe, "load_source", lambda *_: loaded.source)
+        share(patched, loaded)
         patched.setattr(recipe, "measure_baseline", lambda name, *rest: steps.append(name) or measure(name, *rest))
         patched.setattr(recipe.exporting, "save_keras_model", lambda *_: None)
         patched.setattr(recipe.export, "export_image_classifier", lambda *_, **__: steps.append("export"))
@@ -372,7 +353,16 @@ def test_two_seeds_and_a_stop_between_them(settings, monkeypatch):
         return trained[seed]
 
     monkeypatch.setattr(recipe, "train", remember)
-    flags = dict(seeds="0,1", epochs=2, unfreeze="all", views=1, explain=False, baselines="frozen", learning_rate=1e-2)
+    flags = dict(
+        source=TINY,
+        seeds="0,1",
+        epochs=2,
+        unfreeze="all",
+        views=1,
+        explain=False,
+        baselines="frozen",
+        learning_rate=1e-2,
+    )
     config = settings(**flags)
     whole = recipe.main(config)
     assert set(whole["seeds"]) == {"0", "1"} and whole["proof"]["passed"]
@@ -425,7 +415,7 @@ def test_a_stopped_baseline_leaves_the_proved_export_and_the_run_resumes(setting
         raise KeyboardInterrupt
 
     monkeypatch.setattr(recipe.export, "prove_image_classifier", remember)
-    config = settings(unfreeze="frozen", views=1)
+    config = settings(source=TINY, unfreeze="frozen", views=1)
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(recipe, "measure_baseline", interrupted)
         recipe.main(config)
@@ -474,7 +464,7 @@ EFFECTS = {
     "out": "recipes/test_recipes.py::test_finished_run_is_not_overwritten",
     "resume": "test_runs_from_before_resume_with_their_settings",
     "save_every": "test_batches_epochs_patience_and_checkpoints",
-    "unfreeze": "test_unfreeze_auto_keeps_what_validation_supports",
+    "unfreeze": "test_unfreeze_auto_keeps_only_what_validation_supports",
     "epochs": "test_batches_epochs_patience_and_checkpoints",
     "batch_size": "test_batches_epochs_patience_and_checkpoints",
     "image_size": "test_dropout_and_image_size", "resize": "test_resize",
