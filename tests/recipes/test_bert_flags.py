@@ -59,7 +59,7 @@ def stage(loaded, reviews, tmp_path, monkeypatch):
         found = {}
         monkeypatch.setattr(recipe, "fit_stage", lambda model, batches, **named: found.update(named, batches=batches))
         run = Run(settings(reviews, out=str(tmp_path / f"{len(list(tmp_path.iterdir()))}"), **flags))
-        recipe.fine_tune(run, of.source, of.model, of.encoder, of.tokens, of.data)
+        recipe.fine_tune(run, of.source, of.model, of.encoder, of.tokens, of.data, 0)
         found["variables"] = of.model.trainable_variables
         return SimpleNamespace(**found)
 
@@ -168,7 +168,7 @@ def train_of(loaded, config: Config):
         for split in ("train", "val", "test")
     }
     run = Run(config)
-    return recipe.train(run, loaded.source, loaded.data, loaded.tokens, embeddings, run.clock)
+    return recipe.train(run, loaded.encoder, loaded.data, loaded.tokens, embeddings, config.seed, run.clock)
 
 
 def test_pair_steps_and_pair_rate(reviews, loaded, tmp_path, monkeypatch):
@@ -208,7 +208,7 @@ def test_max_length_and_long_text(reviews, loaded):
 def test_word_vectors(reviews, loaded, tmp_path):
     (tmp_path / "vectors.txt").write_text("good 1 0\nbad 0 1\n", "utf-8")
     config = settings(reviews, baselines="vectors", word_vectors=str(tmp_path / "vectors.txt"))
-    found, rows = recipe.baseline("vectors", None, SimpleNamespace(config=config), loaded.data, None)
+    found, rows = recipe.baseline("vectors", None, SimpleNamespace(config=config), loaded.data, None, 0)
     assert (found["test"].argmax(axis=1) == loaded.data.test.labels).all() and rows == []
 
 
