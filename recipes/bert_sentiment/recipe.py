@@ -70,7 +70,7 @@ class Config:
     out: str = "runs/bert_sentiment"  # Folder for everything this run writes
     resume: str | None = None  # Continue the run that was stopped in this folder; no other flag is needed
     save_every: float = 30.0  # Seconds between checkpoints: a killed run loses no more than that
-    method: str = "auto"  # frozen (head only), finetune, auto (kept as far as validation supports), fewshot, lora
+    method: str = "auto"  # frozen, finetune, auto (finetune as far as validation supports), fewshot (dozens of texts), lora
     max_length: int = 128  # Maximum length of a text in tokens; short texts stay fast
     long_text: str = "truncate"  # Longer texts: truncate, or windows (read in pieces, embeddings averaged)
     epochs: int | None = None  # Fine-tuning epochs; 3 by default, more for small data sets
