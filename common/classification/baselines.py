@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -12,37 +12,43 @@ from common.runs import Stopwatch
 
 
 def run_baselines(
-    names: Sequence[str], predict: Callable[[str], tuple[dict[str, np.ndarray], list[dict]]], val_labels: np.ndarray,
-    clock: Stopwatch, *, calibrate: bool, part_of_run: Mapping[str, Sequence[str]],
-) -> tuple[dict[str, tuple[np.ndarray, float]], list[dict], list[str]]:  # fmt: skip
+    names: Sequence[str], predict: Callable[[str, int], tuple[dict[str, np.ndarray], list[dict]]],
+    val_labels: np.ndarray, clock: Stopwatch, *, calibrate: bool, part_of_run: Mapping[str, Sequence[str]],
+    seeds: Sequence[int], per_seed: Collection[str] = ("scratch",),
+) -> tuple[dict[str, tuple[dict[int, np.ndarray], float]], list[dict], list[str]]:  # fmt: skip
     """Train baselines, one after the other. Call it after the export: one that is killed then costs nothing else.
 
     Args:
         names: of the baselines.
-        predict: name -> its probabilities on val and test, {"val", "test"}: float [n, classes], and its history rows.
+        predict: (name, seed) -> its probabilities on val and test, {"val", "test"}: float [n, classes], and its history
+            rows.
         val_labels: int [m].
         clock: of the run.
         calibrate: whether each gets the temperature that fits validation, as the result has: only then do their
             expected calibration errors compare.
         part_of_run: for baselines that are a stage of the run itself: the stages whose seconds are theirs.
+        seeds: of the run; the first one is that of the exported model, whose history is returned.
+        per_seed: names of those that differ from seed to seed. The others are trained once.
 
     Returns:
-        {name: (probabilities on the test split, seconds)}, history rows, and a sentence for each that was skipped since
-        it cannot be trained on such data or in this memory.
+        {name: ({seed: probabilities on the test split}, seconds of all seeds)}, history rows, and a sentence for each
+        that was skipped since it cannot be trained on such data or in this memory.
     """
     found, history, skipped = {}, [], []
     for name in names:
         try:
             with clock(f"baseline_{name}"):
-                theirs, rows = predict(name)
+                theirs = {seed: predict(name, seed) for seed in (seeds if name in per_seed else seeds[:1])}
         except (UserError, MemoryError) as error:  # the result matters more than what it is compared with
             skipped.append(f"The baseline {name} was skipped: {str(error) or 'not enough memory.'}")
             continue
-        probabilities, spent = theirs["test"], clock.report()
+        spent, probabilities = clock.report(), {seed: of["test"] for seed, (of, _) in theirs.items()}
         if calibrate:
-            probabilities = apply_temperature(probabilities, fit_temperature(val_labels, theirs["val"]))
-        found[name] = probabilities, sum(spent[stage] for stage in part_of_run.get(name, (f"baseline_{name}",)))
-        history += rows
+            for seed, (of, _) in theirs.items():
+                probabilities[seed] = apply_temperature(of["test"], fit_temperature(val_labels, of["val"]))
+        shared = {seed: probabilities.get(seed, probabilities[seeds[0]]) for seed in seeds}
+        found[name] = shared, sum(spent[stage] for stage in part_of_run.get(name, (f"baseline_{name}",)))
+        history += theirs[seeds[0]][1]
     return found, history, skipped
 
 

@@ -161,27 +161,3 @@ def how_it_ended(rows: Sequence[dict], epochs: int, choose: bool) -> str:
         if len(rows) < epochs
         else (f"was still improving after {len(rows)} epochs, the most allowed")
     )
-
-
-def chosen_on_validation(history: Sequence[dict], clips: int) -> str:
-    """Return which of two stages of a classifier is exported, and why: the head alone, or fine-tuning.
-
-    Args:
-        history: rows of the stages `head` and `finetune`, with val_accuracy and val_cross_entropy.
-        clips: of the validation split.
-    """
-    of = {stage: [row for row in history if row["stage"] == stage and "val_accuracy" in row]
-          for stage in ("head", "finetune")}  # fmt: skip
-    head, tuned = (max(of[stage], key=training.by_accuracy, default=None) for stage in ("head", "finetune"))
-    if head is None or tuned is None:
-        return ""
-
-    def scores(row: dict) -> str:
-        return f"accuracy {row['val_accuracy']:.3f}, cross-entropy {row['val_cross_entropy']:.3f}"
-
-    better = training.by_accuracy(tuned) > training.by_accuracy(head)
-    name = f"the fine-tuned model of epoch {tuned['epoch']}" if better else "the frozen source with its trained head"
-    return (
-        f"Exported is {name}, the better of two on {clips:,} validation clips: fine-tuned {scores(tuned)}; frozen "
-        f"source {scores(head)}."
-    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -177,6 +178,26 @@ def folds_of(data: TextSet, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
             )
         folds[of_class] = which % count  # assigned in turn, in the order of their hashes
     return [(np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)) for fold in range(count)]
+
+
+def with_fold(data: TextSet, tokens: Mapping, embeddings: Mapping, rest: np.ndarray, fold: np.ndarray) -> tuple:
+    """Return data, tokens and embeddings to train without one fold, which replaces the test split.
+
+    Args:
+        data: a text set.
+        tokens: of the texts of each split.
+        embeddings: of each split, float32 [n, width].
+        rest, fold: rows of the training split, as returned by `folds_of`.
+
+    Returns:
+        (data, tokens, embeddings), with the same validation split.
+    """
+    of, embedded = tokens["train"].of_texts, embeddings["train"]
+    return (
+        replace(data, train=data.train.take(rest), test=data.train.take(fold)),
+        {"train": of(rest), "val": tokens["val"], "test": of(fold)},
+        {"train": embedded[rest], "val": embeddings["val"], "test": embedded[fold]},
+    )
 
 
 def _content_hash(text: str) -> str:

@@ -4,41 +4,41 @@
     python -m recipes run bert_sentiment --data csv:REVIEWS.csv --source minilm --out runs/mine
 
 REVIEWS.csv has the columns text and label, with any number of labels. The pretrained encoder embeds every text once and
-a linear head is fitted on the embeddings (frozen). By --method, the encoder is then trained too: all but the token
-embeddings (finetune), by contrasting pairs of few texts (fewshot), or through adapters (lora). The report compares
-the result with the frozen encoder and word counts. The SavedModel takes strings, and is proved to answer as evaluated.
+a linear head is fitted on the embeddings (frozen). Then all but the token embeddings is fine-tuned, and validation
+decides how much of that is kept (auto). The report compares the result with the frozen encoder and word counts. The
+SavedModel takes strings, and is proved to answer as evaluated.
 
 Measured results, with commands and machine: `python -m recipes show bert_sentiment`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import ceil, inf
 from pathlib import Path
 
 import keras
 import numpy as np
 
-from common import exporting, freezing, training
+from common import exporting, flags, freezing, training
 from common.classification import calibration, results
 from common.classification.answers import LABELS
 from common.classification.baselines import run_baselines, stage_seconds
 from common.classification.check import describe_counts
+from common.classification.choice import best_on_validation, keep_what_helps
 from common.classification.cross_validation import cross_validate
 from common.classification.training import describe_class_weights, fit_stage, sample_weights
 from common.data.splits import SPLITS
 from common.exporting import Predictor
-from common.flags import check_choice, check_group, check_observers, check_range, parse_baselines, parse_data
 from common.linear_head import fit_linear_head, predict_head, score
-from common.progress import format_seconds, median_seconds
+from common.progress import format_seconds
 from common.results import Outcome, measured_from_scratch
 from common.runs import Run, Stopwatch
 from common.serving.kit.write import write_serving_files
 from common.sources.specs import parse_source
 from common.texts import batches, models
 from common.texts.contrastive import default_steps, tune_if_better
-from common.texts.dataset import DATA_KINDS, TextSet, draw_shots, folds_of, load_text_set
+from common.texts.dataset import DATA_KINDS, TextSet, draw_shots, folds_of, load_text_set, with_fold
 from common.texts.explain import explain_texts
 from common.texts.export import export_text_classifier, prove_text_classifier
 from common.texts.preview import describe_lengths, short_texts, write_sample_texts
@@ -70,7 +70,9 @@ class Config:
     out: str = "runs/bert_sentiment"  # Folder for everything this run writes
     resume: str | None = None  # Continue the run that was stopped in this folder; no other flag is needed
     save_every: float = 30.0  # Seconds between checkpoints: a killed run loses no more than that
-    method: str = "finetune"  # What is trained: frozen (head only), finetune, fewshot (dozens of texts), lora
+    method: str = (
+        "auto"  # frozen, finetune, auto (finetune as far as validation supports), fewshot (dozens of texts), lora
+    )
     max_length: int = 128  # Maximum length of a text in tokens; short texts stay fast
     long_text: str = "truncate"  # Longer texts: truncate, or windows (read in pieces, embeddings averaged)
     epochs: int | None = None  # Fine-tuning epochs; 3 by default, more for small data sets
@@ -98,28 +100,30 @@ class Config:
     limit: int | None = None  # Use at most this many texts of each split: a quick look
     strict: bool = False  # Stop at the first text that cannot be used instead of skipping and counting it
     seed: int = 0  # Seed of initial weights and shuffling; the split depends on the texts alone
+    seeds: str | None = None  # Train with each of these seeds, such as 0,1,2: mean and spread; exports the best on val
 
     def __post_init__(self) -> None:
-        check_group(self.group, parse_data(self.data, DATA_KINDS)[0], columns=("csv", "tsv", "jsonl"))
+        flags.check_group(self.group, flags.parse_data(self.data, DATA_KINDS)[0], columns=("csv", "tsv", "jsonl"))
         parse_source(self.source)
-        check_choice("--method", self.method, ("frozen", "finetune", "fewshot", "lora"))
+        flags.check_choice("--method", self.method, ("auto", "frozen", "finetune", "fewshot", "lora"))
         if self.method == "lora" and self.source.startswith(("hub:", "kaggle:")):
             raise ValueError("--method lora requires layers, and a SavedModel has none. Try: --method finetune")
         if self.method == "fewshot" and self.batch_size < 4:
             raise ValueError("--method fewshot contrasts texts within a batch: --batch-size must be at least 4.")
-        check_choice("--long-text", self.long_text, ("truncate", "windows"))
-        check_choice("--class-weights", self.class_weights, ("auto", "none", "softened", "balanced"))
-        chosen = parse_baselines(self.baselines, BASELINES)
+        flags.check_choice("--long-text", self.long_text, ("truncate", "windows"))
+        flags.check_choice("--class-weights", self.class_weights, ("auto", "none", "softened", "balanced"))
+        chosen = flags.parse_baselines(self.baselines, BASELINES)
         if "vectors" in chosen and not Path(self.word_vectors or "").expanduser().is_file():
             found = f" There is no file {self.word_vectors}." if self.word_vectors else ""
             raise ValueError(f"--baselines vectors requires a file: --word-vectors glove.6B.50d.txt.{found}")
-        check_observers(self)
-        check_range(self, 1, inf, "batch_size", "rank", "pair_steps", "shots", "limit", "patience", "epochs")
-        check_range(self, 0, inf, "save_every", "learning_rate", "pair_rate", "weight_decay", "seed")
-        check_range(self, 2, inf, "folds")
-        check_range(self, 0, 1, "layer_decay", "dropout", "label_smoothing")
-        check_range(self, 1e-9, inf, "head_rate", "gradient_norm")
-        check_range(self, 4, 100_000, "max_length")
+        flags.parse_seeds(self.seeds, self.seed)
+        flags.check_observers(self)
+        flags.check_range(self, 1, inf, "batch_size", "rank", "pair_steps", "shots", "limit", "patience", "epochs")
+        flags.check_range(self, 0, inf, "save_every", "learning_rate", "pair_rate", "weight_decay", "seed")
+        flags.check_range(self, 2, inf, "folds")
+        flags.check_range(self, 0, 1, "layer_decay", "dropout", "label_smoothing")
+        flags.check_range(self, 1e-9, inf, "head_rate", "gradient_norm")
+        flags.check_range(self, 4, 100_000, "max_length")
 
 
 def load_data(config: Config) -> TextSet:
@@ -131,49 +135,69 @@ def load_data(config: Config) -> TextSet:
 
 @dataclass(frozen=True)
 class Trained:
-    """The result of training: `encoder` maps tokens to embeddings, `model` to class probabilities; `frozen` holds those
-    of the frozen encoder with its head on val and test, float32 [n, classes]."""
+    """The outcome of training with one seed: `encoder` maps tokens to embeddings, `model` to class probabilities.
+
+    `probabilities` are those for the test split, `val_probabilities` for validation before `temperature` is built in,
+    `frozen` those of the frozen encoder with its head on val and test; all float32 [n, classes].
+    """
 
     encoder: keras.Model
     model: keras.Model
+    probabilities: np.ndarray
+    val_probabilities: np.ndarray
+    temperature: float | None
     frozen: dict[str, np.ndarray]
     history: list[dict]
     parameters: dict[str, int]
-
-    def predict(self, tokens: batches.Tokens) -> np.ndarray:
-        """Return class probabilities, float32 [texts, classes]."""
-        return predict_head(self.model.get_layer("head"), batches.run_on_tokens(self.encoder, tokens))
+    choice: str
 
 
-def train(run: Run, source: TextSource, data: TextSet, tokens, embeddings, clock: Stopwatch, fold: str = "") -> Trained:
-    """Train by --method: first the head on embeddings of the frozen encoder, then the encoder."""
-    config, encoder = run.config, models.build_encoder(source)
-    model = models.build_classifier(encoder, len(data.class_names), config.dropout)
+def train(
+    run: Run, pretrained: keras.Model, data: TextSet, tokens, embeddings, seed: int, clock: Stopwatch, fold: str = ""
+) -> Trained:
+    """Train by --method: the head on embeddings of the pretrained encoder, then a copy of that encoder too."""
+    config, classes, choice = run.config, len(data.class_names), ""
+    keras.utils.set_random_seed(seed)
+    source, encoder, model = models.load_classifier(config.source, classes, config.dropout)
+    training.copy_weights(pretrained, encoder)  # with @random, each seed would load others
     head, parameters = model.get_layer("head"), {"total": model.count_params()}
     parameters["trainable_head"] = freezing.freeze(model, source.backbone, "frozen").parameters
     with clock("head"):
         history = train_head(head, embeddings, data, config)
     frozen = {split: predict_head(head, embeddings[split]) for split in ("val", "test")}
-    if config.method == "frozen":
-        return Trained(encoder, model, frozen, history, parameters)
-    with clock("finetune"):
-        if config.method == "fewshot":
-            counts = models.unfreeze(model, source.backbone, tables=False)
-            rows = tune_if_better(
+    if config.method == "fewshot":
+        with clock("finetune"):
+            parameters["trainable_finetune"] = models.unfreeze(model, source.backbone, tables=False).parameters
+            history += tune_if_better(
                 encoder, head, lambda tuned: train_head(head, tuned, data, config), history, tokens, data.train.labels,
                 steps=config.pair_steps or default_steps(len(data.train)), learning_rate=config.pair_rate,
                 batch_size=config.batch_size, weight_decay=config.weight_decay, gradient_norm=config.gradient_norm,
-                seed=config.seed,
-                **run.saves(f"pairs{fold}"),
+                seed=seed, **run.saves(f"pairs{fold}", seed),
             )  # fmt: skip
-        else:
-            rows, counts = fine_tune(run, source, model, encoder, tokens, data, fold=fold)
-        parameters["trainable_finetune"] = counts.parameters
+    elif config.method != "frozen":
+        start = model.get_weights()
+        with clock("finetune"):
+            rows, counts = fine_tune(run, source, model, encoder, tokens, data, seed, fold=fold)
+            if config.method == "auto":
+                choice = keep_what_helps(
+                    model, start, frozen["val"], lambda: predict(encoder, model, tokens["val"]), data.val.labels
+                )[2]
+        history, parameters["trainable_finetune"] = history + rows, counts.parameters
     if config.method == "lora":
         adapted = model
-        _, encoder, model = models.load_classifier(config.source, len(data.class_names), config.dropout)
+        _, encoder, model = models.load_classifier(config.source, classes, config.dropout)
         models.merge_adapters(adapted, model)
-    return Trained(encoder, model, frozen, history + rows, parameters)
+    with clock("evaluate"):
+        val_probabilities, temperature = predict(encoder, model, tokens["val"]), None
+        if config.calibrate:
+            temperature = calibration.calibrate(model.get_layer("head"), data.val.labels, val_probabilities)
+        probabilities = predict(encoder, model, tokens["test"])
+    return Trained(encoder, model, probabilities, val_probabilities, temperature, frozen, history, parameters, choice)
+
+
+def predict(encoder: keras.Model, model: keras.Model, tokens: batches.Tokens) -> np.ndarray:
+    """Return the class probabilities of texts, which may have several windows, float32 [texts, classes]."""
+    return predict_head(model.get_layer("head"), batches.run_on_tokens(encoder, tokens))
 
 
 def train_head(head: keras.layers.Dense, embeddings, data: TextSet, config: Config) -> list[dict]:
@@ -184,43 +208,39 @@ def train_head(head: keras.layers.Dense, embeddings, data: TextSet, config: Conf
     )  # fmt: skip
 
 
-def fine_tune(run: Run, source: TextSource, model, encoder, tokens, data: TextSet, *, stage="finetune", fold=""):
+def fine_tune(run: Run, source: TextSource, model, encoder, tokens, data: TextSet, seed, *, stage="finetune", fold=""):
     """Train the encoder with its head; from scratch (stage `scratch`) with its token embeddings too."""
     config, scratch = run.config, stage == "scratch"
+    auto = config.method == "auto" and not scratch
     if config.method == "lora" and not scratch:
         counts = models.add_adapters(model, source.backbone, config.rank)
     else:
         counts = models.unfreeze(model, source.backbone, tables=scratch)
     print(f"{stage}: {counts}")
-    classes = np.eye(len(data.class_names), dtype=np.float32)
+    targets = np.eye(len(data.class_names), dtype=np.float32)[data.train.labels]
     epochs, steps = fine_tuning_epochs(tokens, config), ceil(len(tokens["train"]) / config.batch_size)
 
     def batches_from(*first):
-        targets, weights = classes[data.train.labels], weights_of_texts(data, config)
-        return batches.training_batches(
-            tokens["train"], targets, weights, config.batch_size, seed=config.seed, first=first
-        )
+        weights = weights_of_texts(data, config)
+        return batches.training_batches(tokens["train"], targets, weights, config.batch_size, seed=seed, first=first)
 
     def validate():  # as in the evaluation, where a text of several windows counts once
-        return score(
-            predict_head(model.get_layer("head"), batches.run_on_tokens(encoder, tokens["val"])), data.val.labels
-        )
+        return score(predict(encoder, model, tokens["val"]), data.val.labels)
 
-    # The learning rate decreases from the head, which is new, to the first layers, which are the most general.
-    depths = [] if scratch else models.layers_by_depth(source.backbone)
     default = 3e-3 if config.method == "lora" else 1e-4  # adapters start at zero
     rate = (default if config.learning_rate is None else config.learning_rate) / config.head_rate
     optimizer = training.DiscriminativeAdamW(
         learning_rate=training.warmup_cosine(config.head_rate if not scratch else 5e-4, epochs * steps),
         weight_decay=config.weight_decay,
-        slower=[(variables, rate * config.layer_decay**depth) for depth, variables in enumerate(depths)],
+        slower=[] if scratch else models.slower_by_depth(source.backbone, rate, config.layer_decay),
         global_clipnorm=config.gradient_norm,
     )
+    hopeless = [training.StopIfHopeless(epochs, validate()["cross_entropy"])] if auto else []
     history = fit_stage(
         model, batches_from, stage=stage, epochs=epochs, steps=steps, score=validate, xla=False, optimizer=optimizer,
         loss=keras.losses.CategoricalCrossentropy(label_smoothing=config.label_smoothing),
-        patience=config.patience, start_counts=not scratch,
-        callbacks=run.watchers(stage + fold), **run.saves(stage + fold),
+        patience=config.patience, start_counts=not scratch and not auto, keep_best=not auto,
+        callbacks=[*run.watchers(stage + fold, seed), *hopeless], **run.saves(stage + fold, seed),
     )  # fmt: skip
     return history, counts
 
@@ -242,22 +262,21 @@ def main(config: Config) -> dict:
         encoder, run_once = models.build_encoder(source), batches.run_once_on_tokens
         embeddings = {split: run_once(encoder, tokens[split], out / "features", f"embeddings of {split}")
                       for split in SPLITS}  # fmt: skip
-    more, advice = {}, ()
+    more, advice, seeds = {}, (), flags.parse_seeds(config.seeds, config.seed)
     if config.folds:
+
+        def of_fold(number: int, *rows: np.ndarray) -> np.ndarray:
+            inputs = with_fold(data, tokens, embeddings, *rows)
+            return train(run, encoder, *inputs, seeds[0], Stopwatch(), f"_fold{number}").probabilities
+
         with clock("folds"):
             folds = folds_of(data, config.folds)
-            predict = fold_predictor(run, data, tokens, embeddings)
-            more["cross_validation"], *advice = cross_validate(folds, data.train.labels, predict)
+            more["cross_validation"], *advice = cross_validate(folds, data.train.labels, of_fold)
 
-    keras.utils.set_random_seed(config.seed)
-    trained = train(run, source, data, tokens, embeddings, clock)
-    model = trained.model
-    with clock("evaluate"):
-        val_probabilities = trained.predict(tokens["val"])
-        temperature = calibration.fit_temperature(data.val.labels, val_probabilities) if config.calibrate else None
-        if temperature:
-            calibration.divide_logits(model.get_layer("head"), temperature)
-        probabilities = trained.predict(tokens["test"])
+    trained = {seed: train(run, encoder, data, tokens, embeddings, seed, clock) for seed in seeds}
+    best = best_on_validation(data.val.labels, {seed: one.val_probabilities for seed, one in trained.items()})
+    chosen = trained[best]
+    model, probabilities = chosen.model, chosen.probabilities
     with clock("export"):  # before the baselines: one that is killed costs nothing else
         exporting.save_keras_model(model, out / "model.keras")  # for further training; the rest is for serving
         folder, examples = out / "serving" / "bert_sentiment", sorted(data.train.texts, key=len)[:2]
@@ -269,22 +288,28 @@ def main(config: Config) -> dict:
     if config.explain:
         with clock("explain"):
             explanation = explain_texts(
-                lambda texts: trained.predict(reader.read(texts)), data, lengths=tokens["test"].lengths,
-                cut=tokens["test"].cut, max_length=reader.max_length, probabilities=probabilities,
-                val_probabilities=val_probabilities, applied_temperature=temperature,
+                lambda texts: predict(chosen.encoder, model, reader.read(texts)), data, cut=tokens["test"].cut,
+                lengths=tokens["test"].lengths, max_length=reader.max_length, probabilities=probabilities,
+                val_probabilities=chosen.val_probabilities, applied_temperature=chosen.temperature,
             )  # fmt: skip
     baselines, rows, skipped = run_baselines(
-        parse_baselines(config.baselines, BASELINES), lambda name: baseline(name, trained, run, data, tokens),
-        data.val.labels, clock, calibrate=config.calibrate, part_of_run={"frozen": ("features", "head")},
+        flags.parse_baselines(config.baselines, BASELINES),
+        lambda name, seed: baseline(name, chosen, run, data, tokens, seed), data.val.labels, clock,
+        calibrate=config.calibrate, part_of_run={"frozen": ("features", "head")},
+        seeds=sorted(seeds, key=lambda seed: seed != best),
     )  # fmt: skip
 
     card, size = {"spec": config.source, **source.card}, exporting.size_report(version, model)
-    rows, seconds = [*trained.history, *rows], stage_seconds(clock)
+    rows, seconds = [*chosen.history, *rows], stage_seconds(clock)
     return results.conclude(
-        "bert_sentiment", config, data, Outcome(rows, seconds, trained.parameters, card, proof, size),
-        probabilities=probabilities, baselines=baselines, titles=BASELINES, what="texts",
-        preview=short_texts(data.test.texts), explanation=explanation, more=more,
-        advice=[*advice, *skipped, *measured_from_scratch(__file__, config, data.counts())],
+        "bert_sentiment", config, data, Outcome(rows, seconds, chosen.parameters, card, proof, size),
+        probabilities=probabilities, baselines={name: (of[best], spent) for name, (of, spent) in baselines.items()},
+        titles=BASELINES, what="texts", preview=short_texts(data.test.texts), explanation=explanation, more=more,
+        advice=[*filter(None, [chosen.choice]), *advice, *skipped, *measured_from_scratch(__file__, config, data.counts())],
+        seeds={
+            seed: results.Predictions(one.probabilities, {name: of[seed] for name, (of, _) in baselines.items()})
+            for seed, one in trained.items()
+        },
     )  # fmt: skip
 
 
@@ -303,20 +328,16 @@ def check(config: Config) -> None:
         models.add_adapters(model, source.backbone, config.rank)
     else:
         models.unfreeze(model, source.backbone, tables=False)
-    model.compile("adam", "categorical_crossentropy", jit_compile=False)
-    some = batches.median_batch(tokens["train"], config.batch_size, config.seed)
-    targets = np.eye(len(data.class_names), dtype="float32")[data.train.labels[tokens["train"].owners[some]]]
-    inputs = tokens["train"].batch(some)
-    step = median_seconds(lambda: model.train_on_batch(inputs, targets))  # the weights are discarded
-    forward = median_seconds(lambda: encoder.predict_on_batch(inputs)) / len(some)
+    step, forward = batches.seconds_of_steps(model, encoder, tokens["train"], data.train.labels, config.batch_size)
     epochs = 0 if config.method == "frozen" else fine_tuning_epochs(tokens, config)
     epoch_steps = ceil(len(tokens["train"]) / config.batch_size)
     steps = (
         (config.pair_steps or default_steps(len(data.train))) if config.method == "fewshot" else epochs * epoch_steps
     )
-    if "scratch" in parse_baselines(config.baselines, BASELINES):
+    if "scratch" in flags.parse_baselines(config.baselines, BASELINES):
         steps += epochs * epoch_steps
-    training_time = (1 + (config.folds or 0)) * (steps * step + len(tokens["val"]) * epochs * forward)
+    fits = len(flags.parse_seeds(config.seeds, config.seed)) + (config.folds or 0)
+    training_time = fits * (steps * step + len(tokens["val"]) * epochs * forward)
     seconds = sum(len(split) for split in tokens.values()) * 2 * forward + training_time
     print(f"estimate: {format_seconds(seconds)} of computation, and half a minute for the export and its proof")
 
@@ -332,23 +353,9 @@ def tokenize(source: TextSource, data: TextSet, config: Config):
     return reader, tokens
 
 
-def fold_predictor(run: Run, data: TextSet, tokens, embeddings):
-    """Return the function that trains on the other folds and predicts one fold."""
-    of, embedded = tokens["train"].of_texts, embeddings["train"]
-
-    def predict(number: int, rest: np.ndarray, fold: np.ndarray) -> np.ndarray:
-        some = replace(data, train=data.train.take(rest), test=data.train.take(fold))
-        split_tokens = {"train": of(rest), "val": tokens["val"], "test": of(fold)}
-        known = {"train": embedded[rest], "val": embeddings["val"], "test": embedded[fold]}
-        keras.utils.set_random_seed(run.config.seed)
-        source = load_text_source(run.config.source)
-        trained = train(run, source, some, split_tokens, known, Stopwatch(), fold=f"_fold{number}")
-        return trained.predict(split_tokens["test"])
-
-    return predict
-
-
-def baseline(name: str, trained: Trained, run: Run, data: TextSet, tokens) -> tuple[dict[str, np.ndarray], list[dict]]:
+def baseline(
+    name: str, trained: Trained, run: Run, data: TextSet, tokens, seed: int
+) -> tuple[dict[str, np.ndarray], list[dict]]:
     """Train a baseline; return its probabilities on val and test, and history rows."""
     config, weights = run.config, weights_of_texts(data, run.config)
     if name == "frozen":
@@ -357,12 +364,11 @@ def baseline(name: str, trained: Trained, run: Run, data: TextSet, tokens) -> tu
         return tfidf_probabilities(data, weights), []
     if name == "vectors":
         return word_vector_probabilities(data, Path(config.word_vectors).expanduser(), weights), []
-    keras.utils.set_random_seed(config.seed)
+    keras.utils.set_random_seed(seed)
     spec, classes = config.source, len(data.class_names)
     source, encoder, model = models.load_classifier(spec, classes, config.dropout, random_weights=True)
-    rows, _ = fine_tune(run, source, model, encoder, tokens, data, stage="scratch")
-    head = model.get_layer("head")
-    return {part: predict_head(head, batches.run_on_tokens(encoder, tokens[part])) for part in ("val", "test")}, rows
+    rows, _ = fine_tune(run, source, model, encoder, tokens, data, seed, stage="scratch")
+    return {split: predict(encoder, model, tokens[split]) for split in ("val", "test")}, rows
 
 
 def fine_tuning_epochs(tokens, config: Config) -> int:

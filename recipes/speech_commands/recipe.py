@@ -5,9 +5,10 @@
 
 WORDS has a folder per class; tables have the columns path and label, and preferably speaker and split. A
 pretrained wav2vec 2.0 (arXiv:2006.11477) extracts features, and a head classifies the whole clip: first the head alone
-is trained, then the transformer below it, at a lower learning rate. Where speakers are known, splits made here share
-none. The report plays the most confident mistakes and compares the result with the baselines. The SavedModel takes wav
-files of any rate, and is proved in a fresh process to answer as evaluated. To transcribe speech: speech_wav2vec.
+is trained, then the transformer below it, at a lower learning rate, and validation decides how much of that is kept.
+Where speakers are known, splits made here share none. The report plays the most confident mistakes and compares the
+result with the baselines. The SavedModel takes wav files of any rate, and is proved in a fresh process to answer as
+evaluated. To transcribe speech: speech_wav2vec.
 
 Measured results, with commands and machine: `python -m recipes show speech_commands`.
 """
@@ -26,9 +27,10 @@ from common import exporting, freezing, linear_head, training
 from common.classification import results
 from common.classification.answers import LABELS
 from common.classification.check import describe_counts
+from common.classification.choice import best_on_validation, keep_what_helps
 from common.data.splits import SPLITS
 from common.exporting import Predictor
-from common.flags import check_range, parse_baselines, parse_data, parse_list, parse_policy
+from common.flags import check_range, parse_baselines, parse_data, parse_list, parse_policy, parse_seeds
 from common.progress import format_seconds
 from common.results import Outcome
 from common.runs import Run
@@ -48,7 +50,6 @@ from common.speech.spectrogram import spectrogram_source
 from common.speech.training import (
     FROM_SCRATCH,
     VALIDATIONS,
-    chosen_on_validation,
     how_it_ended,
     seconds_of_training,
     seconds_of_validation,
@@ -98,6 +99,7 @@ class Config:
     limit: int | None = None  # Use at most this many clips of each split: a quick look
     strict: bool = False  # Stop at the first clip that cannot be used instead of skipping and counting it
     seed: int = 0  # Seed of initial weights, shuffling and augmentation; the split depends on the clips alone
+    seeds: str | None = None  # Train with each of these seeds, such as 0,1,2: mean and spread; exports the best on val
 
     # Flags in config.json of runs from before this recipe existed, and the value they must have (...: any).
     retired: ClassVar[dict] = {"task": "commands"} | dict.fromkeys(
@@ -111,6 +113,10 @@ class Config:
         if self.unfreeze != "encoder":
             parse_policy(self.unfreeze)
         parse_baselines(self.baselines or "frozen", BASELINES)
+        if len(parse_seeds(self.seeds, self.seed)) > 1 and self.shots:
+            raise ValueError(
+                "--seeds exports the best seed on validation, where --shots chooses nothing. Try: --seed 1"
+            )
         check_range(self, 0, inf, "save_every", "weight_decay", "seed", "head_epochs", "epochs", "learning_rate")
         check_range(self, 1, inf, "max_seconds", "batch_size", "batch_seconds", "limit", "shots")
         check_range(self, 1e-9, inf, "head_rate")
@@ -133,8 +139,52 @@ def build_model(source: SpeechSource, classes: int) -> keras.Model:
     return commands.build_classifier(source, classes)
 
 
-def train(run: Run, source: SpeechSource, model: keras.Model, data: SpeechSet, clips, stage: str):
+@dataclass(frozen=True)
+class Trained:
+    """The outcome of training with one seed: the model with its final weights, and the probabilities of the model and
+    of the `frozen` source with its head for the test split, and of the model for validation, float32 [n, classes]."""
+
+    source: SpeechSource
+    model: keras.Model
+    probabilities: np.ndarray
+    frozen: np.ndarray
+    val_probabilities: np.ndarray
+    history: list[dict]
+    parameters: dict[str, int]
+    choice: str
+
+
+def train_stages(run: Run, data: SpeechSet, clips: dict[str, Clips], seed: int) -> Trained:
+    """Train the head, then the encoder with it, of which as much is kept as helps on validation."""
+    config, clock, choice = run.config, run.clock, ""
+    keras.utils.set_random_seed(seed)
+    source = load_speech_source(config.source)
+    model = build_model(source, len(data.class_names))
+    predict, parameters = predictor(source, model, data, clips), {"total": model.count_params()}
+    with clock("head"):
+        history, parameters["trainable_head"] = train(run, source, model, data, clips, "head", seed)
+    with clock("evaluate"):
+        frozen = probabilities = predict("test", title="test clips")
+        val_probabilities = predict("val")
+    if not stays_frozen(config):
+        start = model.get_weights()
+        with clock("finetune"):
+            rows, parameters["trainable_finetune"] = train(run, source, model, data, clips, "finetune", seed)
+            if config.shots:
+                val_probabilities = predict("val")
+            else:
+                labels, of_val = data.val.labels, lambda: predict("val")
+                _, val_probabilities, choice = keep_what_helps(model, start, val_probabilities, of_val, labels)
+        history += rows
+        with clock("evaluate"):
+            probabilities = predict("test", title="test clips")
+    return Trained(source, model, probabilities, frozen, val_probabilities, history, parameters, choice)
+
+
+def train(run: Run, source: SpeechSource, model: keras.Model, data: SpeechSet, clips, stage: str, seed: int):
     """Train one stage: `head`, `finetune`, or for a baseline `spectrogram` or `scratch`.
+
+    The epoch is chosen on validation, except in fine-tuning, which ends with the weights of its last epoch.
 
     Returns:
         (history rows, number of trained parameters).
@@ -147,7 +197,9 @@ def train(run: Run, source: SpeechSource, model: keras.Model, data: SpeechSet, c
     steps, epochs = planned(data, config)
 
     def batches_from(epoch, step):
-        return training_stream(data, clips, config, first=(epoch, step)).map(models.as_inputs(source.normalises), 2)
+        return training_stream(data, clips, config, seed, first=(epoch, step)).map(
+            models.as_inputs(source.normalises), 2
+        )
 
     predict = predictor(source, model, data, clips)
 
@@ -158,7 +210,8 @@ def train(run: Run, source: SpeechSource, model: keras.Model, data: SpeechSet, c
     history = train_stage(
         source, model, batches_from, validate, stage=stage, epochs=epochs[stage], steps=steps,
         head_rate=config.head_rate, encoder_rate=config.learning_rate, weight_decay=config.weight_decay, rank=rank,
-        choose=not config.shots, score="accuracy", patience=max(3, ceil(epochs[stage] / 2)), **run.saves(stage),
+        choose=not config.shots and stage != "finetune", score="accuracy",
+        patience=max(3, ceil(epochs[stage] / 2)), **run.saves(stage, seed),
     )  # fmt: skip
     return history, counts.parameters
 
@@ -169,24 +222,16 @@ def main(config: Config) -> dict:
     config, out, clock = run.config, run.out, run.clock
     with clock("data"):
         data = load_data(config)
-    keras.utils.set_random_seed(config.seed)
-    source = load_speech_source(config.source)
-    run.remember(data, source)
+    run.remember(data, load_speech_source(config.source))
     with clock("data"):
         clips = decode_clips(data)
     print(f"{config.data}: {data.counts()}, {len(data.class_names)} classes")
 
-    model = build_model(source, len(data.class_names))
-    parameters, history, found = {"total": model.count_params()}, [], {}
-    predict = predictor(source, model, data, clips)
-    for stage in ("head",) if stays_frozen(config) else ("head", "finetune"):
-        with clock(stage):
-            rows, parameters[f"trainable_{stage}"] = train(run, source, model, data, clips, stage)
-        history += rows
-        with clock("evaluate"):
-            found[stage] = predict("test", title="test clips")
-    probabilities = found[stage]
-    chosen = chosen_on_validation(history, len(data.val)) if not config.shots else ""
+    seeds = parse_seeds(config.seeds, config.seed)
+    trained = {seed: train_stages(run, data, clips, seed) for seed in seeds}
+    best = best_on_validation(data.val.labels, {seed: one.val_probabilities for seed, one in trained.items()})
+    chosen = trained[best]
+    source, model, probabilities, history = chosen.source, chosen.model, chosen.probabilities, chosen.history
 
     with clock("export"):
         exporting.save_keras_model(model, out / "model.keras")
@@ -203,18 +248,24 @@ def main(config: Config) -> dict:
     baselines, endings = {}, []  # after the proof: a baseline that is stopped takes no result with it
     for name in wanted_baselines(config):
         if name == "frozen":
-            baselines[name] = found["head"], clock.report()["head"]
+            baselines[name] = {seed: one.frozen for seed, one in trained.items()}, clock.report()["head"]
             continue
         with clock("baselines"), clock(f"baseline_{name}"):
-            theirs, rows, ending = train_baseline(name, run, data, clips)
-        baselines[name], history = (theirs, clock.report()[f"baseline_{name}"]), history + rows
-        endings.append(f"{BASELINES[name]}: {ending}.")
+            theirs = {seed: train_baseline(name, run, data, clips, seed) for seed in seeds}
+        of_test = {seed: found for seed, (found, _, _) in theirs.items()}
+        baselines[name], history = (of_test, clock.report()[f"baseline_{name}"]), history + theirs[best][1]
+        endings.append(f"{BASELINES[name]}: {theirs[best][2]}.")
 
     card, size = {"spec": config.source, **source.card}, exporting.size_report(version, model)
     return results.conclude(
-        "speech_commands", config, data, Outcome(history, clock.report(), parameters, card, proof, size),
-        probabilities=probabilities, baselines=baselines, titles=BASELINES, what="clips",
-        preview=players(data.test.paths), advice=[sentence for sentence in (chosen, *endings) if sentence],
+        "speech_commands", config, data, Outcome(history, clock.report(), chosen.parameters, card, proof, size),
+        probabilities=probabilities, baselines={name: (of[best], spent) for name, (of, spent) in baselines.items()},
+        titles=BASELINES, what="clips", preview=players(data.test.paths),
+        advice=[sentence for sentence in (chosen.choice, *endings) if sentence],
+        seeds={
+            seed: results.Predictions(one.probabilities, {name: of[seed] for name, (of, _) in baselines.items()})
+            for seed, one in trained.items()
+        },
     )  # fmt: skip
 
 
@@ -232,12 +283,13 @@ def check(config: Config) -> None:
     print(f"augmented training clips: {page}")
 
     _, epochs = planned(data, config)
-    stream = training_stream(data, clips, config).map(models.as_inputs(source.normalises))
+    stream = training_stream(data, clips, config, config.seed).map(models.as_inputs(source.normalises))
     an_epoch = seconds_of_training(source, model, stream, train.seconds)
     classify = build_command_classifier(command_model(source, model, data))
     validation = seconds_of_validation(classify, val.paths, val.seconds)
     stages = [epochs[stage] for stage in ("head", "finetune")]
     whole = sum(stages) * an_epoch + sum(min(count, VALIDATIONS) for count in stages) * validation
+    whole *= len(parse_seeds(config.seeds, config.seed))
     print(f"estimate: {format_seconds(whole)} of training and validation, then half a minute for export and proof")
     if set(wanted_baselines(config)) & set(FROM_SCRATCH):
         print("networks from scratch come on top: they train until validation stops improving")
@@ -251,10 +303,10 @@ def decode_clips(data: SpeechSet) -> dict[str, Clips]:
     return {split: Clips(getattr(data, split).paths, title=f"decoding {split}") for split in SPLITS}
 
 
-def training_stream(data: SpeechSet, clips: dict[str, Clips], config: Config, **options):
+def training_stream(data: SpeechSet, clips: dict[str, Clips], config: Config, seed: int, **options):
     """Stream augmented training clips with their class numbers."""
     return batches.training_batches(
-        clips["train"], data.train.seconds, data.train.labels, config.batch_seconds, seed=config.seed,
+        clips["train"], data.train.seconds, data.train.labels, config.batch_seconds, seed=seed,
         augmentation=augmentation(config), batch_size=config.batch_size, **options,
     )  # fmt: skip
 
@@ -297,14 +349,16 @@ def wanted_baselines(config: Config) -> list[str]:
     return [name for name in BASELINES if name in wanted]
 
 
-def train_baseline(name: str, run: Run, data: SpeechSet, clips: dict[str, Clips]) -> tuple[np.ndarray, list[dict], str]:
+def train_baseline(
+    name: str, run: Run, data: SpeechSet, clips: dict[str, Clips], seed: int
+) -> tuple[np.ndarray, list[dict], str]:
     """Train a network from scratch; return its probabilities for the test clips, its history, and how it ended."""
-    keras.utils.set_random_seed(run.config.seed)
+    keras.utils.set_random_seed(seed)
     if name == "spectrogram":
         source = spectrogram_source(recurrent=False)
     else:
         source = load_speech_source(run.config.source, random_weights=True)
     model = build_model(source, len(data.class_names))
-    rows, _ = train(run, source, model, data, clips, name)
+    rows, _ = train(run, source, model, data, clips, name, seed)
     ending = how_it_ended(rows, planned(data, run.config)[1][name], not run.config.shots)
     return predictor(source, model, data, clips)("test"), rows, ending

@@ -12,8 +12,10 @@ import keras
 import numpy as np
 import pytest
 
+from common.errors import UserError
 from common.runs import Run
-from common.texts import models
+from common.texts import batches, models
+from common.training import StopIfHopeless
 from recipes.bert_sentiment import recipe
 from recipes.bert_sentiment.recipe import Config
 
@@ -36,13 +38,13 @@ def reviews(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def loaded(reviews):
-    """A source, its classifier, and the tokens of the reviews."""
+    """A source, its classifier, and the tokens and embeddings of the reviews."""
     config = settings(reviews)
     data = recipe.load_data(config)
     source, encoder, model = models.load_classifier(config.source, 2, config.dropout)
-    return SimpleNamespace(
-        data=data, source=source, encoder=encoder, model=model, tokens=recipe.tokenize(source, data, config)[1]
-    )
+    tokens = recipe.tokenize(source, data, config)[1]
+    embeddings = {split: batches.run_on_tokens(encoder, tokens[split]) for split in tokens}
+    return SimpleNamespace(data=data, source=source, encoder=encoder, model=model, tokens=tokens, embeddings=embeddings)
 
 
 def settings(reviews: Path, **flags) -> Config:
@@ -54,12 +56,12 @@ def settings(reviews: Path, **flags) -> Config:
 def stage(loaded, reviews, tmp_path, monkeypatch):
     """Return what fine-tuning would be given: all of `fit_stage`'s arguments, with real optimizer, loss and batches."""
 
-    def given(of=loaded, **flags) -> SimpleNamespace:
+    def given(of=loaded, train_with=0, **flags) -> SimpleNamespace:
         keras.utils.set_random_seed(0)
         found = {}
         monkeypatch.setattr(recipe, "fit_stage", lambda model, batches, **named: found.update(named, batches=batches))
         run = Run(settings(reviews, out=str(tmp_path / f"{len(list(tmp_path.iterdir()))}"), **flags))
-        recipe.fine_tune(run, of.source, of.model, of.encoder, of.tokens, of.data)
+        recipe.fine_tune(run, of.source, of.model, of.encoder, of.tokens, of.data, train_with)
         found["variables"] = of.model.trainable_variables
         return SimpleNamespace(**found)
 
@@ -155,37 +157,56 @@ def test_rank_and_method_lora(stage, loaded):
     assert {one.path for one in given.variables if one.path.endswith("/kernel")} == {"head/kernel"}
 
 
-def test_dropout(reviews, loaded, tmp_path):
-    built = train_of(loaded, settings(reviews, method="frozen", dropout=0.4, out=str(tmp_path / "run")))
-    assert built.model.get_layer("dropout").rate == 0.4
-
-
 def train_of(loaded, config: Config):
-    """Train by the method of the settings, on embeddings made up for the reviews."""
-    rng = np.random.default_rng(0)
-    embeddings = {
-        split: rng.normal(size=(len(getattr(loaded.data, split)), 192)).astype("float32")
-        for split in ("train", "val", "test")
-    }
+    """Train by the method of the settings."""
     run = Run(config)
-    return recipe.train(run, loaded.source, loaded.data, loaded.tokens, embeddings, run.clock)
+    return recipe.train(run, loaded.encoder, loaded.data, loaded.tokens, loaded.embeddings, config.seed, run.clock)
 
 
 def test_pair_steps_and_pair_rate(reviews, loaded, tmp_path, monkeypatch):
     found = []
     monkeypatch.setattr(recipe, "tune_if_better", lambda *_, **named: found.append(named) or [])
+    monkeypatch.setattr(recipe, "predict", lambda *_: np.full((30, 2), 0.5, "float32"))  # of no interest here
     for number, flags in enumerate(({}, {"pair_steps": 3, "pair_rate": 0.5})):
         train_of(loaded, settings(reviews, method="fewshot", out=str(tmp_path / str(number)), **flags))
     assert (found[0]["steps"], found[0]["learning_rate"]) == (recipe.default_steps(30), 1e-4)
     assert (found[1]["steps"], found[1]["learning_rate"]) == (3, 0.5)
 
 
-def test_method_frozen_trains_the_head_alone(reviews, loaded, tmp_path):
+def test_method_frozen_trains_the_head_alone_and_dropout(reviews, loaded, tmp_path):
     before = loaded.encoder.get_weights()
-    trained = train_of(loaded, settings(reviews, method="frozen", out=str(tmp_path / "run")))
+    trained = train_of(loaded, settings(reviews, method="frozen", dropout=0.4, out=str(tmp_path / "run")))
+    assert trained.model.get_layer("dropout").rate == 0.4 and trained.choice == ""
     assert {row["stage"] for row in trained.history} == {"head"}
     for kept, was in zip(trained.encoder.get_weights(), before, strict=True):
         np.testing.assert_array_equal(kept, was)
+
+
+def test_method_auto_ends_with_the_last_epoch_unless_hopeless(stage):
+    tuned, auto = stage(method="finetune"), stage(method="auto")
+    assert (tuned.start_counts, tuned.keep_best, tuned.callbacks) == (True, True, [])
+    assert (auto.start_counts, auto.keep_best) == (False, False)
+    assert [type(one) for one in auto.callbacks] == [StopIfHopeless]
+
+
+def test_method_auto_does_not_keep_what_validation_refutes(reviews, loaded, tmp_path):
+    """A learning rate that ruins the encoder: the result is the frozen source with its head."""
+    flags = {"method": "auto", "epochs": 1, "learning_rate": 0.5, "calibrate": False}
+    trained = train_of(loaded, settings(reviews, out=str(tmp_path / "run"), **flags))
+    assert {row["stage"] for row in trained.history} == {"head", "finetune"}
+    assert "tried and is not kept" in trained.choice and "on 30 validation examples" in trained.choice
+    np.testing.assert_allclose(trained.probabilities, trained.frozen["test"], atol=1e-5)
+    for kept, was in zip(trained.encoder.get_weights(), loaded.encoder.get_weights(), strict=True):
+        np.testing.assert_array_equal(kept, was)
+
+
+def test_seeds_have_checkpoints_and_an_order_of_texts_of_their_own(stage, loaded, reviews):
+    single, several = stage(), stage(seeds="0,1")
+    assert (single.checkpoint.name, several.checkpoint.name) == ("finetune.npz", "finetune_seed0.npz")
+    first, other = (next(iter(stage(train_with=seed).batches(0, 0)))[1] for seed in (0, 1))
+    assert first.shape == other.shape and not np.array_equal(first, other)
+    with pytest.raises(UserError, match="--seeds cannot be read"):
+        settings(reviews, seeds="0;1")
 
 
 def test_columns_encoding_limit_and_shots(reviews):
@@ -208,7 +229,7 @@ def test_max_length_and_long_text(reviews, loaded):
 def test_word_vectors(reviews, loaded, tmp_path):
     (tmp_path / "vectors.txt").write_text("good 1 0\nbad 0 1\n", "utf-8")
     config = settings(reviews, baselines="vectors", word_vectors=str(tmp_path / "vectors.txt"))
-    found, rows = recipe.baseline("vectors", None, SimpleNamespace(config=config), loaded.data, None)
+    found, rows = recipe.baseline("vectors", None, SimpleNamespace(config=config), loaded.data, None, 0)
     assert (found["test"].argmax(axis=1) == loaded.data.test.labels).all() and rows == []
 
 
@@ -263,6 +284,35 @@ def test_seconds_of_the_baselines(runs):
 
 
 @pytest.mark.slow
+def test_two_seeds_resume_and_the_better_one_on_validation_is_exported(reviews, tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    out = tmp_path / "run"
+    monkeypatch.setattr(recipe, "best_on_validation", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        recipe.main(settings(reviews, seeds="0,1", epochs=1, baselines="frozen,scratch", out=str(out)))
+    assert {file.name for file in (out / "checkpoints").glob("*.npz")} == {"finetune_seed0.npz", "finetune_seed1.npz"}
+
+    def second(labels, candidates):
+        assert list(candidates) == [0, 1] and len(labels) == len(candidates[0]) == 30
+        return 1
+
+    monkeypatch.setattr(recipe, "best_on_validation", second)
+    found = recipe.main(Config(resume=str(out)))
+    assert found["proof"]["passed"] and set(found["seeds"]) == {"0", "1"}
+    assert {name: found["test"][name] for name in ("accuracy", "ece")} == pytest.approx(
+        {name: found["seeds"]["1"]["test"][name] for name in ("accuracy", "ece")}
+    )
+    of_scratch = [found["seeds"][seed]["baselines"]["scratch"] for seed in ("0", "1")]
+    assert of_scratch[0] != of_scratch[1] and found["std"]["baselines"]["frozen"]["accuracy"] == 0
+    assert found["mean"]["baselines"]["scratch"]["ece"] == pytest.approx(np.mean([one["ece"] for one in of_scratch]))
+    assert found["baselines"]["scratch"]["ece"] == pytest.approx(of_scratch[1]["ece"])
+    report = (out / "report.html").read_text("utf-8")
+    assert "the seeds 0, 1" in report and "Fine-tuning" in report
+
+
+@pytest.mark.slow
 def test_an_interrupted_baseline_leaves_the_export_and_resumes(reviews, tmp_path, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
@@ -290,6 +340,8 @@ def test_runs_from_before_resume_with_their_calibration(reviews, tmp_path):
 EFFECTS = {
     "data": "texts/test_dataset.py::test_the_same_texts_from_every_kind_of_file",
     "text_column": "test_columns_encoding_limit_and_shots",
+    "split_column": "texts/test_dataset.py::test_a_split_column_of_another_name",
+    "group": "texts/test_dataset.py::test_a_document_stays_in_one_split",
     "label_column": "test_columns_encoding_limit_and_shots", "encoding": "test_columns_encoding_limit_and_shots",
     "split_column": "texts/test_dataset.py::test_a_split_column_of_another_name",
     "group": "texts/test_dataset.py::test_a_document_stays_in_one_split",
@@ -297,12 +349,13 @@ EFFECTS = {
     "out": "recipes/test_recipes.py::test_finished_run_is_not_overwritten",
     "resume": "test_runs_from_before_resume_with_their_calibration",
     "save_every": "test_batches_epochs_patience_and_checkpoints",
-    "method": "test_method_frozen_trains_the_head_alone", "max_length": "test_max_length_and_long_text",
+    "method": "test_method_auto_does_not_keep_what_validation_refutes", "max_length": "test_max_length_and_long_text",
     "long_text": "test_max_length_and_long_text", "epochs": "test_batches_epochs_patience_and_checkpoints",
     "batch_size": "test_batches_epochs_patience_and_checkpoints",
     "learning_rate": "test_learning_rates_of_encoder_and_head", "layer_decay": "test_layer_decay",
     "head_rate": "test_learning_rates_of_encoder_and_head", "weight_decay": "test_weight_decay",
-    "dropout": "test_dropout", "label_smoothing": "test_label_smoothing", "gradient_norm": "test_gradient_norm",
+    "dropout": "test_method_frozen_trains_the_head_alone_and_dropout",
+    "label_smoothing": "test_label_smoothing", "gradient_norm": "test_gradient_norm",
     "pair_steps": "test_pair_steps_and_pair_rate", "pair_rate": "test_pair_steps_and_pair_rate",
     "rank": "test_rank_and_method_lora", "class_weights": "test_class_weights",
     "patience": "test_batches_epochs_patience_and_checkpoints",
@@ -315,6 +368,7 @@ EFFECTS = {
     "strict": "texts/test_dataset.py::test_texts_without_visible_characters_are_skipped_and_counted",
     "shots": "test_columns_encoding_limit_and_shots", "limit": "test_columns_encoding_limit_and_shots",
     "seed": "test_columns_encoding_limit_and_shots",
+    "seeds": "test_seeds_have_checkpoints_and_an_order_of_texts_of_their_own",
 }  # fmt: skip
 
 

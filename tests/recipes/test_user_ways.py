@@ -34,7 +34,7 @@ def test_photos_to_predictions(two_classes: Path, tmp_path: Path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["fewshot", "frozen", "lora"])
+@pytest.mark.parametrize("method", ["fewshot", "finetune", "frozen", "lora"])
 def test_texts_to_predictions(method: str, tmp_path: Path, capsys):
     """The way of a user with a table of reviews, three labels, and each method but the default one."""
     table, out = tmp_path / "reviews.csv", tmp_path / "run"

@@ -104,16 +104,3 @@ def test_the_learning_rate_falls_at_each_plateau_and_a_stopped_stage_continues_w
     assert rates == [0.9, 0.9, 0.9, 0.3, 0.3, 0.3, 0.1, 0.1, 0.0333, 0.0333, 0.0111]
     assert learner.stop_training and keep.best_epoch == 5
     assert any(variable.path.endswith("learning_rate") for variable in learner.optimizer.variables)  # in checkpoints
-
-
-def test_the_exported_stage_of_a_classifier_is_named_with_both_scores():
-    head = {"stage": "head", "epoch": 2, "val_accuracy": 0.9, "val_cross_entropy": 0.4}
-    tuned = {"stage": "finetune", "epoch": 3, "val_accuracy": 0.9, "val_cross_entropy": 0.5}
-    told = training.chosen_on_validation([head, tuned, {"stage": "finetune", "epoch": 4}], 40)
-    assert told == (
-        "Exported is the frozen source with its trained head, the better of two on 40 validation clips: fine-tuned "
-        "accuracy 0.900, cross-entropy 0.500; frozen source accuracy 0.900, cross-entropy 0.400."
-    )
-    better = training.chosen_on_validation([head, tuned | {"val_accuracy": 0.95}], 40)
-    assert better.startswith("Exported is the fine-tuned model of epoch 3, the better of two")
-    assert training.chosen_on_validation([head], 40) == ""
