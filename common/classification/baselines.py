@@ -12,7 +12,7 @@ from common.runs import Stopwatch
 
 
 def run_baselines(
-    names: Sequence[str], predict: Callable[[str, int], tuple[dict[str, np.ndarray], list[dict]]],
+    names: Sequence[str], predict: Callable[[str, int], tuple[dict[str, np.ndarray], list[dict], str]],
     val_labels: np.ndarray, clock: Stopwatch, *, calibrate: bool, part_of_run: Mapping[str, Sequence[str]],
     seeds: Sequence[int], per_seed: Collection[str] = ("scratch",),
 ) -> tuple[dict[str, tuple[dict[int, np.ndarray], float]], list[dict], list[str]]:  # fmt: skip
@@ -20,8 +20,8 @@ def run_baselines(
 
     Args:
         names: of the baselines.
-        predict: (name, seed) -> its probabilities on val and test, {"val", "test"}: float [n, classes], and its history
-            rows.
+        predict: (name, seed) -> its probabilities on val and test, {"val", "test"}: float [n, classes]; its history
+            rows; and a sentence on what it is, or "".
         val_labels: int [m].
         clock: of the run.
         calibrate: whether each gets the temperature that fits validation, as the result has: only then do their
@@ -31,25 +31,26 @@ def run_baselines(
         per_seed: names of those that differ from seed to seed. The others are trained once.
 
     Returns:
-        {name: ({seed: probabilities on the test split}, seconds of all seeds)}, history rows, and a sentence for each
-        that was skipped since it cannot be trained on such data or in this memory.
+        {name: ({seed: probabilities on the test split}, seconds of all seeds)}, history rows, and sentences: what they
+        are, and which were skipped since they cannot be trained on such data or in this memory.
     """
-    found, history, skipped = {}, [], []
+    found, history, notes = {}, [], []
     for name in names:
         try:
             with clock(f"baseline_{name}"):
                 theirs = {seed: predict(name, seed) for seed in (seeds if name in per_seed else seeds[:1])}
         except (UserError, MemoryError) as error:  # the result matters more than what it is compared with
-            skipped.append(f"The baseline {name} was skipped: {str(error) or 'not enough memory.'}")
+            notes.append(f"The baseline {name} was skipped: {str(error) or 'not enough memory.'}")
             continue
-        spent, probabilities = clock.report(), {seed: of["test"] for seed, (of, _) in theirs.items()}
+        spent, probabilities = clock.report(), {seed: of["test"] for seed, (of, *_) in theirs.items()}
         if calibrate:
-            for seed, (of, _) in theirs.items():
+            for seed, (of, *_) in theirs.items():
                 probabilities[seed] = apply_temperature(of["test"], fit_temperature(val_labels, of["val"]))
         shared = {seed: probabilities.get(seed, probabilities[seeds[0]]) for seed in seeds}
         found[name] = shared, sum(spent[stage] for stage in part_of_run.get(name, (f"baseline_{name}",)))
         history += theirs[seeds[0]][1]
-    return found, history, skipped
+        notes += filter(None, [theirs[seeds[0]][2]])
+    return found, history, notes
 
 
 def stage_seconds(clock: Stopwatch) -> dict[str, float]:

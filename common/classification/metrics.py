@@ -84,7 +84,7 @@ def paired_gain(
     Args:
         labels: true classes, int [n].
         ours: probabilities of one model, float [n, classes], trained with each of the seeds.
-        theirs: likewise of the other; a single one, which depends on no seed, is compared with all of ours.
+        theirs: likewise of the other.
         seed: of the resampling.
 
     Returns:
@@ -126,8 +126,7 @@ def findings(
     Args:
         labels: true classes, int [n].
         ours: probabilities of the model of each seed, float [n, classes].
-        baselines: the same for each baseline: `frozen`, `scratch`, and cheap ones without a network; one that depends
-            on no seed is given once.
+        baselines: the same for each baseline: `frozen`, `scratch`, and cheap ones without a network.
         titles: of the baselines, by name.
 
     Returns:
@@ -135,7 +134,7 @@ def findings(
     """
     sentences = []
     for name, theirs in baselines.items():
-        same = [np.allclose(one, two, atol=1e-6) for one, two in zip(ours, theirs, strict=len(theirs) > 1)]
+        same = [np.allclose(one, two, atol=1e-6) for one, two in zip(ours, theirs, strict=True)]
         if name == "frozen" and all(same):
             sentences.append("The exported model is the frozen source with a linear head.")
             continue

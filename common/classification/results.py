@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -13,24 +12,11 @@ from common.reporting import lower_first
 from common.results import Outcome
 
 
-@dataclass(frozen=True)
-class Predictions:
-    """What one seed predicts for the test split.
-
-    Attributes:
-        probabilities: of its model, float32 [n, classes].
-        baselines: of each baseline that depends on the seed, float32 [n, classes].
-    """
-
-    probabilities: np.ndarray
-    baselines: dict[str, np.ndarray] = field(default_factory=dict)
-
-
 def conclude(
-    recipe: str, config, data, outcome: Outcome, *, probabilities: np.ndarray,
-    baselines: dict[str, tuple[np.ndarray, float]], titles: Mapping[str, str], what: str,
+    recipe: str, config, data, outcome: Outcome, *, exported: int, probabilities: Mapping[int, np.ndarray],
+    baselines: Mapping[str, tuple[Mapping[int, np.ndarray], float]], titles: Mapping[str, str], what: str,
     preview: Callable[[Sequence[int]], list[dict | None]], advice: Sequence[str] = (), explanation=None,
-    more: Mapping | None = None, seeds: Mapping[int, Predictions] | None = None,
+    more: Mapping | None = None,
 ) -> dict:  # fmt: skip
     """Measure on the test split and write the files of a finished run.
 
@@ -39,48 +25,46 @@ def conclude(
         config: its settings, a dataclass with `out`, `data` and `seed`.
         data: a labelled set with `test.labels`, `class_names`, `skipped`, `counts()` and `advice()`.
         outcome: of the run.
-        probabilities: of the exported model on the test split, float32 [n, classes].
-        baselines: for each name its probabilities on the test split and its seconds.
+        exported: the seed of the exported model.
+        probabilities: of the model of each seed on the test split, float32 [n, classes].
+        baselines: for each name its probabilities for each seed, and its seconds, as `run_baselines` returns them.
         titles: of the baselines, by name.
         what: the examples in one word, such as images.
         preview: of test examples, as for `report.write_report`.
-        advice: sentences to add to the findings.
+        advice: sentences to add to the findings; empty ones are left out.
         explanation: of the model and its data: `numbers` for metrics.json, `sentences`, `reliability` as returned by
             `calibration.reliability`, and `chapter()` of the report; None omits it.
         more: further entries of metrics.json.
-        seeds: the predictions of each seed; `probabilities` are those of the exported one.
 
     Returns:
         Contents of metrics.json.
     """
-    labels = data.test.labels
-    everybody = list((seeds or {config.seed: Predictions(probabilities)}).values())
-    of_baselines = {
-        name: [one.baselines.get(name, theirs) for one in everybody] for name, (theirs, _) in baselines.items()
-    }
+    labels, ours = data.test.labels, probabilities[exported]
     scores = {
-        "test": metrics.classification_metrics(labels, probabilities),
+        "test": metrics.classification_metrics(labels, ours),
         "baselines": {
-            name: metrics.classification_metrics(labels, theirs) | {"seconds": round(spent, 2)}
-            for name, (theirs, spent) in baselines.items()
+            name: metrics.classification_metrics(labels, of[exported]) | {"seconds": round(spent, 2)}
+            for name, (of, spent) in baselines.items()
         },
+        "exported_seed": exported,
     }
-    if len(everybody) > 1:
-        scores |= scores_of_seeds(labels, seeds)
+    if len(probabilities) > 1:
+        scores |= scores_of_seeds(labels, probabilities, {name: of for name, (of, _) in baselines.items()})
     scores |= (explanation.numbers if explanation else {}) | (more or {})
+    of_baselines = {name: [of[seed] for seed in probabilities] for name, (of, _) in baselines.items()}
     sentences = [
-        *(describe_seeds(scores, titles) if len(everybody) > 1 else ()),
-        *metrics.findings(labels, [one.probabilities for one in everybody], of_baselines, titles),
+        *(describe_seeds(scores, titles) if len(probabilities) > 1 else ()),
+        *metrics.findings(labels, list(probabilities.values()), of_baselines, titles),
         *(explanation.sentences if explanation else ()),
         *data.advice(),
-        *advice,
+        *filter(None, advice),
     ]
 
     def write_files(out, **shared) -> None:
         shared |= {"class_names": data.class_names, "titles": titles}
         report.write_report(
-            out, history=outcome.history, labels=labels, probabilities=probabilities,
-            per_class=metrics.per_class_table(labels, probabilities, data.class_names), skipped=data.skipped,
+            out, history=outcome.history, labels=labels, probabilities=ours,
+            per_class=metrics.per_class_table(labels, ours, data.class_names), skipped=data.skipped,
             what=what, preview=preview, reliability=explanation.reliability if explanation else (),
             chapters=[explanation.chapter()] if explanation else (), **shared,
         )  # fmt: skip
@@ -93,22 +77,24 @@ def conclude(
     )  # fmt: skip
 
 
-def scores_of_seeds(labels: np.ndarray, seeds: Mapping[int, Predictions]) -> dict:
+def scores_of_seeds(
+    labels: np.ndarray, probabilities: Mapping[int, np.ndarray], baselines: Mapping[str, Mapping[int, np.ndarray]]
+) -> dict:
     """Return the scores of each seed, their mean and their standard deviation, as in metrics.json.
 
     Args:
         labels: of the test split, int [n].
-        seeds: the predictions of each.
+        probabilities, baselines: as for `conclude`, without seconds.
 
     Returns:
         {"seeds": {seed: {"test": scores, "baselines": {name: scores}}}, "mean": likewise, "std": likewise}.
     """
     found = {
         str(seed): {
-            "test": metrics.point_scores(labels, one.probabilities),
-            "baselines": {name: metrics.point_scores(labels, theirs) for name, theirs in one.baselines.items()},
+            "test": metrics.point_scores(labels, ours),
+            "baselines": {name: metrics.point_scores(labels, of[seed]) for name, of in baselines.items()},
         }
-        for seed, one in seeds.items()
+        for seed, ours in probabilities.items()
     }
 
     def over(reduce: Callable, values: list):

@@ -10,7 +10,6 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
-from common.classification.calibration import apply_temperature, fit_temperature
 from common.data.splits import SPLITS
 from common.images.batches import image_batches
 from common.images.dataset import ImageSet
@@ -23,9 +22,9 @@ SIDE = 32  # pixels
 
 
 def neighbour_probabilities(
-    data: ImageSet, weights: np.ndarray, *, resize: str = "crop", calibrate: bool = True
-) -> tuple[np.ndarray, str]:
-    """Return the test probabilities of nearest neighbours on small images; validation chooses their number.
+    data: ImageSet, weights: np.ndarray, resize: str = "crop"
+) -> tuple[dict[str, np.ndarray], list[dict], str]:
+    """Return the probabilities of nearest neighbours on small images; validation chooses their number.
 
     As the frozen source, it is fitted on both train and val once that is chosen.
 
@@ -33,10 +32,10 @@ def neighbour_probabilities(
         data: the images.
         weights: not used, since neighbours have none; as for `pixel_probabilities`.
         resize: as for `decode_image`.
-        calibrate: whether to apply the temperature that fits validation.
 
     Returns:
-        (probabilities, float32 [n, classes]; what was chosen, such as "1 neighbour").
+        (probabilities {"val", "test"}: float [n, classes], those of val before it was fitted on it; no history rows; a
+        sentence on what was chosen).
     """
     images = [_shrink(small_images(getattr(data, split).paths, resize)) for split in SPLITS]
     numbers = [number for number in NEIGHBOURS if number <= len(data.train)]
@@ -45,14 +44,14 @@ def neighbour_probabilities(
     val = best.predict_proba(images[1])
     best.fit(np.concatenate(images[:2]), np.concatenate([data.train.labels, data.val.labels]))
     test = best.predict_proba(images[2])
-    chosen = f"{best.n_neighbors} neighbour{'s' if best.n_neighbors > 1 else ''} on {SIDE // 2} x {SIDE // 2} pixels"
-    return _calibrated(val, test, data.val.labels, calibrate), chosen
+    note = f"Nearest neighbours: {best.n_neighbors} on {SIDE // 2} x {SIDE // 2} pixels, chosen on validation."
+    return {"val": _floored(val), "test": _floored(test)}, [], note
 
 
 def pixel_probabilities(
-    data: ImageSet, weights: np.ndarray, *, resize: str = "crop", calibrate: bool = True
-) -> tuple[np.ndarray, str]:
-    """Return the test probabilities of a support vector machine with an RBF kernel, without a network.
+    data: ImageSet, weights: np.ndarray, resize: str = "crop"
+) -> tuple[dict[str, np.ndarray], list[dict], str]:
+    """Return the probabilities of a support vector machine with an RBF kernel, without a network.
 
     On small pixels or on histograms of oriented gradients, with one of three strengths of regularisation: validation
     chooses. As the frozen source, it is fitted on both train and val once that is chosen.
@@ -61,10 +60,9 @@ def pixel_probabilities(
         data: the images; of more than `MOST_IMAGES` for training that many are drawn, as `in_proportion` does.
         weights: of the training images, float32 [n].
         resize: as for `decode_image`.
-        calibrate: whether to apply the temperature that fits validation.
 
     Returns:
-        (probabilities, float32 [n, classes]; what was chosen, such as "oriented gradients, C 10").
+        As `neighbour_probabilities`.
     """
     places = in_proportion(data.train.labels, MOST_IMAGES)
     labels, weights = data.train.labels[places], weights[places]
@@ -83,7 +81,8 @@ def pixel_probabilities(
     of_class = np.bincount(labels, weights) / np.bincount(labels)
     both = np.concatenate([labels, data.val.labels])
     model.fit(np.concatenate(found[:2]), both, svc__sample_weight=of_class[both])
-    return _calibrated(val, _softmax(model.decision_function(found[2])), data.val.labels, calibrate), chosen
+    test = _softmax(model.decision_function(found[2]))
+    return {"val": val, "test": test}, [], f"SVM on pixels: {chosen}, chosen on validation."
 
 
 def in_proportion(labels: np.ndarray, most: int, seed: int = 0) -> np.ndarray:
@@ -142,8 +141,6 @@ def _softmax(margins: np.ndarray) -> np.ndarray:
     return powers / powers.sum(axis=1, keepdims=True)
 
 
-def _calibrated(val: np.ndarray, test: np.ndarray, val_labels: np.ndarray, calibrate: bool) -> np.ndarray:
-    """Return the test probabilities at the temperature that fits validation, as the result has them."""
-    floor = 1e-3  # neighbours that all agree do not make other classes impossible
-    val, test = ((1 - floor) * votes + floor / votes.shape[1] for votes in (val, test))
-    return apply_temperature(test, fit_temperature(val_labels, val)) if calibrate else test.astype("float32")
+def _floored(votes: np.ndarray, floor: float = 1e-3) -> np.ndarray:
+    """Return probabilities of which none is 0: neighbours that all agree do not make other classes impossible."""
+    return (1 - floor) * votes + floor / votes.shape[1]

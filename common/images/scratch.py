@@ -8,7 +8,6 @@ import keras
 import numpy as np
 
 from common import freezing, training
-from common.classification.calibration import apply_temperature, fit_temperature
 from common.classification.choice import best_on_validation
 from common.classification.plateau import fit_to_plateau
 from common.images.batches import image_batches
@@ -24,12 +23,12 @@ SMALL = ("bundled:resnet_mini", 64)  # network and size in pixels: on little dat
 def train_from_scratch(
     data: ImageSet, same: tuple[str, int | None], build: Callable[[Source], keras.Model],
     settings: Callable[[Source], dict], *, epochs: int, weight_decay: float, seed: int, save: Callable[[str], dict],
-    resize: str = "crop", calibrate: bool = True,
-) -> tuple[np.ndarray, list[dict], str]:  # fmt: skip
+    resize: str = "crop",
+) -> tuple[dict[str, np.ndarray], list[dict], str]:  # fmt: skip
     """Train a small network and that of the source from random weights, each until validation stops improving.
 
     Args:
-        data: the images; validation chooses the network, its epoch and its temperature.
+        data: the images; validation chooses the network and its epoch.
         same: source and image size of the pretrained model, whose architecture is trained beside the small one, unless
             it is the small one.
         build: source -> classifier, pixels to probabilities.
@@ -39,14 +38,13 @@ def train_from_scratch(
         seed: of the initial weights.
         save: stage -> where its checkpoints are, as `Run.saves` returns it.
         resize: as for `decode_image`.
-        calibrate: whether to apply the temperature that fits validation.
 
     Returns:
-        (test probabilities of the one that is better on validation, float32 [n, classes]; history rows of both; a
-        sentence on what it is).
+        (probabilities {"val", "test"}: float32 [n, classes] of the one that is better on validation; history rows of
+        both; a sentence on what it is).
     """
     is_small = parse_source(same[0]).name == parse_source(SMALL[0]).name and same[1] in (None, SMALL[1])
-    tests, vals, sentences, history = {}, {}, {}, []
+    found, sentences, history = {}, {}, []
     for number, (spec, size) in enumerate((SMALL,) if is_small else (SMALL, same)):
         keras.utils.set_random_seed(seed)
         source = load_source(spec, size, random_weights=True)
@@ -57,13 +55,11 @@ def train_from_scratch(
             optimizer=lambda rate: training.DiscriminativeAdamW(learning_rate=rate, weight_decay=weight_decay),
             **settings(source),
         )  # fmt: skip
-        vals[number], test = (
-            model.predict(image_batches(split.paths, source.image_size, 64, resize=resize), verbose=0)
-            for split in (data.val, data.test)
-        )
-        temperature = fit_temperature(data.val.labels, vals[number]) if calibrate else 1.0
-        tests[number] = apply_temperature(test, temperature)
+        found[number] = {
+            name: model.predict(image_batches(split.paths, source.image_size, 64, resize=resize), verbose=0)
+            for name, split in (("val", data.val), ("test", data.test))
+        }
         sentences[number] = f"From scratch: the network of {spec}, {source.image_size[0]} pixels, {ended}."
         history += rows
-    best = best_on_validation(data.val.labels, vals)
-    return tests[best], history, sentences[best]
+    best = best_on_validation(data.val.labels, {number: of["val"] for number, of in found.items()})
+    return found[best], history, sentences[best]

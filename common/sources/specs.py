@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from dataclasses import dataclass, field, replace
 from math import inf
@@ -180,9 +181,8 @@ def _parse_hub(text: str, rest: str) -> SourceSpec:
                 f"{did_you_mean(key, _HUB_OPTIONS)}"
             ) from None
     if re.match(r"https?://|kaggle:", name):
-        from common.sources.handles import parse_handle  # here: requests takes a while to import
-
-        parse_handle(name)
+        # On demand: only handles need it, and requests takes a while to import.
+        importlib.import_module("common.sources.handles").parse_handle(name)
     elif Path(name).expanduser().is_file():
         raise UserError(
             f"--source names a file, but a SavedModel is a folder. Received: {text!r}. {_advice_on_file(name)}"

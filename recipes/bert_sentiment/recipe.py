@@ -13,6 +13,7 @@ Measured results, with commands and machine: `python -m recipes show bert_sentim
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
 from math import ceil, inf
 from pathlib import Path
@@ -135,11 +136,8 @@ def load_data(config: Config) -> TextSet:
 
 @dataclass(frozen=True)
 class Trained:
-    """The outcome of training with one seed: `encoder` maps tokens to embeddings, `model` to class probabilities.
-
-    `probabilities` are those for the test split, `val_probabilities` for validation before `temperature` is built in,
-    `frozen` those of the frozen encoder with its head on val and test; all float32 [n, classes].
-    """
+    """The outcome of training with one seed: `encoder` maps tokens to embeddings, `model` to class probabilities: those
+    of test and, before `temperature` is built in, of val; `frozen` are those of the frozen encoder for both."""
 
     encoder: keras.Model
     model: keras.Model
@@ -208,41 +206,44 @@ def train_head(head: keras.layers.Dense, embeddings, data: TextSet, config: Conf
     )  # fmt: skip
 
 
-def fine_tune(run: Run, source: TextSource, model, encoder, tokens, data: TextSet, seed, *, stage="finetune", fold=""):
-    """Train the encoder with its head; from scratch (stage `scratch`) with its token embeddings too."""
-    config, scratch = run.config, stage == "scratch"
-    auto = config.method == "auto" and not scratch
-    if config.method == "lora" and not scratch:
+def fine_tune(run: Run, source: TextSource, model, encoder, tokens, data: TextSet, seed: int, *, fold: str = ""):
+    """Train the encoder with its head; return history rows and what was trained."""
+    config, auto = run.config, run.config.method == "auto"
+    if config.method == "lora":
         counts = models.add_adapters(model, source.backbone, config.rank)
     else:
-        counts = models.unfreeze(model, source.backbone, tables=scratch)
-    print(f"{stage}: {counts}")
-    targets = np.eye(len(data.class_names), dtype=np.float32)[data.train.labels]
-    epochs, steps = fine_tuning_epochs(tokens, config), ceil(len(tokens["train"]) / config.batch_size)
-
-    def batches_from(*first):
-        weights = weights_of_texts(data, config)
-        return batches.training_batches(tokens["train"], targets, weights, config.batch_size, seed=seed, first=first)
-
-    def validate():  # as in the evaluation, where a text of several windows counts once
-        return score(predict(encoder, model, tokens["val"]), data.val.labels)
-
+        counts = models.unfreeze(model, source.backbone, tables=False)
+    print(f"finetune: {counts}")
+    epochs, shared = fine_tuning_epochs(tokens, config), stage_settings(model, encoder, tokens, data, seed, config)
     default = 3e-3 if config.method == "lora" else 1e-4  # adapters start at zero
     rate = (default if config.learning_rate is None else config.learning_rate) / config.head_rate
     optimizer = training.DiscriminativeAdamW(
-        learning_rate=training.warmup_cosine(config.head_rate if not scratch else 5e-4, epochs * steps),
-        weight_decay=config.weight_decay,
-        slower=[] if scratch else models.slower_by_depth(source.backbone, rate, config.layer_decay),
-        global_clipnorm=config.gradient_norm,
-    )
-    hopeless = [training.StopIfHopeless(epochs, validate()["cross_entropy"])] if auto else []
+        learning_rate=training.warmup_cosine(config.head_rate, epochs * shared["steps"]),
+        weight_decay=config.weight_decay, global_clipnorm=config.gradient_norm,
+        slower=models.slower_by_depth(source.backbone, rate, config.layer_decay),
+    )  # fmt: skip
+    hopeless = [training.StopIfHopeless(epochs, shared["score"]()["cross_entropy"])] if auto else []
     history = fit_stage(
-        model, batches_from, stage=stage, epochs=epochs, steps=steps, score=validate, xla=False, optimizer=optimizer,
-        loss=keras.losses.CategoricalCrossentropy(label_smoothing=config.label_smoothing),
-        patience=config.patience, start_counts=not scratch and not auto, keep_best=not auto,
-        callbacks=[*run.watchers(stage + fold, seed), *hopeless], **run.saves(stage + fold, seed),
+        model, stage="finetune", epochs=epochs, optimizer=optimizer, patience=config.patience,
+        start_counts=not auto, keep_best=not auto, callbacks=[*run.watchers(f"finetune{fold}", seed), *hopeless],
+        **run.saves(f"finetune{fold}", seed), **shared,
     )  # fmt: skip
     return history, counts
+
+
+def stage_settings(model, encoder, tokens, data: TextSet, seed: int, config: Config) -> dict:
+    """Return the arguments of `fit_stage` that fine-tuning and training from scratch share."""
+    targets, weights = np.eye(len(data.class_names), dtype="float32")[data.train.labels], weights_of_texts(data, config)
+    return {
+        "batches_from": lambda *first: batches.training_batches(
+            tokens["train"], targets, weights, config.batch_size, seed=seed, first=first
+        ),
+        "steps": ceil(len(tokens["train"]) / config.batch_size),
+        # As in the evaluation, where a text of several windows counts once.
+        "score": lambda: score(predict(encoder, model, tokens["val"]), data.val.labels),
+        "loss": keras.losses.CategoricalCrossentropy(label_smoothing=config.label_smoothing),
+        "xla": False,
+    }
 
 
 def main(config: Config) -> dict:
@@ -292,7 +293,7 @@ def main(config: Config) -> dict:
                 lengths=tokens["test"].lengths, max_length=reader.max_length, probabilities=probabilities,
                 val_probabilities=chosen.val_probabilities, applied_temperature=chosen.temperature,
             )  # fmt: skip
-    baselines, rows, skipped = run_baselines(
+    baselines, rows, notes = run_baselines(
         flags.parse_baselines(config.baselines, BASELINES),
         lambda name, seed: baseline(name, chosen, run, data, tokens, seed), data.val.labels, clock,
         calibrate=config.calibrate, part_of_run={"frozen": ("features", "head")},
@@ -303,13 +304,9 @@ def main(config: Config) -> dict:
     rows, seconds = [*chosen.history, *rows], stage_seconds(clock)
     return results.conclude(
         "bert_sentiment", config, data, Outcome(rows, seconds, chosen.parameters, card, proof, size),
-        probabilities=probabilities, baselines={name: (of[best], spent) for name, (of, spent) in baselines.items()},
+        exported=best, probabilities={seed: one.probabilities for seed, one in trained.items()}, baselines=baselines,
         titles=BASELINES, what="texts", preview=short_texts(data.test.texts), explanation=explanation, more=more,
-        advice=[*filter(None, [chosen.choice]), *advice, *skipped, *measured_from_scratch(__file__, config, data.counts())],
-        seeds={
-            seed: results.Predictions(one.probabilities, {name: of[seed] for name, (of, _) in baselines.items()})
-            for seed, one in trained.items()
-        },
+        advice=[chosen.choice, *advice, *notes, *measured_from_scratch(__file__, config, data.counts())],
     )  # fmt: skip
 
 
@@ -331,11 +328,8 @@ def check(config: Config) -> None:
     step, forward = batches.seconds_of_steps(model, encoder, tokens["train"], data.train.labels, config.batch_size)
     epochs = 0 if config.method == "frozen" else fine_tuning_epochs(tokens, config)
     epoch_steps = ceil(len(tokens["train"]) / config.batch_size)
-    steps = (
-        (config.pair_steps or default_steps(len(data.train))) if config.method == "fewshot" else epochs * epoch_steps
-    )
-    if "scratch" in flags.parse_baselines(config.baselines, BASELINES):
-        steps += epochs * epoch_steps
+    pair_steps = config.pair_steps or default_steps(len(data.train))
+    steps = pair_steps if config.method == "fewshot" else epochs * epoch_steps
     fits = len(flags.parse_seeds(config.seeds, config.seed)) + (config.folds or 0)
     training_time = fits * (steps * step + len(tokens["val"]) * epochs * forward)
     seconds = sum(len(split) for split in tokens.values()) * 2 * forward + training_time
@@ -353,22 +347,22 @@ def tokenize(source: TextSource, data: TextSet, config: Config):
     return reader, tokens
 
 
-def baseline(
-    name: str, trained: Trained, run: Run, data: TextSet, tokens, seed: int
-) -> tuple[dict[str, np.ndarray], list[dict]]:
-    """Train a baseline; return its probabilities on val and test, and history rows."""
+def baseline(name: str, trained: Trained, run: Run, data: TextSet, tokens, seed: int):
+    """Return the probabilities of a baseline {"val", "test"}, history rows, and a sentence; scratch on demand."""
     config, weights = run.config, weights_of_texts(data, run.config)
     if name == "frozen":
-        return trained.frozen, []
+        return trained.frozen, [], ""
     if name == "words":
-        return tfidf_probabilities(data, weights), []
+        return tfidf_probabilities(data, weights), [], ""
     if name == "vectors":
-        return word_vector_probabilities(data, Path(config.word_vectors).expanduser(), weights), []
-    keras.utils.set_random_seed(seed)
-    spec, classes = config.source, len(data.class_names)
-    source, encoder, model = models.load_classifier(spec, classes, config.dropout, random_weights=True)
-    rows, _ = fine_tune(run, source, model, encoder, tokens, data, seed, stage="scratch")
-    return {split: predict(encoder, model, tokens[split]) for split in ("val", "test")}, rows
+        return word_vector_probabilities(data, Path(config.word_vectors).expanduser(), weights), [], ""
+    return importlib.import_module("common.texts.scratch").train_from_scratch(
+        config.source, len(data.class_names),
+        lambda encoder, model: stage_settings(model, encoder, tokens, data, seed, config),
+        lambda encoder, model: {split: predict(encoder, model, tokens[split]) for split in ("val", "test")},
+        dropout=config.dropout, weight_decay=config.weight_decay, gradient_norm=config.gradient_norm, seed=seed,
+        save=lambda stage: run.saves(stage, seed),
+    )  # fmt: skip
 
 
 def fine_tuning_epochs(tokens, config: Config) -> int:

@@ -26,6 +26,7 @@ import numpy as np
 from common import exporting, flags, freezing, linear_head, training
 from common.classification import calibration, results
 from common.classification.answers import LABELS
+from common.classification.baselines import run_baselines, stage_seconds
 from common.classification.check import describe_counts
 from common.classification.choice import best_on_validation, keep_what_helps
 from common.classification.training import describe_class_weights, fit_stage
@@ -71,9 +72,7 @@ class Config:
     out: str = "runs/image_classification"  # Folder for everything this run writes
     resume: str | None = None  # Continue the run that was stopped in this folder; no other flag is needed
     save_every: float = 30.0  # Seconds between checkpoints: a killed run loses no more than that
-    unfreeze: str = (
-        "auto"  # Layers to fine-tune: auto (decided on validation), frozen, last:N, last_block, all, regex:P
-    )
+    unfreeze: str = "auto"  # Layers to fine-tune: auto (validation decides), frozen, last:N, last_block, all, regex:P
     epochs: int | None = None  # Fine-tuning epochs; 5 by default, more for small data sets. 0 equals --unfreeze frozen
     batch_size: int = 32  # Images per fine-tuning step
     image_size: int | None = None  # Side of the square input in pixels; the source's own by default. Smaller is faster
@@ -144,13 +143,12 @@ def build_model(source: Source, classes: int, config: Config) -> keras.Model:
 def extract_features(source: Source, data: ImageSet, config: Config) -> dict[str, np.ndarray]:
     """Return the features of each split from the frozen source, float32 [views, n, width]."""
     augment = augmentations(config, data)
-    if config.mixed_precision:
-        source = features.faster_if_it_agrees(source, data.train.paths, config.resize)
+    faster = features.faster_if_it_agrees(source, data.train.paths, config.resize) if config.mixed_precision else source
     settings = dict(cache=Path(config.out) / "features", resize=config.resize, save_every=config.save_every)
     views = dict(views=config.views if augment else 1, augment=augment, seed=config.seed)
     return {
         split: features.extract_features(
-            source, getattr(data, split).paths, title=f"features of {split}", **settings,
+            source if split == "test" else faster, getattr(data, split).paths, title=f"features of {split}", **settings,
             **(views if split == "train" else {}),
         )
         for split in ("train", "val", "test")
@@ -159,13 +157,13 @@ def extract_features(source: Source, data: ImageSet, config: Config) -> dict[str
 
 @dataclass(frozen=True)
 class Trained:
-    """The outcome of training with one seed: source and model with their final weights, the test probabilities of the
-    model and of the `frozen` source with its head, and those for validation, before `temperature` is built in."""
+    """The outcome of training with one seed: source and model with their final weights, the probabilities of the model
+    for test and, before `temperature` is built in, for validation, and those of the `frozen` source for both."""
 
     source: Source
     model: keras.Model
     probabilities: np.ndarray
-    frozen: np.ndarray
+    frozen: dict[str, np.ndarray]
     val_probabilities: np.ndarray
     temperature: float | None
     history: list[dict]
@@ -186,8 +184,9 @@ def train(run: Run, data: ImageSet, of: dict[str, np.ndarray], seed: int) -> Tra
             head, of["train"], data.train.labels, of["val"][0], data.val.labels,
             sample_weights=sample_weights(data, config), val_weights=sample_weights(data, config, data.val.labels),
         )  # fmt: skip
+        frozen = {"val": val_probabilities, "test": linear_head.predict_head(head, of["test"][0])}
         temperature = calibration.calibrate(head, data.val.labels, val_probabilities) if config.calibrate else None
-        frozen, choice, share = linear_head.predict_head(head, of["test"][0]), "", 0.0
+        choice, share = "", 0.0
     if fine_tuning_epochs(data, config):
         alone, predict_val = model.get_weights(), lambda: predict(source, model, data.val.paths, config)
         head.set_weights(start)
@@ -205,7 +204,6 @@ def train(run: Run, data: ImageSet, of: dict[str, np.ndarray], seed: int) -> Tra
             model.set_weights(alone)
     with clock("evaluate"):
         probabilities = predict(source, model, data.test.paths, config)
-    frozen = frozen if share else probabilities  # the same model, without the rounding of stored features
     return Trained(source, model, probabilities, frozen, val_probabilities, temperature, history, parameters, choice)
 
 
@@ -241,19 +239,19 @@ def fine_tune(run: Run, source: Source, model: keras.Model, data: ImageSet, seed
     return history, counts.parameters
 
 
-def measure_baseline(name: str, run: Run, data: ImageSet, seed: int) -> tuple[np.ndarray, list[dict], str]:
-    """Return test probabilities of a baseline other than `frozen`, history rows, and a sentence; imported on demand."""
+def baseline(name: str, trained: Trained, run: Run, data: ImageSet, seed: int):
+    """Return the probabilities of a baseline {"val", "test"}, history rows, and a sentence; modules on demand."""
     config, classes = run.config, len(data.class_names)
-    options = {"resize": config.resize, "calibrate": config.calibrate}
+    if name == "frozen":
+        return trained.frozen, [], ""
     if name == "scratch":
         return importlib.import_module("common.images.scratch").train_from_scratch(
             data, (config.source, config.image_size), lambda source: build_model(source, classes, config),
             lambda source: stage_settings(data, source, seed, config), epochs=config.scratch_epochs, seed=seed,
-            weight_decay=config.weight_decay, save=lambda stage: run.saves(stage, seed), **options,
+            weight_decay=config.weight_decay, save=lambda stage: run.saves(stage, seed), resize=config.resize,
         )  # fmt: skip
     measure = importlib.import_module("common.images.baselines").BY_PIXELS[name]
-    probabilities, chosen = measure(data, sample_weights(data, config), **options)
-    return probabilities, [], f"{BASELINES[name]}: {chosen}, chosen on validation."
+    return measure(data, sample_weights(data, config), config.resize)
 
 
 def main(config: Config) -> dict:
@@ -284,13 +282,12 @@ def main(config: Config) -> dict:
         write_serving_files(out / "serving", "image_classification", input_name=INPUT, example=example)
         proof = export.prove_image_classifier(version, data.test.paths, probabilities, data.class_names)
 
-    baselines, history, notes = {"frozen": {seed: one.frozen for seed, one in trained.items()}}, chosen.history, []
-    names = flags.parse_baselines(config.baselines, BASELINES, CHEAP)
-    for name in names[1:]:  # after the first one, frozen
-        with clock("baselines", name):
-            found = {seed: measure_baseline(name, run, data, seed) for seed in (seeds if name == "scratch" else [best])}
-        baselines[name] = {seed: found.get(seed, found[best])[0] for seed in seeds}
-        history, notes = history + found[best][1], [*notes, found[best][2]]
+    baselines, rows, notes = run_baselines(
+        flags.parse_baselines(config.baselines, BASELINES, CHEAP),
+        lambda name, seed: baseline(name, trained[seed], run, data, seed), data.val.labels, clock,
+        calibrate=config.calibrate, part_of_run={"frozen": ("features", "head")},
+        seeds=(best, *(seed for seed in trained if seed != best)), per_seed=("frozen", "scratch"),
+    )  # fmt: skip
     explanation = None
     if config.explain:
         with clock("explain"):
@@ -300,17 +297,15 @@ def main(config: Config) -> dict:
                 applied_temperature=chosen.temperature, resize=config.resize,
             )  # fmt: skip
 
-    seconds, size = clock.report(), exporting.size_report(version, model)
-    spent = {**seconds, "frozen": seconds["features"] + seconds["head"]}
+    outcome = Outcome(
+        [*chosen.history, *rows], stage_seconds(clock), chosen.parameters, source.card, proof,
+        exporting.size_report(version, model),
+    )  # fmt: skip
     return results.conclude(
-        "image_classification", config, data, Outcome(history, seconds, chosen.parameters, source.card, proof, size),
-        probabilities=probabilities, baselines={name: (baselines[name][best], spent[name]) for name in names},
+        "image_classification", config, data, outcome, exported=best,
+        probabilities={seed: one.probabilities for seed, one in trained.items()}, baselines=baselines,
         titles=BASELINES, what="images", preview=thumbnails(data.test.paths), explanation=explanation,
-        advice=[*filter(None, [chosen.choice]), *notes, *measured_from_scratch(__file__, config, data.counts())],
-        seeds={
-            seed: results.Predictions(one.probabilities, {name: baselines[name][seed] for name in names})
-            for seed, one in trained.items()
-        },
+        advice=[chosen.choice, *notes, *measured_from_scratch(__file__, config, data.counts())],
     )  # fmt: skip
 
 

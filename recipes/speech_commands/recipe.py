@@ -259,13 +259,9 @@ def main(config: Config) -> dict:
     card, size = {"spec": config.source, **source.card}, exporting.size_report(version, model)
     return results.conclude(
         "speech_commands", config, data, Outcome(history, clock.report(), chosen.parameters, card, proof, size),
-        probabilities=probabilities, baselines={name: (of[best], spent) for name, (of, spent) in baselines.items()},
+        exported=best, probabilities={seed: one.probabilities for seed, one in trained.items()}, baselines=baselines,
         titles=BASELINES, what="clips", preview=players(data.test.paths),
         advice=[sentence for sentence in (chosen.choice, *endings) if sentence],
-        seeds={
-            seed: results.Predictions(one.probabilities, {name: of[seed] for name, (of, _) in baselines.items()})
-            for seed, one in trained.items()
-        },
     )  # fmt: skip
 
 

@@ -1,12 +1,19 @@
 """Baselines without a network, on images whose classes are easy or hard for them."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from common.images.baselines import MOST_IMAGES, neighbour_probabilities, oriented_gradients, pixel_probabilities
+from common.images.baselines import (
+    MOST_IMAGES,
+    in_proportion,
+    neighbour_probabilities,
+    oriented_gradients,
+    pixel_probabilities,
+)
 from common.images.dataset import load_image_set
 
 SIZES = {"train": 12, "val": 6, "test": 8}
@@ -31,20 +38,33 @@ def stripes(tmp_path_factory):
     return load_image_set(f"folder:{root}", root / "out")
 
 
-def accuracy(data, probabilities) -> float:
+def weights(data) -> np.ndarray:
+    return np.ones(len(data.train), "float32")
+
+
+def accuracy(data, found) -> float:
+    assert found["val"].shape == (len(data.val), 2)
+    probabilities = found["test"]
     assert probabilities.shape == (len(data.test), 2) and np.allclose(probabilities.sum(axis=1), 1, atol=1e-5)
     return float(np.mean(probabilities.argmax(axis=1) == data.test.labels))
 
 
 def test_the_svm_chooses_gradients_where_pixels_say_nothing(stripes):
-    probabilities, chosen = pixel_probabilities(stripes)
-    assert chosen.startswith("oriented gradients, C ") and accuracy(stripes, probabilities) == 1.0
+    found, rows, note = pixel_probabilities(stripes, weights(stripes))
+    assert note.startswith("SVM on pixels: oriented gradients, C ") and not rows and accuracy(stripes, found) == 1.0
 
 
 def test_neighbours_are_chosen_on_validation_and_never_certain(stripes):
-    probabilities, chosen = neighbour_probabilities(stripes)
-    assert "on 16 x 16 pixels" in chosen and accuracy(stripes, probabilities) > 0.5
-    assert probabilities.min() > 0
+    found, _, note = neighbour_probabilities(stripes, weights(stripes))
+    assert "on 16 x 16 pixels" in note and accuracy(stripes, found) > 0.5
+    assert found["test"].min() > 0
+
+
+def test_baselines_are_fitted_on_validation_too_once_all_is_chosen(stripes):
+    train, val = stripes.train, stripes.val
+    copied = dataclasses.replace(stripes, test=val)  # validation images as the test split: known by then
+    assert accuracy(copied, neighbour_probabilities(copied, weights(copied))[0]) == 1.0
+    assert len(train) > len(val)
 
 
 def test_oriented_gradients_know_the_direction_and_not_the_brightness():
@@ -58,5 +78,12 @@ def test_oriented_gradients_know_the_direction_and_not_the_brightness():
 
 def test_a_large_set_is_cut_for_the_svm(stripes, monkeypatch):
     monkeypatch.setattr("common.images.baselines.MOST_IMAGES", 6)
-    probabilities, _ = pixel_probabilities(stripes, np.ones(len(stripes.train), "float32"))
-    assert MOST_IMAGES > 1000 and accuracy(stripes, probabilities) >= 0.5
+    found, *_ = pixel_probabilities(stripes, weights(stripes))
+    assert MOST_IMAGES > 1000 and accuracy(stripes, found) >= 0.5
+
+
+def test_a_draw_keeps_the_proportions_and_every_class():
+    labels = np.array([0] * 900 + [1] * 90 + [2])
+    drawn = labels[in_proportion(labels, 100)]
+    assert len(drawn) == 100 and np.bincount(drawn).tolist() == [90, 9, 1]
+    assert in_proportion(labels, 5000).tolist() == list(range(991))
