@@ -28,8 +28,12 @@ def predict(name: str, seed: int):
     if name == "refused":
         raise UserError("Too many texts.")
     if name == "scratch":
-        return {split: np.roll(rows, seed, axis=1) for split, rows in overconfident().items()}, [{"epoch": seed}]
-    return overconfident(), [{"stage": name, "epoch": 1}]
+        return (
+            {split: np.roll(rows, seed, axis=1) for split, rows in overconfident().items()},
+            [{"epoch": seed}],
+            f"With {seed}.",
+        )
+    return overconfident(), [{"stage": name, "epoch": 1}], ""
 
 
 def finished(names=("own", "other"), calibrate=False, seeds=(0,)):
@@ -73,7 +77,8 @@ def test_what_cannot_be_trained_is_skipped_with_a_sentence():
 
 @pytest.mark.parametrize("calibrate", [False, True])
 def test_what_depends_on_the_seed_is_trained_with_each_and_the_rest_once(calibrate):
-    clock, found, rows, _ = finished(("other", "scratch"), calibrate, seeds=(2, 1))
+    clock, found, rows, notes = finished(("other", "scratch"), calibrate, seeds=(2, 1))
+    assert notes == ["With 2."]
     theirs = overconfident()
     for seed in (1, 2):
         expected = {split: np.roll(rows, seed, axis=1) for split, rows in theirs.items()}

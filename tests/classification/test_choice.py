@@ -61,8 +61,8 @@ def net_of(weight: float) -> keras.Model:
     return model
 
 
-@pytest.mark.parametrize(("count", "expected"), [(400, 1.0), (6, 0.0)])
-def test_fine_tuning_is_kept_as_far_as_validation_supports(count, expected):
+@pytest.mark.parametrize(("count", "kept"), [(400, True), (6, False)])
+def test_fine_tuning_is_kept_as_far_as_validation_supports(count, kept):
     rng = np.random.default_rng(0)
     inputs, labels = rng.normal(size=(count, 1)).astype("float32"), np.arange(count) % 2
     inputs[:, 0] = np.where(labels == 0, 1, -1) + rng.normal(size=count)  # the feature tells the classes apart
@@ -70,12 +70,11 @@ def test_fine_tuning_is_kept_as_far_as_validation_supports(count, expected):
     frozen = np.full((count, 2), 0.5, "float32")
     predict = lambda: model.predict(inputs, verbose=0)  # noqa: E731
     share, probabilities, sentence = keep_what_helps(model, start, frozen, predict, labels)
-    if expected:
+    if kept:
         assert share > 0.5 and np.allclose(probabilities, predict(), atol=1e-6)
         assert f"kept at {share:.0%} of the way" in sentence and f"on {count} validation examples" in sentence
-    else:
-        assert share in (0.0, 0.75, 1.0)  # so few examples may or may not support it; the sentence says which
-        assert ("is not kept" in sentence) == (share == 0.0)
+    else:  # from six examples no standard error can be told
+        assert share == 0.0 and probabilities is frozen and "is not kept" in sentence
 
 
 def test_what_is_worse_than_the_frozen_source_is_not_kept(labels):
@@ -112,5 +111,5 @@ def test_a_plateau_ends_training_and_the_second_rate_starts_from_the_best_epoch(
     assert (
         model.evaluate(val, verbose=0, return_dict=True)["accuracy"] >= max(row["val_accuracy"] for row in rows) - 1e-6
     )
-    rows, ended = fit_to_plateau(model, lambda epoch, step: data.repeat(), epochs=1, **options)
-    assert ended == "was still improving after 2 epochs" or ended.startswith("stopped")
+    _, ended = fit_to_plateau(model, lambda epoch, step: data.repeat(), epochs=1, **options)
+    assert ended == "reached its limit, after 2 epochs"

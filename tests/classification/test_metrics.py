@@ -68,7 +68,7 @@ def test_gains_over_several_seeds_are_their_mean_and_a_single_seed_says_so(label
     weak, strong = answers(labels, right(0.6, 1), 3), answers(labels, right(0.9, 2), 3)
     (single,) = findings(labels, [strong], {"scratch": [weak]}, TITLES)
     assert "for this seed" in single
-    (of_two,) = findings(labels, [strong, weak], {"scratch": [weak]}, TITLES)
+    (of_two,) = findings(labels, [strong, weak], {"scratch": [weak, weak]}, TITLES)
     gain = 100 * (np.mean(strong.argmax(1) == labels) - np.mean(weak.argmax(1) == labels)) / 2
     assert f"{gain:.1f} points in the mean of 2 seeds (+0.0 to +{2 * gain:.1f})" in of_two
 
@@ -80,6 +80,24 @@ def test_a_class_that_a_resample_lacks_does_not_lift_macro_f1():
     found = classification_metrics(labels, probabilities)
     low, high = found["macro_f1_ci95"]
     assert low <= found["macro_f1"] <= high and high - low < 0.005
+
+
+def test_a_few_discordant_examples_are_no_evidence():
+    labels = np.zeros(200, int)
+    theirs = answers(labels, np.ones(200, bool), 2)
+    ours = theirs.copy()
+    worse = theirs.copy()
+    worse[:4] = worse[:4, ::-1]  # 4 images that only one of them has right: a bootstrap would call this significant
+    (sentence,) = findings(labels, [ours], {"frozen": [worse]}, TITLES)
+    assert "too close to call" in sentence
+    worse[:12] = theirs[0, ::-1]
+    assert "gains" in findings(labels, [ours], {"frozen": [worse]}, TITLES)[0]
+
+
+def test_a_perfect_score_is_not_certain():
+    labels = np.zeros(20, int)
+    low, high = classification_metrics(labels, answers(labels, np.ones(20, bool), 2))["accuracy_ci95"]
+    assert low == pytest.approx(0.839, abs=0.001) and high == pytest.approx(1.0)  # Wilson's interval for 20 of 20
 
 
 def test_from_scratch_within_chance_is_no_gain(labels):
