@@ -343,8 +343,6 @@ EFFECTS = {
     "split_column": "texts/test_dataset.py::test_a_split_column_of_another_name",
     "group": "texts/test_dataset.py::test_a_document_stays_in_one_split",
     "label_column": "test_columns_encoding_limit_and_shots", "encoding": "test_columns_encoding_limit_and_shots",
-    "split_column": "texts/test_dataset.py::test_a_split_column_of_another_name",
-    "group": "texts/test_dataset.py::test_a_document_stays_in_one_split",
     "source": "texts/test_sources.py::test_roberta_loads_as_transformers_saves_it",
     "out": "recipes/test_recipes.py::test_finished_run_is_not_overwritten",
     "resume": "test_runs_from_before_resume_with_their_calibration",
