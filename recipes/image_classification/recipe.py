@@ -174,8 +174,9 @@ class Trained:
 def train(run: Run, data: ImageSet, of: dict[str, np.ndarray], seed: int) -> Trained:
     """Fit the head on the features of the frozen source, fine-tune both, and keep what is better on validation."""
     config, clock = run.config, run.clock
-    keras.utils.set_random_seed(seed)
+    keras.utils.set_random_seed(config.seed)  # of a source @random: the weights that these features come from
     source = load_source(config.source, config.image_size)
+    keras.utils.set_random_seed(seed)
     model = build_model(source, len(data.class_names), config)
     head, parameters = model.get_layer("head"), {"total": model.count_params()}
     parameters["trainable_head"] = freezing.freeze(model, source.backbone, "frozen").parameters
@@ -262,6 +263,7 @@ def main(config: Config) -> dict:
         data = load_data(config)
     print(f"{config.data}: {data.counts()}, {len(data.class_names)} classes")
     print(describe_class_weights(data, config.class_weights))
+    keras.utils.set_random_seed(config.seed)
     source = load_source(config.source, config.image_size)
     run.remember(data, source)
     with clock("features"):
@@ -328,9 +330,8 @@ def check(config: Config) -> None:
     forward = median_seconds(lambda: source.extractor.predict_on_batch(images)) / len(images)
     forwards = len(data.train) * config.views + len(data.val) + 3 * len(data.test)
     fits = fine_tuning_epochs(data, config) * len(flags.parse_seeds(config.seeds, config.seed))
-    steps = steps_per_epoch(len(data.train), config.batch_size)
-    seconds = forwards * forward + fits * (steps * step + len(data.val) * forward)
-    print(f"estimate: {format_seconds(seconds)} of computation, and half a minute for the export and its proof")
+    epoch = steps_per_epoch(len(data.train), config.batch_size) * step + len(data.val) * forward
+    print(f"estimate: {format_seconds(forwards * forward + fits * epoch)}, and half a minute for export and proof")
 
 
 # --- helpers of the steps above ------------------------------------------------------------------------------

@@ -289,6 +289,29 @@ def test_unfreeze_auto_keeps_only_what_validation_supports(frozen, train, loaded
 # --- main -----------------------------------------------------------------------------------------------------------
 
 
+def test_the_weights_of_a_random_source_are_those_that_its_features_come_from(settings, monkeypatch):
+    """They follow from --seed, whichever of --seeds trains; a resumed run has them again."""
+    sources, load = [], recipe.load_source
+
+    def remember(*arguments):
+        sources.append(load(*arguments))
+        return sources[-1]
+
+    def features(source, data, config):
+        return {split: np.zeros((1, len(getattr(data, split)), 256), "float32") for split in ("train", "val", "test")}
+
+    monkeypatch.setattr(recipe, "load_source", remember)
+    monkeypatch.setattr(recipe, "extract_features", features)
+    monkeypatch.setattr(recipe, "predict", lambda *_: pytest.fail("trained"))
+    with pytest.raises(pytest.fail.Exception, match="trained"):
+        recipe.main(settings(source=TINY, unfreeze="frozen", seeds="1,2", seed=0))
+    keras.utils.set_random_seed(0)
+    first, of_seed_1, wanted = (source.extractor.get_weights() for source in [*sources, load(TINY, 32)])
+    for one, other, expected in zip(first, of_seed_1, wanted, strict=True):
+        np.testing.assert_array_equal(one, expected)
+        np.testing.assert_array_equal(other, expected)
+
+
 @pytest.fixture(scope="module")
 def main(loaded, settings):
     """Metrics of a run of main, and the order of its steps.
