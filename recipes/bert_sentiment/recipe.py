@@ -70,7 +70,7 @@ class Config:
     out: str = "runs/bert_sentiment"  # Folder for everything this run writes
     resume: str | None = None  # Continue the run that was stopped in this folder; no other flag is needed
     save_every: float = 30.0  # Seconds between checkpoints: a killed run loses no more than that
-    method: str = "auto"  # frozen, finetune, auto (finetune as far as validation supports), fewshot (dozens of texts), lora
+    method: str = "auto"  # auto (finetune, kept as far as validation supports it), finetune, frozen, fewshot, lora
     max_length: int = 128  # Maximum length of a text in tokens; short texts stay fast
     long_text: str = "truncate"  # Longer texts: truncate, or windows (read in pieces, embeddings averaged)
     epochs: int | None = None  # Fine-tuning epochs; 3 by default, more for small data sets
@@ -225,12 +225,13 @@ def fine_tune(run: Run, source: TextSource, model, encoder, tokens, data: TextSe
     def validate():  # as in the evaluation, where a text of several windows counts once
         return score(predict(encoder, model, tokens["val"]), data.val.labels)
 
+    depths = [] if scratch else models.layers_by_depth(source.backbone)  # the first layers, most general, change least
     default = 3e-3 if config.method == "lora" else 1e-4  # adapters start at zero
     rate = (default if config.learning_rate is None else config.learning_rate) / config.head_rate
     optimizer = training.DiscriminativeAdamW(
         learning_rate=training.warmup_cosine(config.head_rate if not scratch else 5e-4, epochs * steps),
         weight_decay=config.weight_decay,
-        slower=[] if scratch else models.slower_by_depth(source.backbone, rate, config.layer_decay),
+        slower=[(variables, rate * config.layer_decay**depth) for depth, variables in enumerate(depths)],
         global_clipnorm=config.gradient_norm,
     )
     hopeless = [training.StopIfHopeless(epochs, validate()["cross_entropy"])] if auto else []
@@ -329,9 +330,8 @@ def check(config: Config) -> None:
     step, forward = batches.seconds_of_steps(model, encoder, tokens["train"], data.train.labels, config.batch_size)
     epochs = 0 if config.method == "frozen" else fine_tuning_epochs(tokens, config)
     epoch_steps = ceil(len(tokens["train"]) / config.batch_size)
-    steps = (
-        (config.pair_steps or default_steps(len(data.train))) if config.method == "fewshot" else epochs * epoch_steps
-    )
+    pairs = config.pair_steps or default_steps(len(data.train))
+    steps = pairs if config.method == "fewshot" else epochs * epoch_steps
     if "scratch" in flags.parse_baselines(config.baselines, BASELINES):
         steps += epochs * epoch_steps
     fits = len(flags.parse_seeds(config.seeds, config.seed)) + (config.folds or 0)
