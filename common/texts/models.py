@@ -97,19 +97,6 @@ def layers_by_depth(backbone: keras.Model) -> list[list[keras.Variable]]:
     return [groups[number] for number in sorted(groups, reverse=True)]
 
 
-def slower_by_depth(backbone: keras.Model, factor: float, decay: float) -> list[tuple[list[keras.Variable], float]]:
-    """Return the variables of each encoder layer and the factor of their learning rate, for `DiscriminativeAdamW`.
-
-    The first layers are the most general and change least (discriminative fine-tuning, arXiv:1801.06146).
-
-    Args:
-        backbone: of a source.
-        factor: of the last layer.
-        decay: factor from each layer to the one below.
-    """
-    return [(variables, factor * decay**depth) for depth, variables in enumerate(layers_by_depth(backbone))]
-
-
 # KerasHub's names of the dense layers of an encoder block, in all families. Keys get no adapter: they are only ever
 # multiplied with the queries, so adapting one of the two is enough.
 _ADAPTED = ["query", "value", "attention_output", "feedforward_intermediate_dense", "feedforward_output_dense"]

@@ -71,9 +71,7 @@ class Config:
     out: str = "runs/bert_sentiment"  # Folder for everything this run writes
     resume: str | None = None  # Continue the run that was stopped in this folder; no other flag is needed
     save_every: float = 30.0  # Seconds between checkpoints: a killed run loses no more than that
-    method: str = (
-        "auto"  # frozen, finetune, auto (finetune as far as validation supports), fewshot (dozens of texts), lora
-    )
+    method: str = "auto"  # auto (finetune, kept as far as validation supports it), finetune, frozen, fewshot, lora
     max_length: int = 128  # Maximum length of a text in tokens; short texts stay fast
     long_text: str = "truncate"  # Longer texts: truncate, or windows (read in pieces, embeddings averaged)
     epochs: int | None = None  # Fine-tuning epochs; 3 by default, more for small data sets
@@ -215,12 +213,13 @@ def fine_tune(run: Run, source: TextSource, model, encoder, tokens, data: TextSe
         counts = models.unfreeze(model, source.backbone, tables=False)
     print(f"finetune: {counts}")
     epochs, shared = fine_tuning_epochs(tokens, config), stage_settings(model, encoder, tokens, data, seed, config)
+    depths = models.layers_by_depth(source.backbone)  # the first layers, which are most general, change least
     default = 3e-3 if config.method == "lora" else 1e-4  # adapters start at zero
     rate = (default if config.learning_rate is None else config.learning_rate) / config.head_rate
     optimizer = training.DiscriminativeAdamW(
         learning_rate=training.warmup_cosine(config.head_rate, epochs * shared["steps"]),
         weight_decay=config.weight_decay, global_clipnorm=config.gradient_norm,
-        slower=models.slower_by_depth(source.backbone, rate, config.layer_decay),
+        slower=[(layer, rate * config.layer_decay**depth) for depth, layer in enumerate(depths)],
     )  # fmt: skip
     hopeless = [training.StopIfHopeless(epochs, shared["score"]()["cross_entropy"])] if auto else []
     history = fit_stage(
