@@ -13,6 +13,7 @@ benchmarks/results/unfreeze_choice.json; tests/classification/test_choice.py com
 from __future__ import annotations
 
 import csv
+import dataclasses
 import itertools
 import json
 import re
@@ -65,9 +66,13 @@ def measure(name: str, size: str, penalty: float, seed: int) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         config = recipe.Config(
             data=f"csv:{without_test(name, Path(folder), seed)}", image_size=IMAGE_SIZE, seed=seed, unfreeze="auto",
-            out=f"{folder}/out", **SIZES[size],
+            out=f"{folder}/out", limit=SIZES["all"]["limit"],
         )  # fmt: skip
         run, data = Run(config), recipe.load_data(config)
+        if size != "all":  # some classes are smaller here
+            shots = min(SIZES[size]["shots"], int(np.bincount(data.train.labels).min()))
+            config = dataclasses.replace(config, shots=shots)
+            data = recipe.load_data(config)
         keras.utils.set_random_seed(seed)
         source = load_source(config.source, config.image_size)
         of = recipe.extract_features(source, data, config)

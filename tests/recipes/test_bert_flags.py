@@ -59,7 +59,9 @@ def stage(loaded, reviews, tmp_path, monkeypatch):
     def given(of=loaded, train_with=0, **flags) -> SimpleNamespace:
         keras.utils.set_random_seed(0)
         found = {}
-        monkeypatch.setattr(recipe, "fit_stage", lambda model, batches, **named: found.update(named, batches=batches))
+        monkeypatch.setattr(
+            recipe, "fit_stage", lambda model, **named: found.update(named, batches=named["batches_from"])
+        )
         run = Run(settings(reviews, out=str(tmp_path / f"{len(list(tmp_path.iterdir()))}"), **flags))
         recipe.fine_tune(run, of.source, of.model, of.encoder, of.tokens, of.data, train_with)
         found["variables"] = of.model.trainable_variables
@@ -229,7 +231,7 @@ def test_max_length_and_long_text(reviews, loaded):
 def test_word_vectors(reviews, loaded, tmp_path):
     (tmp_path / "vectors.txt").write_text("good 1 0\nbad 0 1\n", "utf-8")
     config = settings(reviews, baselines="vectors", word_vectors=str(tmp_path / "vectors.txt"))
-    found, rows = recipe.baseline("vectors", None, SimpleNamespace(config=config), loaded.data, None, 0)
+    found, rows, _ = recipe.baseline("vectors", None, SimpleNamespace(config=config), loaded.data, None, 0)
     assert (found["test"].argmax(axis=1) == loaded.data.test.labels).all() and rows == []
 
 

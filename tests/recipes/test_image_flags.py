@@ -261,7 +261,8 @@ def test_calibrate(frozen, train):
     np.testing.assert_allclose(
         apply_temperature(raw.probabilities, frozen.temperature), frozen.probabilities, atol=1e-3
     )
-    np.testing.assert_allclose(frozen.frozen, frozen.probabilities, atol=1e-3)
+    of_frozen = apply_temperature(frozen.frozen["test"], frozen.temperature)
+    np.testing.assert_allclose(of_frozen, frozen.probabilities, atol=1e-3)
 
 
 def test_nothing_is_fine_tuned(frozen, loaded, settings):
@@ -320,9 +321,9 @@ def main(loaded, settings):
     """
     steps = []
     with pytest.MonkeyPatch.context() as patched:
-        measure = recipe.measure_baseline
+        measure = recipe.baseline
         share(patched, loaded)
-        patched.setattr(recipe, "measure_baseline", lambda name, *rest: steps.append(name) or measure(name, *rest))
+        patched.setattr(recipe, "baseline", lambda name, *rest: steps.append(name) or measure(name, *rest))
         patched.setattr(recipe.exporting, "save_keras_model", lambda *_: None)
         patched.setattr(recipe.export, "export_image_classifier", lambda *_, **__: steps.append("export"))
         patched.setattr(recipe, "write_serving_files", lambda *_, **__: None)
@@ -340,7 +341,7 @@ def test_baselines(main):
 
 
 def test_the_export_is_proved_before_a_baseline_begins(main):
-    assert main.steps == ["export", "proof", "neighbours", "pixels"]
+    assert main.steps == ["export", "proof", "frozen", "neighbours", "pixels"]
 
 
 def test_seconds_of_the_baselines(main):
@@ -359,7 +360,7 @@ def test_without_explain_and_seeds_the_metrics_hold_neither(main):
 def test_scratch_epochs(loaded, settings, monkeypatch):
     given = {}
     monkeypatch.setattr(scratch, "train_from_scratch", lambda *_, **named: given.update(named) or ([], [], ""))
-    recipe.measure_baseline("scratch", Run(settings(scratch_epochs=7)), loaded.data, 0)
+    recipe.baseline("scratch", None, Run(settings(scratch_epochs=7)), loaded.data, 0)
     assert given["epochs"] == 7
     assert given["save"]("scratch_0")["checkpoint"].name == "scratch_0.npz"
 
