@@ -385,7 +385,7 @@ def test_two_seeds_and_a_stop_between_them(settings, monkeypatch):
         views=1,
         explain=False,
         baselines="frozen",
-        learning_rate=1e-2,
+        batch_size=4,
     )
     config = settings(**flags)
     whole = recipe.main(config)
