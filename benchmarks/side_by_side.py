@@ -125,16 +125,14 @@ def _ours(source, data, config, note: Callable) -> None:
     views = dict(views=config.views if augment else 1, augment=augment, seed=config.seed)
     train = features.extract_features(source, data.train.paths, **settings, **views)
     val = features.extract_features(source, data.val.paths, **settings)[0]
-    history = linear_head.fit_linear_head(head, train, data.train.labels, val, data.val.labels, sample_weights=weights)
-    pieces = [(view, data.train.labels, weights) for view in train]
-    epochs = recipe.fine_tuning_epochs(data, config)
-    if not epochs:
-        of_val = (val, data.val.labels, recipe.sample_weights(data, config, data.val.labels))
-        linear_head.refit_linear_head(head, pieces, of_val, linear_head.chosen_penalty(history))
+    _, of_val, start = linear_head.fit_final_head(
+        head, train, data.train.labels, val, data.val.labels,
+        sample_weights=weights, val_weights=recipe.sample_weights(data, config, data.val.labels),
+    )  # fmt: skip
     note("head", 0, lambda: recipe.predict(source, model, data.test.paths, config))
-    if epochs:
-        start = linear_head.starting_weights(pieces, len(data.class_names), history)
-        rows, _ = recipe.fine_tune(run, source, model, data, start)
+    if recipe.fine_tuning_epochs(data, config):
+        head.set_weights(start)
+        rows, _ = recipe.fine_tune(run, source, model, data, config.seed, of_val)
         note("finetune", len(rows), lambda: recipe.predict(source, model, data.test.paths, config))
 
 

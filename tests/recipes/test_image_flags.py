@@ -441,7 +441,7 @@ def test_a_stopped_baseline_leaves_the_proved_export_and_the_run_resumes(setting
     monkeypatch.setattr(recipe.export, "prove_image_classifier", remember)
     config = settings(source=TINY, unfreeze="frozen", views=1)
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(recipe, "measure_baseline", interrupted)
+        patched.setattr(recipe, "baseline", interrupted)
         recipe.main(config)
     assert proofs[0]["passed"] and list((Path(config.out) / "serving").rglob("saved_model.pb"))
     found = recipe.main(Config(resume=config.out))
@@ -454,16 +454,16 @@ def test_from_scratch_both_networks_train_to_a_plateau(loaded, settings, monkeyp
     """With a source of another network than the small one; that one is replaced by a smaller one still."""
     monkeypatch.setattr(scratch, "SMALL", ("keras:MobileNet(alpha=0.25,size=32)", 32))
     run = Run(settings(source="bundled:resnet_mini", image_size=32, scratch_epochs=1))
-    probabilities, rows, sentence = recipe.measure_baseline("scratch", run, loaded.data, 0)
-    assert probabilities.shape == (8, 2)
-    np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)
+    found, rows, sentence = recipe.baseline("scratch", None, run, loaded.data, 0)
+    assert found["test"].shape == (8, 2) and len(found["val"]) == len(loaded.data.val)
+    np.testing.assert_allclose(found["test"].sum(axis=1), 1, atol=1e-5)
     stages = ["scratch_0", "scratch_0_low_rate", "scratch_1", "scratch_1_low_rate"]
     assert list(dict.fromkeys(row["stage"] for row in rows)) == stages
     assert sentence.startswith("From scratch: the network of ") and sentence.endswith("after 2 epochs.")
     assert {path.stem for path in (run.out / "checkpoints").glob("*.npz")} == set(stages)
     # A source that is the small network itself is not trained twice.
     alone = Run(settings(source="keras:MobileNet(alpha=0.25,size=32)", scratch_epochs=1))
-    _, rows, _ = recipe.measure_baseline("scratch", alone, loaded.data, 0)
+    _, rows, _ = recipe.baseline("scratch", None, alone, loaded.data, 0)
     assert {row["stage"] for row in rows} == {"scratch_0", "scratch_0_low_rate"}
 
 
