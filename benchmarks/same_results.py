@@ -51,11 +51,14 @@ serve = loaded.signatures["serving_default"]
 if name == "text":
     inputs = [line.split("\\t")[0].encode() for line in texts.read_text("utf-8").splitlines()[:200]]
 elif name == "image":
-    inputs = [path.read_bytes() for path in sorted((out / "data" / "test").rglob("*.*"))[:200]]
+    files = sorted((out / "data" / "test").rglob("*.*"))  # none where the demo is not drawn, but in the checkout
+    files = files or sorted((texts.parents[1] / "images" / "demo_clothing" / "test").rglob("*.jpg"))
+    inputs = [path.read_bytes() for path in files[:200]]
 else:
     import base64
     request = json.loads((out / "serving" / "request.json").read_text())
     inputs = [base64.b64decode(request["instances"][0]["audio"]["b64"])]
+assert inputs, "nothing to ask"
 answers = []
 for first in range(0, len(inputs), 8):
     for key, value in sorted(serve(**{name: tf.constant(inputs[first:first + 8])}).items()):
