@@ -609,22 +609,24 @@ def test_bundled_models_load():
 
 
 def test_the_bundled_mobilenet_has_the_weights_of_google_up_to_the_rounding_of_its_kernels(shared_data):
-    """Kernels are stored as float16, exactly rounded: each weight is off by up to 2^-11 of itself, 0.05 %.
+    """Most kernels are stored as float16, exactly rounded: each weight is off by up to 2^-11 of itself, 0.05 %.
 
-    BatchNorm after each of 52 layers divides by standard deviations far below 1, which amplifies that. What is
-    tolerated of the features of photos, 6 %, is a fraction of the distance between any two of them.
+    BatchNorm after each of 52 layers divides by standard deviations far below 1, which amplifies that, above all the
+    rounding of the depthwise kernels, which therefore stay float32. What is tolerated of the features of photos, 1.5 %,
+    is a small fraction of the distance between any two of them.
     """
     file = shared_data / "weights" / "mobilenet_imagenet_keras" / "mobilenet_v2_1.0_224_notop.weights.h5"
     bundled = load_source("bundled:mobilenet_v2")
     exact = load_source(f"keras:MobileNetV2@{file}", bundled.image_size)
     for ours, theirs in zip(bundled.backbone.weights, exact.backbone.weights, strict=True):
-        rounded = theirs.numpy().astype("float16").astype("float32") if len(theirs.shape) > 1 else theirs.numpy()
+        half = len(theirs.shape) > 1 and "depthwise" not in theirs.path
+        rounded = theirs.numpy().astype("float16").astype("float32") if half else theirs.numpy()
         np.testing.assert_array_equal(ours.numpy(), rounded)
     photos = sorted((Path(__file__).parents[2] / "common/images/demo_clothing/test").glob("*/*.jpg"))[::20]
     images = next(iter(image_batches([str(path) for path in photos], bundled.image_size, 10)))
     wanted = features_of(exact, images)
     scale = np.linalg.norm(wanted, axis=1)
-    assert 0 < (np.linalg.norm(features_of(bundled, images) - wanted, axis=1) / scale).max() < 0.06
+    assert 0 < (np.linalg.norm(features_of(bundled, images) - wanted, axis=1) / scale).max() < 0.015
     between = np.linalg.norm(wanted[:, None] - wanted[None], axis=2) / scale
     assert between[~np.eye(10, dtype=bool)].min() > 0.3
     assert bundled.card["licence"].startswith("Apache-2.0 (Google")
