@@ -115,7 +115,8 @@ class Config:
         parse_baselines(self.baselines or "frozen", BASELINES)
         if len(parse_seeds(self.seeds, self.seed)) > 1 and self.shots:
             raise ValueError(
-                "--seeds exports the best seed on validation, where --shots chooses nothing. Try: --seed 1"
+                "--seeds cannot be used with --shots, which leaves no validation clips to choose a seed on. Received: "
+                f"{self.seeds!r}. Try: --seed 1"
             )
         check_range(self, 0, inf, "save_every", "weight_decay", "seed", "head_epochs", "epochs", "learning_rate")
         check_range(self, 1, inf, "max_seconds", "batch_size", "batch_seconds", "limit", "shots")

@@ -191,10 +191,15 @@ def test_method_auto_ends_with_the_last_epoch_unless_hopeless(stage):
     assert [type(one) for one in auto.callbacks] == [StopIfHopeless]
 
 
-def test_method_auto_does_not_keep_what_validation_refutes(reviews, loaded, tmp_path):
-    """A learning rate that ruins the encoder: the result is the frozen source with its head."""
-    flags = {"method": "auto", "epochs": 1, "learning_rate": 0.5, "calibrate": False}
-    trained = train_of(loaded, settings(reviews, out=str(tmp_path / "run"), **flags))
+def test_method_auto_does_not_keep_what_validation_refutes(reviews, loaded, tmp_path, monkeypatch):
+    """Fine-tuning that ruins the encoder: the result is the frozen source with its head."""
+
+    def ruin(model, *_, stage, **named):
+        model.set_weights([-3 * weight for weight in model.get_weights()])
+        return [{"stage": stage}]
+
+    monkeypatch.setattr(recipe, "fit_stage", ruin)
+    trained = train_of(loaded, settings(reviews, method="auto", calibrate=False, out=str(tmp_path / "run")))
     assert {row["stage"] for row in trained.history} == {"head", "finetune"}
     assert "tried and is not kept" in trained.choice and "on 30 validation examples" in trained.choice
     np.testing.assert_allclose(trained.probabilities, trained.frozen["test"], atol=1e-5)

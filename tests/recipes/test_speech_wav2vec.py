@@ -38,11 +38,22 @@ def read(out: Path) -> dict:
     return json.loads((out / "metrics.json").read_text("utf-8"))
 
 
+def test_seeds_need_a_choice_on_validation(capsys):
+    assert main(["run", "speech_commands", "--seeds", "0,1", "--shots", "2"]) == 2
+    assert "--seeds cannot be used with --shots" in capsys.readouterr().err
+
+
 @pytest.mark.slow
-def test_commands_are_named(tiny, tmp_path: Path, capsys):
+def test_commands_are_named_with_two_seeds(tiny, tmp_path: Path, capsys):
     out = tmp_path / "run"
-    assert main(["run", "speech_commands", "--source", tiny, *QUICK, "--baselines", "frozen", "--out", str(out)]) == 0
+    flags = ["--baselines", "frozen,spectrogram", "--seeds", "0,1"]
+    assert main(["run", "speech_commands", "--source", tiny, *QUICK, *flags, "--out", str(out)]) == 0
     metrics = read(out)
+    of_each = [metrics["seeds"][seed]["test"]["ece"] for seed in ("0", "1")]
+    assert of_each[0] != of_each[1] and metrics["mean"]["test"]["ece"] == pytest.approx(np.mean(of_each))
+    assert metrics["test"]["ece"] in [pytest.approx(one) for one in of_each]
+    assert set(metrics["std"]["baselines"]) == {"frozen", "spectrogram"}
+    assert "validation examples" in (out / "report.html").read_text("utf-8")  # how far fine-tuning is kept
     assert metrics["proof"]["passed"] and 0 <= metrics["test"]["accuracy"] <= 1 and "frozen" in metrics["baselines"]
     assert "<audio" in (out / "report.html").read_text("utf-8")
     capsys.readouterr()
