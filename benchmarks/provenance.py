@@ -88,8 +88,11 @@ def data_files(root: Path, recipe: str, command: str) -> list[Path]:
     given = {flag: value for flag, value in pairwise(words) if flag.startswith("--")}
     recipe_file = root / "recipes" / recipe / "recipe.py"
     files: set[Path] = set()
-    if bundled := re.match(r"bundled:(\w+)", given.get("--source") or _default(recipe_file, "source") or ""):
+    source = given.get("--source") or _default(recipe_file, "source") or ""
+    if bundled := re.match(r"(?:bundled:)?(\w+)(?:@random)?$", source):  # short names are those of the folders
         files.update(_files_under(root / "common" / "bundled" / bundled[1]))
+    if "scratch" in given.get("--baselines", ""):  # its small network has the architecture of another source
+        files.update((root / "common" / "bundled").glob("*/config.json"))
     if (given.get("--data") or _default(recipe_file, "data")) == "demo":
         packages = set(re.findall(r"common\.(\w+)", recipe_file.read_text("utf-8")))
         for demo in (path for package in packages for path in (root / "common" / package).glob("demo*")):

@@ -336,6 +336,12 @@ def some(names: Sequence[str]) -> str:
 
 def _group_notes(what: str, known: Sequence[str], groups: Sequence[str], splits: np.ndarray) -> tuple[str, ...]:
     notes, splits_of = [], defaultdict(set)
+    tested = {group for group, split in zip(groups, splits, strict=True) if split == "test"}
+    if len(tested) < np.sum(splits == "test"):
+        notes.append(
+            f"The test {what}s come from {len(tested):,} groups (--group), but the intervals take them as independent: "
+            "they are somewhat too narrow."
+        )
     for group, split in zip(groups, splits, strict=True):
         splits_of[group].add(split)
     shared = {group for group, found in splits_of.items() if len(found) > 1}

@@ -13,14 +13,15 @@ from typing import NamedTuple
 
 import jiwer
 import numpy as np
+from scipy import stats
 
-from common.bootstrap import RESAMPLES
+from common.bootstrap import RESAMPLES, interval95
 from common.data.folders import printable
 
 UNITS = ("word", "character")
 EQUAL, SUBSTITUTION, DELETION, INSERTION = "equal", "substitution", "deletion", "insertion"
 FEW_CLIPS = 30  # bootstrap intervals over fewer are too narrow
-FEW_SPEAKERS = 10
+FEW_SPEAKERS = 10  # a bootstrap over fewer declares winners by chance
 FROM_SCRATCH = {"scratch": "the same network", "spectrogram": "the small log-mel network"}  # baselines without a source
 WORDS_OF_A_SPEAKER = 50  # the error rate of fewer is too uncertain
 _KINDS = {"equal": EQUAL, "substitute": SUBSTITUTION, "delete": DELETION, "insert": INSERTION}
@@ -107,7 +108,8 @@ def transcription_metrics(
     exceed 1. Intervals are percentiles of a bootstrap (Bisani and Ney, 2004, "Bootstrap estimates for confidence
     intervals in ASR performance evaluation") over speakers, each with all its clips (Liu and Peng, 2020,
     https://arxiv.org/abs/1912.09508): clips of one speaker are not independent. With unknown speakers or a single one
-    they are over clips; a single clip has none.
+    they are over clips; a single clip has none. With fewer than FEW_SPEAKERS, which are too few to resample, the
+    interval is Student's, for the ratio of sums over speakers (Cochran, 1977, Sampling Techniques, section 6.3).
 
     Args:
         references: n transcripts, none of them empty.
@@ -132,9 +134,9 @@ def transcription_metrics(
     character_errors, characters = count_errors(references, hypotheses, "character")
     return {
         "wer": _rate(errors, words),
-        "wer_ci95": _interval(_resampled(errors, words, speakers, seed)),
+        "wer_ci95": _interval(errors, words, speakers, seed),
         "cer": _rate(character_errors, characters),
-        "cer_ci95": _interval(_resampled(character_errors, characters, speakers, seed)),
+        "cer_ci95": _interval(character_errors, characters, speakers, seed),
         "ci95_over": resampled_units(speakers),
         "sentence_accuracy": float(np.mean(errors == 0)),
         "words": int(words.sum()),
@@ -173,18 +175,21 @@ def resampled_units(speakers: Sequence[str]) -> str:
     return "speakers" if len(speakers) and all(speakers) and len(set(speakers)) > 1 else "clips"
 
 
-def _resampled(errors: np.ndarray, totals: np.ndarray, speakers: Sequence[str], seed: int) -> np.ndarray:
-    """Return the rate of each resample, float64 [RESAMPLES]; the same seed draws the same clips or speakers."""
-    if resampled_units(speakers) == "speakers":
+def _interval(errors: np.ndarray, totals: np.ndarray, speakers: Sequence[str], seed: int) -> list[float] | None:
+    """Return the 95 % interval of a rate; the same seed draws the same clips or speakers."""
+    by_speaker = resampled_units(speakers) == "speakers"
+    if by_speaker:
         number = np.unique(np.asarray(speakers, dtype=str), return_inverse=True)[1]
         errors, totals = np.bincount(number, errors), np.bincount(number, totals)
     rng, units = np.random.default_rng(seed), len(errors)
+    if units < 2:
+        return None
+    if by_speaker and units < FEW_SPEAKERS:
+        rate = _rate(errors, totals)
+        spread = np.sqrt(units / (units - 1) * np.sum((errors - rate * totals) ** 2)) / totals.sum()
+        return [float(bound) for bound in rate + spread * stats.t.ppf([0.025, 0.975], units - 1)]
     drawn = (rng.integers(0, units, units) for _ in range(RESAMPLES))
-    return np.array([errors[chosen].sum() / totals[chosen].sum() for chosen in drawn]) if units > 1 else np.zeros(0)
-
-
-def _interval(rates: np.ndarray) -> list[float] | None:
-    return [float(bound) for bound in np.percentile(rates, [2.5, 97.5])] if len(rates) else None
+    return interval95([errors[chosen].sum() / totals[chosen].sum() for chosen in drawn])
 
 
 def confusions(references: Sequence[str], hypotheses: Sequence[str], most: int = 20, unit: str = "word") -> list[dict]:
@@ -222,7 +227,7 @@ def paired_gain(
         ValueError: as `align`.
     """
     (our_errors, words), (their_errors, _) = (count_errors(references, texts) for texts in (ours, theirs))
-    interval = _interval(_resampled(their_errors - our_errors, words, speakers, seed))
+    interval = _interval(their_errors - our_errors, words, speakers, seed)
     return (_rate(their_errors - our_errors, words), *interval) if interval else None
 
 
@@ -322,8 +327,9 @@ def findings(
 def _on_intervals(speakers: Sequence[str]) -> str:
     count = len(set(speakers))
     if resampled_units(speakers) == "speakers":
-        few = ", which are few: the true intervals are wider" if count < FEW_SPEAKERS else ""
-        return f"The intervals resample the {count} speakers of the test split with all their clips{few}."
+        if count < FEW_SPEAKERS:
+            return f"The test split has {count} speakers, which are few: intervals are Student's, over the speakers."
+        return f"The intervals resample the {count} speakers of the test split with all their clips."
     if count == 1 and all(speakers):
         return "All test clips are of one speaker: the intervals resample clips, and hold for this speaker only."
     return (
