@@ -339,7 +339,7 @@ def _group_notes(what: str, known: Sequence[str], groups: Sequence[str], splits:
     tested = {group for group, split in zip(groups, splits, strict=True) if split == "test"}
     if len(tested) < np.sum(splits == "test"):
         notes.append(
-            f"The test {what}s come from {len(tested):,} groups (--group), but the intervals take them as independent: "
+            f"The test {what}s come from {len(tested):,} groups, but the intervals take them as independent: "
             "they are somewhat too narrow."
         )
     for group, split in zip(groups, splits, strict=True):
