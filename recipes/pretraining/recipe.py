@@ -218,8 +218,8 @@ def finish(run: Run, data: ImageSet, model: keras.Model, backbone: keras.Model, 
     card = {"spec": f"preset:{preset}", "origin": "this run", "licence": config.licence, "data": config.data}
     outcome = Outcome(history, clock.report(), parameters, card, proof, exporting.size_report(version, served))
     metrics = results.conclude(
-        "pretraining", config, data, outcome, probabilities=probabilities, baselines={}, titles={}, what="images",
-        preview=thumbnails(data.test.paths), advice=(f"Use it: {use}",),
+        "pretraining", config, data, outcome, exported=config.seed, probabilities={config.seed: probabilities},
+        baselines={}, titles={}, what="images", preview=thumbnails(data.test.paths), advice=(f"Use it: {use}",),
     )  # fmt: skip
     trained_on = f"{config.data}: {len(data.train):,} images of {len(data.class_names)} classes"
     write_preset_card(preset, "pretraining", config, trained_on, metrics, teacher=config.teacher)

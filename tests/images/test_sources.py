@@ -329,7 +329,7 @@ def test_no_network_says_what_to_place_where(tmp_path):
     assert f"{url} cannot be fetched (no network?)" in said
     assert f"place it at {path}." in said
     assert f"--source keras:MobileNet(alpha=0.25,size=128)@PATH/{file}" in said
-    assert "bundled:resnet_mini" in said
+    assert "bundled:mobilenet_v2" in said
     assert not path.exists()
 
 

@@ -210,8 +210,8 @@ def test_the_advice_stands_in_the_report(photos, tmp_path, capsys):
     config = types.SimpleNamespace(out=str(tmp_path / "run"), data="folder:photos", seed=0)
     card = {"spec": "toy", "origin": "", "licence": "", "data": ""}
     conclude(
-        "toy", config, data, Outcome([], {"total": 1.0}, {}, card, {"passed": False}), probabilities=probabilities,
-        baselines={}, titles={}, what="images", preview=thumbnails(data.test.paths),
+        "toy", config, data, Outcome([], {"total": 1.0}, {}, card, {"passed": False}), exported=0,
+        probabilities={0: probabilities}, baselines={}, titles={}, what="images", preview=thumbnails(data.test.paths),
     )  # fmt: skip
     said = "1 of 21 images have an EXIF orientation"
     assert said in capsys.readouterr().out and said in (tmp_path / "run" / "report.html").read_text("utf-8")

@@ -43,17 +43,18 @@ def test_sources_of_no_recipe(capsys):
     assert "image_classification" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v2", "resnet50", "efficientnet_v2_b0"])
+@pytest.mark.parametrize("name", ["resnet50", "efficientnet_v2_b0"])
 def test_parameters_are_those_of_the_network(name):
     entry = CATALOGUE[name]
     application = getattr(keras.applications, entry.source.removeprefix("keras:"))
     assert application(include_top=False, weights=None).count_params() == entry.parameters
 
 
-def test_parameters_of_the_bundled_network():
+@pytest.mark.parametrize("name", ["mobilenet_v2", "resnet_mini"])
+def test_parameters_of_the_bundled_networks(name):
     from common.images.sources import load_source
 
-    assert load_source("resnet_mini").backbone.count_params() == CATALOGUE["resnet_mini"].parameters
+    assert load_source(name).backbone.count_params() == CATALOGUE[name].parameters
 
 
 def test_parameters_of_the_models_of_speech():
