@@ -26,7 +26,7 @@ WEIGHTS = ROOT.parent / "shared/data/weights/mobilenet_imagenet_keras/mobilenet_
 FOLDER = ROOT / "common" / "bundled" / "mobilenet_v2"
 IMAGE_SIZE = 160  # smaller than 224, with which it was trained: the demo takes at most two minutes on 2 CPU cores
 CARD = {
-    "licence": "Apache-2.0 (Google; weights trained on ImageNet-1k)",
+    "licence": "Apache-2.0",
     "data": "ImageNet-1k",
     "origin": "MobileNetV2 1.0 224 of Google (arXiv:1801.04381), dequantised from the published TensorFlow Lite model",
     "command": "python benchmarks/bundle_mobilenet_v2.py",
