@@ -55,9 +55,9 @@ def conclude(
     sentences = [
         *(describe_seeds(scores, titles) if len(probabilities) > 1 else ()),
         *metrics.findings(labels, list(probabilities.values()), of_baselines, titles),
+        *filter(None, advice),
         *(explanation.sentences if explanation else ()),
         *data.advice(),
-        *filter(None, advice),
     ]
 
     def write_files(out, **shared) -> None:
