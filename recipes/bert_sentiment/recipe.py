@@ -38,7 +38,6 @@ from common.runs import Run, Stopwatch
 from common.serving.kit.write import write_serving_files
 from common.sources.specs import parse_source
 from common.texts import batches, models
-from common.texts.contrastive import default_steps, tune_if_better
 from common.texts.dataset import DATA_KINDS, TextSet, draw_shots, folds_of, load_text_set, with_fold
 from common.texts.explain import explain_texts
 from common.texts.export import export_text_classifier, prove_text_classifier
@@ -162,11 +161,12 @@ def train(
         history = train_head(head, embeddings, data, config)
     frozen = {split: predict_head(head, embeddings[split]) for split in ("val", "test")}
     if config.method == "fewshot":
+        contrastive = importlib.import_module("common.texts.contrastive")  # on demand: no other method needs it
         with clock("finetune"):
             parameters["trainable_finetune"] = models.unfreeze(model, source.backbone, tables=False).parameters
-            history += tune_if_better(
+            history += contrastive.tune_if_better(
                 encoder, head, lambda tuned: train_head(head, tuned, data, config), history, tokens, data.train.labels,
-                steps=config.pair_steps or default_steps(len(data.train)), learning_rate=config.pair_rate,
+                steps=config.pair_steps or contrastive.default_steps(len(data.train)), learning_rate=config.pair_rate,
                 batch_size=config.batch_size, weight_decay=config.weight_decay, gradient_norm=config.gradient_norm,
                 seed=seed, **run.saves(f"pairs{fold}", seed),
             )  # fmt: skip
@@ -326,9 +326,10 @@ def check(config: Config) -> None:
         models.unfreeze(model, source.backbone, tables=False)
     step, forward = batches.seconds_of_steps(model, encoder, tokens["train"], data.train.labels, config.batch_size)
     epochs = 0 if config.method == "frozen" else fine_tuning_epochs(tokens, config)
-    epoch_steps = ceil(len(tokens["train"]) / config.batch_size)
-    pair_steps = config.pair_steps or default_steps(len(data.train))
-    steps = pair_steps if config.method == "fewshot" else epochs * epoch_steps
+    steps = epochs * ceil(len(tokens["train"]) / config.batch_size)
+    if config.method == "fewshot":
+        contrastive = importlib.import_module("common.texts.contrastive")
+        steps = config.pair_steps or contrastive.default_steps(len(data.train))
     fits = len(flags.parse_seeds(config.seeds, config.seed)) + (config.folds or 0)
     training_time = fits * (steps * step + len(tokens["val"]) * epochs * forward)
     seconds = sum(len(split) for split in tokens.values()) * 2 * forward + training_time

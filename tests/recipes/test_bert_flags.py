@@ -14,7 +14,7 @@ import pytest
 
 from common.errors import UserError
 from common.runs import Run
-from common.texts import batches, models
+from common.texts import batches, contrastive, models
 from common.training import StopIfHopeless
 from recipes.bert_sentiment import recipe
 from recipes.bert_sentiment.recipe import Config
@@ -167,11 +167,11 @@ def train_of(loaded, config: Config):
 
 def test_pair_steps_and_pair_rate(reviews, loaded, tmp_path, monkeypatch):
     found = []
-    monkeypatch.setattr(recipe, "tune_if_better", lambda *_, **named: found.append(named) or [])
+    monkeypatch.setattr(contrastive, "tune_if_better", lambda *_, **named: found.append(named) or [])
     monkeypatch.setattr(recipe, "predict", lambda *_: np.full((30, 2), 0.5, "float32"))  # of no interest here
     for number, flags in enumerate(({}, {"pair_steps": 3, "pair_rate": 0.5})):
         train_of(loaded, settings(reviews, method="fewshot", out=str(tmp_path / str(number)), **flags))
-    assert (found[0]["steps"], found[0]["learning_rate"]) == (recipe.default_steps(30), 1e-4)
+    assert (found[0]["steps"], found[0]["learning_rate"]) == (contrastive.default_steps(30), 1e-4)
     assert (found[1]["steps"], found[1]["learning_rate"]) == (3, 0.5)
 
 
