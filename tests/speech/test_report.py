@@ -342,8 +342,8 @@ def test_commands_end_as_classification_and_the_surest_mistakes_can_be_played(tm
     probabilities = np.where(np.eye(2)[labels] == 1, 1 - wrong[:, None], wrong[:, None]).astype("float32")
     metrics = classification.conclude(
         "speech_commands", Config(str(tmp_path / "run")), data, Outcome([], {"total": 1.0}, {}, CARD, PROOF),
-        probabilities=probabilities, baselines={"frozen": (probabilities, 1.0)}, titles=TITLES, what="clips",
-        preview=playback.players(test.paths),
+        exported=0, probabilities={0: probabilities}, baselines={"frozen": ({0: probabilities}, 1.0)}, titles=TITLES,
+        what="clips", preview=playback.players(test.paths),
     )  # fmt: skip
     assert metrics["test"]["accuracy"] == 0.4
     html, elements = read(tmp_path)
