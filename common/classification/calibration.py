@@ -21,7 +21,7 @@ def reliability(labels: np.ndarray, probabilities: np.ndarray, bins: int = BINS)
         One dict per range with examples in it: low, high, confidence (mean), accuracy, count.
     """
     confidence, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
-    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)  # (low, high], as in the paper
+    place = _bin_of(confidence, bins)
     return [
         {
             "low": k / bins,
@@ -32,6 +32,10 @@ def reliability(labels: np.ndarray, probabilities: np.ndarray, bins: int = BINS)
         }
         for k in np.unique(place)
     ]
+
+
+def _bin_of(confidence: np.ndarray, bins: int) -> np.ndarray:
+    return np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)  # (low, high], as in the paper
 
 
 def expected_calibration_error(labels: np.ndarray, probabilities: np.ndarray, bins: int = BINS) -> float:
@@ -65,7 +69,7 @@ def ece_if_calibrated95(probabilities: np.ndarray, seed: int = 0, repeats: int =
         [low, high].
     """
     confidence = probabilities.max(axis=1).astype("float64")
-    place = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
+    place = _bin_of(confidence, BINS)
     rng, errors = np.random.default_rng(seed), []
     for _ in range(repeats):
         gaps = np.bincount(place, (rng.random(len(confidence)) < confidence) - confidence)

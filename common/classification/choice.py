@@ -85,11 +85,15 @@ def keep_what_helps(
         on the choice).
     """
     end, found = model.get_weights(), {0.0: frozen}
-    for share in SHARES:
+
+    def go_to(share: float) -> None:
         model.set_weights([(1 - share) * before + share * after for before, after in zip(start, end, strict=True)])
+
+    for share in SHARES:
+        go_to(share)
         found[share] = predict()
     kept, losses = within_standard_errors(labels, found)
-    model.set_weights([(1 - kept) * before + kept * after for before, after in zip(start, end, strict=True)])
+    go_to(kept)
     best = min(losses, key=losses.get)
     sentence = f"Fine-tuning is kept at {kept:.0%} of the way" if kept else "Fine-tuning was tried and is not kept"
     numbers = f"{losses[0.0]:.3f} with the frozen source, {losses[best]:.3f} at best, at {best:.0%}"

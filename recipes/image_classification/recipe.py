@@ -194,9 +194,10 @@ def train(run: Run, data: ImageSet, of: dict[str, np.ndarray], seed: int) -> Tra
         before = model.get_weights()
         with clock("finetune"):
             rows, parameters["trainable_finetune"] = fine_tune(run, source, model, data, seed, val_probabilities)
-            share, tuned = 1.0, predict_val()
             if config.unfreeze == "auto":
                 share, tuned, choice = keep_what_helps(model, before, val_probabilities, predict_val, data.val.labels)
+            else:
+                share, tuned = 1.0, predict_val()
         history += rows
         if share:
             val_probabilities = tuned
@@ -218,9 +219,8 @@ def fine_tune(run: Run, source: Source, model: keras.Model, data: ImageSet, seed
             trained_source = load_source(config.source, config.image_size)
             trained = build_model(trained_source, len(data.class_names), config)
         training.copy_weights(model, trained)
-    print(
-        "finetune:", counts := freezing.freeze(trained, trained_source.backbone, policy_of(config), config.batch_norm)
-    )
+    counts = freezing.freeze(trained, trained_source.backbone, policy_of(config), config.batch_norm)
+    print(f"finetune: {counts}")
     epochs, shared = fine_tuning_epochs(data, config), stage_settings(data, source, seed, config)
     with training.devices(config.mirrored):
         optimizer = training.DiscriminativeAdamW(
