@@ -7,12 +7,11 @@ import numpy as np
 from common.data.splits import SPLITS
 
 
-def describe_counts(data, balance: str = "") -> str:
+def describe_counts(data) -> str:
     """Return a table of examples per class and split, and the skipped files with reasons.
 
     Args:
         data: ImageSet, TextSet or a SpeechSet with classes.
-        balance: the flag to recommend where classes differ much in size; "" where the recipe has none.
     """
     counts = {split: np.bincount(getattr(data, split).labels, minlength=len(data.class_names)) for split in SPLITS}
     width = max(5, *(len(name) for name in data.class_names))
@@ -25,6 +24,5 @@ def describe_counts(data, balance: str = "") -> str:
     lines += [f"  {sentence}" for sentence in data.advice()]
     rare, common = counts["train"].min(), counts["train"].max()
     if common >= 3 * rare:
-        consider = f": consider {balance}" if balance else ""
-        lines.append(f"  The largest class is {common / rare:.0f} times the smallest{consider}")
+        lines.append(f"  The largest class is {common / rare:.0f} times the smallest")
     return "\n".join(lines)

@@ -18,8 +18,7 @@ from common.texts import batches, contrastive, models
 from common.training import StopIfHopeless
 from recipes.bert_sentiment import recipe
 from recipes.bert_sentiment.recipe import Config
-
-TESTS = Path(__file__).parents[1]
+from tests.flag_effects import check_effects
 
 
 @pytest.fixture(scope="module")
@@ -378,8 +377,4 @@ EFFECTS = {
 
 
 def test_every_flag_has_a_test_of_its_effect():
-    assert set(EFFECTS) == {field.name for field in dataclasses.fields(Config)}
-    for flag, name in EFFECTS.items():
-        file, _, test = name.rpartition("::")
-        path = TESTS / file if file else Path(__file__)
-        assert f"def {test}(" in path.read_text("utf-8"), f"--{flag}: there is no test {name}"
+    check_effects(EFFECTS, Config, Path(__file__))

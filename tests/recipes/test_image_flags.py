@@ -21,8 +21,8 @@ from common.linear_head import predict_head, score
 from common.runs import Run
 from recipes.image_classification import recipe
 from recipes.image_classification.recipe import Config
+from tests.flag_effects import check_effects
 
-TESTS = Path(__file__).parents[1]
 TINY = "keras:MobileNet(alpha=0.25,size=32)@random"  # for whole runs
 SIZES = {"train": (16, 4), "val": (4, 4), "test": (4, 4)}
 
@@ -512,8 +512,4 @@ EFFECTS = {
 
 
 def test_every_flag_has_a_test_of_its_effect():
-    assert set(EFFECTS) == {field.name for field in dataclasses.fields(Config)}
-    for flag, name in EFFECTS.items():
-        file, _, test = name.rpartition("::")
-        path = TESTS / file if file else Path(__file__)
-        assert f"def {test}(" in path.read_text("utf-8"), f"--{flag}: there is no test {name}"
+    check_effects(EFFECTS, Config, Path(__file__))
