@@ -63,6 +63,7 @@ class ImageSet:
         skipped: (file, reason) of each skipped file.
         mirrors: whether a mirrored image still shows the same class (not so for digits and letters).
         turned: number of images with an EXIF orientation, which training and serving both ignore.
+        shorter_side: of the images, in pixels, the median; None where it was not measured.
         notes: sentences on the groups of `--group`.
         by_content: the splits that were made without groups.
     """
@@ -75,6 +76,7 @@ class ImageSet:
     skipped: tuple[tuple[str, str], ...] = ()
     mirrors: bool = True
     turned: int = 0
+    shorter_side: int | None = None
     notes: tuple[str, ...] = ()
     by_content: tuple[str, ...] = ()
 
@@ -161,14 +163,14 @@ def _checked(
 ) -> ImageSet:
     """Skip unreadable files and copies, split, and reject a set that cannot be trained on."""
     listed = {row.label for row in rows if row.label}
-    hashes, thumbnails, turned, reasons = _read_all(rows)
+    hashes, thumbnails, turned, sides, reasons = _read_all(rows)
     skipped = [(printable(row.path), reason) for row, reason in zip(rows, reasons, strict=True) if reason]
     first = f"{skipped[0][0]}: {skipped[0][1]}" if skipped else ""
     if strict and skipped:
         raise UserError(f"--strict: {len(skipped)} file(s) cannot be used; the first: {first}")
     kept = [index for index, reason in enumerate(reasons) if not reason]
     rows, hashes = [rows[i] for i in kept], [hashes[i] for i in kept]
-    thumbnails, turned = thumbnails[kept], turned[kept]
+    thumbnails, turned, sides = thumbnails[kept], turned[kept], sides[kept]
     left_out = f"{len(skipped)} file(s) skipped{first and ', the first: ' + first}"
     if unreadable := listed - {row.label for row in rows} if len({row.label for row in rows}) > 1 else ():
         raise UserError(
@@ -186,8 +188,8 @@ def _checked(
     }
     chosen_turned = sum(int(turned[indices].sum()) for indices in assigned.indices.values())
     return ImageSet(
-        data, assigned.class_names, **splits, skipped=tuple(skipped), turned=chosen_turned, notes=assigned.notes,
-        by_content=assigned.by_content,
+        data, assigned.class_names, **splits, skipped=tuple(skipped), turned=chosen_turned,
+        shorter_side=int(np.median(sides)), notes=assigned.notes, by_content=assigned.by_content,
     )  # fmt: skip
 
 
@@ -204,40 +206,42 @@ def draw_shots(data: ImageSet, shots: int, seed: int) -> ImageSet:
 # --- reading -------------------------------------------------------------------------------------------
 
 
-def _read_all(rows: Sequence[Row]) -> tuple[list[str], np.ndarray, np.ndarray, list[str]]:
+def _read_all(rows: Sequence[Row]) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray, list[str]]:
     """Hash and decode every file once, so that an unreadable one is found before training.
 
     Returns:
-        (content hash of each file, its thumbnail, whether EXIF says to rotate it, the reason why it cannot be used
-        or "").
+        (content hash of each file, its thumbnail, whether EXIF says to rotate it, its shorter side in pixels, the
+        reason why it cannot be used or "").
     """
     hashes, reasons, shown = [], [], 0.0
     thumbnails, turned = np.zeros((len(rows), THUMBNAIL_SIDE**2), "uint8"), np.zeros(len(rows), bool)
+    sides = np.zeros(len(rows), "int64")
     # Threads: reading and decoding release the GIL. A futures executor would hold 2 kB per file.
     with ThreadPool(max(2, os.cpu_count() or 2)) as pool:
-        for done, (content, small, turn, reason) in enumerate(pool.imap(_read_one, rows, chunksize=16), start=1):
+        for done, (content, small, turn, side, reason) in enumerate(pool.imap(_read_one, rows, chunksize=16), start=1):
             hashes.append(content)
             reasons.append(reason)
-            thumbnails[done - 1], turned[done - 1] = small, turn
+            thumbnails[done - 1], turned[done - 1], sides[done - 1] = small, turn, side
             if sys.stderr.isatty() and time.monotonic() - shown > 0.2:
                 print(f"\r  checking images: {done:,} of {len(rows):,}", end="", file=sys.stderr, flush=True)
                 shown = time.monotonic()
     if shown:
         print("\r\033[K", end="", file=sys.stderr, flush=True)
-    return hashes, thumbnails, turned, reasons
+    return hashes, thumbnails, turned, sides, reasons
 
 
-def _read_one(row: Row) -> tuple[str, np.ndarray | int, bool, str]:
+def _read_one(row: Row) -> tuple[str, np.ndarray | int, bool, int, str]:
     """Return one row of what `_read_all` returns."""
     encoded, reason = read_bytes(row)
     if reason:
-        return "", 0, False, reason
+        return "", 0, False, 0, reason
     try:
         image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
     except tf.errors.OpError as error:
         reason = f"cannot be decoded ({_first_line(error.message)}). Allowed: {_READABLE}; convert it to JPEG or PNG"
-        return "", 0, False, reason
-    return hashlib.sha256(encoded).hexdigest(), thumbnail(image), camera_turns(encoded), ""
+        return "", 0, False, 0, reason
+    side = min(image.shape[:2])
+    return hashlib.sha256(encoded).hexdigest(), thumbnail(image), camera_turns(encoded), side, ""
 
 
 def _first_line(message: str) -> str:

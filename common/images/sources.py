@@ -21,6 +21,10 @@ from common.images.preset_preprocessing import image_preprocessing, with_its_own
 from common.sources.presets import preset_error, preset_folder
 from common.sources.specs import BUNDLED_FOLDER, SourceSpec, parse_source
 
+# Networks that have learned from 224 pixels classify smaller images better when these are enlarged, but not without
+# limit. Measured on training splits: benchmarks/results/image_size_choice.json.
+ENLARGE = 2.5
+
 
 @dataclass(frozen=True)
 class Source:
@@ -97,6 +101,24 @@ def load_source(text: str, image_size: int | tuple[int, int] | None = None, *, r
     return Source(text, extractor, backbone, size, {"spec": text, **card})
 
 
+def load_fitting(text: str, image_size: int | None, shorter_side: int | None) -> Source:
+    """Load a source by its spec string, at the input size that suits the images.
+
+    Args:
+        text: as for `load_source`.
+        image_size: side of the square input in pixels; None: of the sizes that a source has, the smallest that is at
+            least ENLARGE times the shorter side, or else the largest. Most sources have one.
+        shorter_side: of the images, in pixels; None if unknown.
+    """
+    spec = parse_source(text)
+    if image_size is None and shorter_side and spec.kind == "bundled":
+        config = json.loads((BUNDLED_FOLDER / spec.name / "config.json").read_text("utf-8"))
+        sizes = config.get("image_sizes", ())
+        enough = [size for size in sizes if size >= ENLARGE * shorter_side]
+        image_size = min(enough, default=max(sizes, default=None))
+    return load_source(text, image_size)
+
+
 def _load_bundled(spec: SourceSpec, wanted: tuple[int, int] | None, random_weights: bool):
     """Load a preset, or a network of keras.applications whose weights are in the checkout."""
     folder = BUNDLED_FOLDER / spec.name
@@ -104,7 +126,7 @@ def _load_bundled(spec: SourceSpec, wanted: tuple[int, int] | None, random_weigh
     if "application" not in config:
         return _load_preset(spec, wanted, random_weights)
     weights = str(folder / "model.safetensors")
-    twin = SourceSpec("keras", config["application"], {"size": config["image_size"]}, weights)
+    twin = SourceSpec("keras", config["application"], {"size": config["image_sizes"][0]}, weights)
     backbone, preprocessing, size, card = load_application(twin, wanted, random_weights)
     return backbone, preprocessing, size, card if random_weights else card | _card_entries(folder)
 

@@ -28,7 +28,7 @@ from common.classification import calibration, results
 from common.classification.answers import LABELS
 from common.classification.baselines import run_baselines, stage_seconds
 from common.classification.check import describe_counts
-from common.classification.choice import best_on_validation, keep_what_helps
+from common.classification.choice import best_on_validation, keep_what_helps, too_few_errors
 from common.classification.training import describe_class_weights, fit_stage
 from common.classification.training import sample_weights as classification_sample_weights
 from common.exporting import Predictor
@@ -39,7 +39,7 @@ from common.images.dataset import ImageSet, draw_shots, load_image_set
 from common.images.files import read_image
 from common.images.preview import thumbnails, write_sample_grid
 from common.images.readers import ImageColumns
-from common.images.sources import Source, load_source
+from common.images.sources import Source, load_fitting
 from common.progress import format_seconds, median_seconds
 from common.results import Outcome, measured_from_scratch
 from common.runs import Run
@@ -75,7 +75,7 @@ class Config:
     unfreeze: str = "auto"  # Layers to fine-tune: auto (validation decides), frozen, last:N, last_block, all, regex:P
     epochs: int | None = None  # Fine-tuning epochs; 5 by default, more for small data sets. 0 equals --unfreeze frozen
     batch_size: int = 32  # Images per fine-tuning step
-    image_size: int | None = None  # Side of the square input in pixels; the source's own by default. Smaller is faster
+    image_size: int | None = None  # Side of the square input in pixels; by default as source and images suggest
     resize: str = "crop"  # How images become square: crop (centre), squash (ignore the aspect ratio) or pad
     learning_rate: float = 1e-3  # Peak learning rate of the head in fine-tuning, after warm-up; cosine decay
     backbone_factor: float = 0.3  # Learning rate of the backbone, as a factor of the head's; lower preserves more
@@ -175,7 +175,7 @@ def train(run: Run, data: ImageSet, of: dict[str, np.ndarray], seed: int) -> Tra
     """Fit the head on the features of the frozen source, fine-tune both, and keep what is better on validation."""
     config, clock = run.config, run.clock
     keras.utils.set_random_seed(config.seed)  # of a source @random: the weights that these features come from
-    source = load_source(config.source, config.image_size)
+    source = load_fitting(config.source, config.image_size, data.shorter_side)
     keras.utils.set_random_seed(seed)
     model = build_model(source, len(data.class_names), config)
     head, parameters = model.get_layer("head"), {"total": model.count_params()}
@@ -187,14 +187,15 @@ def train(run: Run, data: ImageSet, of: dict[str, np.ndarray], seed: int) -> Tra
         )  # fmt: skip
         frozen = {"val": val_probabilities, "test": linear_head.predict_head(head, of["test"][0])}
         temperature = calibration.calibrate(head, data.val.labels, val_probabilities) if config.calibrate else None
-        choice, share = "", 0.0
-    if fine_tuning_epochs(data, config):
+    share, auto, epochs = 0.0, config.unfreeze == "auto", fine_tuning_epochs(data, config)
+    choice = too_few_errors(data.val.labels, val_probabilities) if epochs and auto else ""
+    if epochs and not choice:
         alone, predict_val = model.get_weights(), lambda: predict(source, model, data.val.paths, config)
         head.set_weights(start)
         before = model.get_weights()
         with clock("finetune"):
             rows, parameters["trainable_finetune"] = fine_tune(run, source, model, data, seed, val_probabilities)
-            if config.unfreeze == "auto":
+            if auto:
                 share, tuned, choice = keep_what_helps(model, before, val_probabilities, predict_val, data.val.labels)
             else:
                 share, tuned = 1.0, predict_val()
@@ -204,9 +205,10 @@ def train(run: Run, data: ImageSet, of: dict[str, np.ndarray], seed: int) -> Tra
             temperature = calibration.calibrate(head, data.val.labels, tuned) if config.calibrate else None
         else:
             model.set_weights(alone)
-    with clock("evaluate"):
-        probabilities = predict(source, model, data.test.paths, config)
-    return Trained(source, model, probabilities, frozen, val_probabilities, temperature, history, parameters, choice)
+    with clock("evaluate"):  # the frozen source's features of test are there
+        of_test, paths = of["test"][0], data.test.paths
+        answers = predict(source, model, paths, config) if share else linear_head.predict_head(head, of_test)
+    return Trained(source, model, answers, frozen, val_probabilities, temperature, history, parameters, choice)
 
 
 def fine_tune(run: Run, source: Source, model: keras.Model, data: ImageSet, seed: int, frozen: np.ndarray):
@@ -216,7 +218,7 @@ def fine_tune(run: Run, source: Source, model: keras.Model, data: ImageSet, seed
     if config.mixed_precision or config.mirrored:  # a copy is trained; the float32 model gets its weights
         precision = "mixed_bfloat16" if config.mixed_precision else "float32"
         with training.devices(config.mirrored), training.dtype_policy(precision):
-            trained_source = load_source(config.source, config.image_size)
+            trained_source = load_fitting(config.source, config.image_size, data.shorter_side)
             trained = build_model(trained_source, len(data.class_names), config)
         training.copy_weights(model, trained)
     counts = freezing.freeze(trained, trained_source.backbone, policy_of(config), config.batch_norm)
@@ -247,7 +249,7 @@ def baseline(name: str, trained: Trained, run: Run, data: ImageSet, seed: int):
         return trained.frozen, [], ""
     if name == "scratch":
         return importlib.import_module("common.images.scratch").train_from_scratch(
-            data, (config.source, config.image_size), lambda source: build_model(source, classes, config),
+            data, (config.source, trained.source.image_size[0]), lambda source: build_model(source, classes, config),
             lambda source: stage_settings(data, source, seed, config), epochs=config.scratch_epochs, seed=seed,
             weight_decay=config.weight_decay, save=lambda stage: run.saves(stage, seed), resize=config.resize,
         )  # fmt: skip
@@ -264,7 +266,7 @@ def main(config: Config) -> dict:
     print(f"{config.data}: {data.counts()}, {len(data.class_names)} classes")
     print(describe_class_weights(data, config.class_weights))
     keras.utils.set_random_seed(config.seed)
-    source = load_source(config.source, config.image_size)
+    source = load_fitting(config.source, config.image_size, data.shorter_side)
     run.remember(data, source)
     with clock("features"):
         of = extract_features(source, data, config)
@@ -280,8 +282,7 @@ def main(config: Config) -> dict:
             model, out / "serving" / "image_classification", data.class_names,
             resize=config.resize, example=Path(data.train.paths[0]),
         )  # fmt: skip
-        example = Path(data.test.paths[0])
-        write_serving_files(out / "serving", "image_classification", input_name=INPUT, example=example)
+        write_serving_files(out / "serving", "image_classification", input_name=INPUT, example=Path(data.test.paths[0]))
         proof = export.prove_image_classifier(version, data.test.paths, probabilities, data.class_names)
 
     baselines, rows, notes = run_baselines(
@@ -315,7 +316,7 @@ def check(config: Config) -> None:
     """Print what a run would read and how long it would take, and write a sheet of samples; nothing is trained."""
     data = load_data(config)
     print(describe_counts(data), *group_advice(data), describe_class_weights(data, config.class_weights), sep="\n  ")
-    source = load_source(config.source, config.image_size)
+    source = load_fitting(config.source, config.image_size, data.shorter_side)
     model = build_model(source, len(data.class_names), config)
     print(f"source: {source.card}\ninput {source.image_size} pixels, {source.feature_width} features")
 

@@ -11,7 +11,7 @@ from common.classification.calibration import (
     expected_calibration_error,
     fit_temperature,
 )
-from common.classification.choice import best_on_validation, calibrated_losses, keep_what_helps
+from common.classification.choice import best_on_validation, calibrated_losses, keep_what_helps, too_few_errors
 from common.classification.plateau import fit_to_plateau
 
 
@@ -113,3 +113,12 @@ def test_a_plateau_ends_training_and_the_second_rate_starts_from_the_best_epoch(
     )
     _, ended = fit_to_plateau(model, lambda epoch, step: data.repeat(), epochs=1, **options)
     assert ended == "reached its limit, after 2 epochs"
+
+
+def test_fine_tuning_is_not_tried_where_validation_could_not_show_a_gain(labels):
+    def sentence(errors: int, count: int) -> str:
+        return too_few_errors(labels[:count], probabilities_of(labels[:count], np.arange(count) >= errors, 0.9))
+
+    assert "makes 4 errors on 36 validation examples" in sentence(4, 36) and "--unfreeze all" in sentence(4, 36)
+    assert sentence(5, 36) == "" and sentence(30, 36) == ""
+    assert "makes 9 errors on 9" in sentence(9, 9)  # from which no standard error can be told

@@ -31,7 +31,7 @@ from common.errors import UserError
 from common.images.batches import image_batches
 from common.images.fetch import fetch_source
 from common.images.keras_applications import _FAMILIES, Preprocessing, _expects_another_division
-from common.images.sources import Source, load_source
+from common.images.sources import ENLARGE, Source, load_fitting, load_source
 from common.sources.specs import BUNDLED_FOLDER, KERAS_APPLICATIONS
 from tests.upstream import Upstream, serve
 
@@ -44,6 +44,7 @@ FAMILIES = {
 # Keras warns of small images (weights for 224 pixels are taken) and of groups that no weights file has.
 pytestmark = pytest.mark.filterwarnings("ignore:.*input_shape:UserWarning", "ignore:Skipping nested:UserWarning")
 MOBILENETS = "/tensorflow/keras-applications/mobilenet"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 PREPROCESSING_INSIDE = ("EfficientNetB0", "EfficientNetV2B0", "MobileNetV3Small", "ConvNeXtTiny")
 
 
@@ -606,6 +607,32 @@ def test_bundled_models_load():
         assert np.isfinite(features).all()
         assert np.abs(features[1] - features[4]).max() > 1e-3  # white and grey
         assert {"spec", "origin", "licence", "data"} <= set(source.card)
+
+
+@pytest.mark.parametrize(
+    ("text", "asked", "shorter_side", "size"),
+    [
+        ("bundled:mobilenet_v2", None, 64, 160),
+        ("bundled:mobilenet_v2", None, 65, 224),
+        ("bundled:mobilenet_v2", None, 4000, 224),
+        ("mobilenet_v2", None, 192, 224),
+        ("mobilenet_v2", 96, 192, 96),
+        ("bundled:mobilenet_v2", None, None, 160),
+        ("bundled:resnet_mini", None, 4000, 64),
+        ("keras:MobileNet(alpha=0.25,size=32)@random", None, 4000, 32),
+    ],
+)
+def test_the_input_size_fits_the_images_where_the_source_has_several(text, asked, shorter_side, size):
+    assert load_fitting(text, asked, shorter_side).image_size == (size, size)
+
+
+def test_the_sizes_of_the_bundled_mobilenet_are_the_measured_ones():
+    """On training splits, none of which is reported: benchmarks/choose_image_size.py."""
+    rows = json.loads((BENCHMARKS / "results" / "image_size_choice.json").read_text("utf-8"))["rows"].values()
+    large = [row["by_size"] for row in rows if row["shorter_side"] * ENLARGE > 160]
+    small = [row["by_size"] for row in rows if row["shorter_side"] * ENLARGE <= 160]
+    assert len(large) >= 3 and all(row["224"]["accuracy"] >= row["160"]["accuracy"] for row in large)
+    assert sum(row["160"]["accuracy"] - row["224"]["accuracy"] for row in small) > 0  # and 160 is faster
 
 
 def test_the_bundled_mobilenet_has_the_weights_of_google_up_to_the_rounding_of_its_kernels(shared_data):

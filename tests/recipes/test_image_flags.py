@@ -244,7 +244,7 @@ def share(patched: pytest.MonkeyPatch, loaded) -> None:
     """Load no source again, and predict from its features, which no test below changes: it saves seconds of tracing."""
     data, of = loaded.data, loaded.features
     by_path = {data.val.paths[0]: of["val"][0], data.test.paths[0]: of["test"][0]}
-    patched.setattr(recipe, "load_source", lambda *_: loaded.source)
+    patched.setattr(recipe, "load_fitting", lambda *_: loaded.source)
     patched.setattr(
         recipe, "predict", lambda source, model, paths, config: predict_head(model.get_layer("head"), by_path[paths[0]])
     )
@@ -279,6 +279,10 @@ def test_unfreeze_auto_keeps_only_what_validation_supports(frozen, train, loaded
         return [{"stage": "finetune", "epoch": 1}], 1
 
     monkeypatch.setattr(recipe, "fine_tune", fine_tune)
+    certain = train(unfreeze="auto")  # the frozen source makes no error here
+    assert certain.choice.startswith("Fine-tuning was not tried: the frozen source makes 0 errors")
+    np.testing.assert_array_equal(certain.probabilities, frozen.probabilities)
+    monkeypatch.setattr(recipe, "too_few_errors", lambda *_: "")
     auto, every = (train(unfreeze=policy) for policy in ("auto", "all"))
     assert auto.choice.startswith("Fine-tuning was tried and is not kept") and every.choice == ""
     np.testing.assert_allclose(auto.probabilities, frozen.probabilities, atol=1e-5)
@@ -292,7 +296,7 @@ def test_unfreeze_auto_keeps_only_what_validation_supports(frozen, train, loaded
 
 def test_the_weights_of_a_random_source_are_those_that_its_features_come_from(settings, monkeypatch):
     """They follow from --seed, whichever of --seeds trains; a resumed run has them again."""
-    sources, load = [], recipe.load_source
+    sources, load = [], recipe.load_fitting
 
     def remember(*arguments):
         sources.append(load(*arguments))
@@ -301,16 +305,17 @@ def test_the_weights_of_a_random_source_are_those_that_its_features_come_from(se
     def features(source, data, config):
         return {split: np.zeros((1, len(getattr(data, split)), 256), "float32") for split in ("train", "val", "test")}
 
-    monkeypatch.setattr(recipe, "load_source", remember)
+    monkeypatch.setattr(recipe, "load_fitting", remember)
     monkeypatch.setattr(recipe, "extract_features", features)
-    monkeypatch.setattr(recipe, "predict", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr(recipe.exporting, "save_keras_model", lambda *_: pytest.fail("trained"))
     with pytest.raises(pytest.fail.Exception, match="trained"):
         recipe.main(settings(source=TINY, unfreeze="frozen", seeds="1,2", seed=0))
     keras.utils.set_random_seed(0)
-    first, of_seed_1, wanted = (source.extractor.get_weights() for source in [*sources, load(TINY, 32)])
-    for one, other, expected in zip(first, of_seed_1, wanted, strict=True):
-        np.testing.assert_array_equal(one, expected)
-        np.testing.assert_array_equal(other, expected)
+    wanted = load(TINY, 32, None).extractor.get_weights()
+    assert len(sources) == 3  # of main, and of each seed
+    for source in sources:
+        for weights, expected in zip(source.extractor.get_weights(), wanted, strict=True):
+            np.testing.assert_array_equal(weights, expected)
 
 
 @pytest.fixture(scope="module")
@@ -360,7 +365,7 @@ def test_without_explain_and_seeds_the_metrics_hold_neither(main):
 def test_scratch_epochs(loaded, settings, monkeypatch):
     given = {}
     monkeypatch.setattr(scratch, "train_from_scratch", lambda *_, **named: given.update(named) or ([], [], ""))
-    recipe.baseline("scratch", None, Run(settings(scratch_epochs=7)), loaded.data, 0)
+    recipe.baseline("scratch", loaded, Run(settings(scratch_epochs=7)), loaded.data, 0)  # which has the source
     assert given["epochs"] == 7
     assert given["save"]("scratch_0")["checkpoint"].name == "scratch_0.npz"
 
@@ -454,7 +459,7 @@ def test_from_scratch_both_networks_train_to_a_plateau(loaded, settings, monkeyp
     """With a source of another network than the small one; that one is replaced by a smaller one still."""
     monkeypatch.setattr(scratch, "SMALL", ("keras:MobileNet(alpha=0.25,size=32)", 32))
     run = Run(settings(source="bundled:resnet_mini", image_size=32, scratch_epochs=1))
-    found, rows, sentence = recipe.baseline("scratch", None, run, loaded.data, 0)
+    found, rows, sentence = recipe.baseline("scratch", loaded, run, loaded.data, 0)
     assert found["test"].shape == (8, 2) and len(found["val"]) == len(loaded.data.val)
     np.testing.assert_allclose(found["test"].sum(axis=1), 1, atol=1e-5)
     stages = ["scratch_0", "scratch_0_low_rate", "scratch_1", "scratch_1_low_rate"]
@@ -463,7 +468,7 @@ def test_from_scratch_both_networks_train_to_a_plateau(loaded, settings, monkeyp
     assert {path.stem for path in (run.out / "checkpoints").glob("*.npz")} == set(stages)
     # A source that is the small network itself is not trained twice.
     alone = Run(settings(source="keras:MobileNet(alpha=0.25,size=32)", scratch_epochs=1))
-    _, rows, _ = recipe.baseline("scratch", None, alone, loaded.data, 0)
+    _, rows, _ = recipe.baseline("scratch", loaded, alone, loaded.data, 0)
     assert {row["stage"] for row in rows} == {"scratch_0", "scratch_0_low_rate"}
 
 
