@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from common import results
+from common import predictions, results
 from common.classification import metrics, report
 from common.reporting import lower_first
 from common.results import Outcome
@@ -23,7 +23,7 @@ def conclude(
     Args:
         recipe: its name.
         config: its settings, a dataclass with `out`, `data` and `seed`.
-        data: a labelled set with `test.labels`, `class_names`, `skipped`, `counts()` and `advice()`.
+        data: a labelled set with `test.labels`, `test.names`, `class_names`, `skipped`, `counts()` and `advice()`.
         outcome: of the run.
         exported: the seed of the exported model.
         probabilities: of the model of each seed on the test split, float32 [n, classes].
@@ -69,6 +69,11 @@ def conclude(
             chapters=[explanation.chapter()] if explanation else (), **shared,
         )  # fmt: skip
         report.write_model_card(out, source_card=outcome.source_card, **shared)
+        names, predicted = np.asarray(data.class_names, dtype=object), ours.argmax(axis=1)
+        predictions.write_predictions(
+            out, example=data.test.names, label=names[labels], predicted=names[predicted], errors=predicted != labels,
+            confidence=ours.max(axis=1), speaker=getattr(data.test, "speakers", ()),
+        )  # fmt: skip
 
     return results.conclude(
         recipe, config, outcome, scores, counts=data.counts(), skipped=data.skipped, sentences=sentences,

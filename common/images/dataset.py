@@ -45,6 +45,11 @@ class Examples:
     def __len__(self) -> int:
         return len(self.paths)
 
+    @property
+    def names(self) -> list[str]:
+        """What identifies each image: its path."""
+        return [printable(path) for path in self.paths]
+
     def take(self, places: np.ndarray) -> Examples:
         """Return the images at these places."""
         return Examples(self.paths[places], self.labels[places], self.thumbnails[places])

@@ -46,6 +46,11 @@ class SpeechExamples:
     speakers: np.ndarray
     seconds: np.ndarray
 
+    @property
+    def names(self) -> list[str]:
+        """What identifies each clip: its path."""
+        return [printable(path) for path in self.paths]
+
     def __len__(self) -> int:
         return len(self.paths)
 

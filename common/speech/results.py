@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from common import results
+from common import predictions, results
 from common.reporting import lower_first
 from common.results import Outcome, training_seconds
 from common.speech import report
 from common.speech.dataset import SpeechSet
-from common.speech.metrics import DECODERS, confidence_table, findings, transcription_metrics
+from common.speech.metrics import DECODERS, confidence_table, count_errors, findings, transcription_metrics
 
 _SCORES_OF_OTHERS = ("wer", "wer_ci95", "cer", "cer_ci95", "ci95_over", "sentence_accuracy")
 
@@ -80,6 +80,11 @@ def conclude(
             confidences=confidences, skipped=data.skipped, titles=titles, **shared,
         )  # fmt: skip
         report.write_model_card(out, source_card=outcome.source_card, titles=titles, **shared)
+        errors, words = count_errors(references, hypotheses)
+        predictions.write_predictions(
+            out, example=data.test.names, label=references, predicted=hypotheses, confidence=confidences, errors=errors,
+            words=[int(count) for count in words], speaker=speakers,
+        )  # fmt: skip
 
     return results.conclude(
         recipe, config, outcome, scores, counts=data.counts(), skipped=data.skipped, sentences=sentences,

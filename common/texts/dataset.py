@@ -34,6 +34,11 @@ class TextExamples:
     def __len__(self) -> int:
         return len(self.texts)
 
+    @property
+    def names(self) -> list[str]:
+        """What identifies each text: the text."""
+        return list(self.texts)
+
     def take(self, places: np.ndarray) -> TextExamples:
         """Return the texts at these places."""
         return TextExamples(self.texts[places], self.labels[places])

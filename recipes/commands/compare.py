@@ -8,6 +8,7 @@ from pathlib import Path
 
 from common.errors import UserError
 from common.files import flatten
+from common.predictions import describe_difference
 from recipes.commands._discovery import recipe_of_run
 
 TAKES = "RUN RUN..."
@@ -35,8 +36,11 @@ def main(arguments: list[str], root: Path) -> int:
         print("\ndifferent settings")
         print("\n".join(_table(None, different)))
     tests = {(metrics.get("data"), json.dumps(metrics.get("counts", {}).get("test"))) for metrics, _ in found}
-    if len(tests) > 1:
-        print("\nThe runs were tested on different data: their scores are not comparable.")
+    sentences = list(filter(None, (describe_difference(options.runs[0], run) for run in options.runs[1:])))
+    if len(tests) > 1 and not sentences:
+        sentences = ["The runs were tested on different data: their scores are not comparable."]
+    for sentence in sentences:
+        print(f"\n{sentence}")
     return 0
 
 

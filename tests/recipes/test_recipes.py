@@ -52,6 +52,10 @@ def test_run_folder_holds_what_the_design_promises(finished):
     for file in ("config.json", "metrics.json", "history.csv", "report.html", "model_card.md", "serving/request.json"):
         assert (out / file).stat().st_size > 0, file
     metrics = json.loads((out / "metrics.json").read_text("utf-8"))
+    if name != "object_detection":  # boxes are not compared in pairs
+        rows = (out / "predictions.csv").read_text("utf-8").splitlines()
+        assert rows[0].startswith("example,label,predicted,errors,confidence")
+        assert len(rows) == 1 + metrics["counts"]["test"]
     assert {"recipe", "test", "baselines", "seconds", "counts", "parameters", "proof", "peak_memory_mb", "source",
             "data", "seed", "versions"} <= set(metrics)  # fmt: skip
     assert metrics["recipe"] == name

@@ -1,0 +1,108 @@
+"""predictions.csv: what a finished run answered for each test example, and two runs compared on the same examples."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from common.bootstrap import RESAMPLES, interval95
+from common.files import write_table
+
+FILE = "predictions.csv"
+
+
+def write_predictions(
+    out: Path, *, example: Sequence[str], label: Sequence[str], predicted: Sequence[str], confidence: Sequence[float],
+    errors: Sequence[int], words: Sequence[int] = (), speaker: Sequence[str] = (),
+) -> Path:  # fmt: skip
+    """Write predictions.csv into a run folder, one row per test example, in the order of the test split.
+
+    Args:
+        out: the run folder.
+        example: file or text of each example.
+        label: class name, or transcript.
+        predicted: the same, as the exported model answers.
+        confidence: of the answer, 0 to 1.
+        errors: 1 for a wrong class, else 0; of a transcript, its wrong words.
+        words: of each transcript; left out for classes.
+        speaker: of each clip, "" if unknown; left out for images and texts.
+
+    Returns:
+        The path of the file.
+    """
+    columns = {"example": example, "label": label, "predicted": predicted, "errors": [int(count) for count in errors]}
+    columns["confidence"] = [f"{value:.6f}" for value in confidence]
+    columns |= {name: given for name, given in (("words", words), ("speaker", speaker)) if len(given)}
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    return write_table(out / FILE, rows, list(columns))
+
+
+def describe_difference(first: Path, second: Path) -> str:
+    """Return a sentence that compares two finished runs on the same test examples, in pairs; "" where that cannot be.
+
+    Args:
+        first: folder of a run.
+        second: folder of another one.
+    """
+    runs = [_read(folder / FILE) for folder in (first, second)]
+    if not all(runs):
+        return ""
+    one, two = ([(row["example"], row["label"]) for row in rows] for rows in runs)
+    if one != two:
+        return f"{second} was tested on other examples than {first}: their scores are not comparable."
+    errors = np.array([[float(row["errors"]) for row in rows] for rows in runs])
+    words = np.array([float(row.get("words", 1)) for row in runs[0]])
+    speakers = [row.get("speaker", "") for row in runs[0]]
+    change, low, high = paired_difference(errors[1] - errors[0], words, speakers)
+    name, sign = ("word error rate", 1) if "words" in runs[0][0] else ("accuracy", -1)
+    low, high = sorted((sign * low + 0.0, sign * high + 0.0))  # + 0.0: no negative zero
+    over = "speakers" if all(speakers) and len(set(speakers)) > 1 else "examples"
+    return (
+        f"{second} against {first}, on the same {len(words):,} test examples: {name} {sign * change * 100 + 0.0:+.1f} points "
+        f"(95 % interval {low * 100:+.1f} to {high * 100:+.1f}, in pairs, over {over})."
+    )
+
+
+def paired_difference(
+    difference: np.ndarray, totals: np.ndarray, groups: Sequence[str] = (), seed: int = 0
+) -> tuple[float, float, float]:
+    """Return the difference of the error rates of two models on the same examples, with a bootstrap 95 % interval.
+
+    A bootstrap of few differing examples is too sure: where McNemar's exact test finds no difference, the interval of
+    single errors includes 0.
+
+    Args:
+        difference: errors of the second model minus those of the first, float [n].
+        totals: what could be wrong in each example: 1, or its words, float [n].
+        groups: of each example, such as its speaker; resampled as a whole where all are known and there are several.
+        seed: of the resampling.
+
+    Returns:
+        (difference, low, high), as fractions.
+    """
+    from scipy.stats import binomtest  # here: `compare` of runs without predictions does not need it
+
+    in_groups = len(groups) > 0 and all(groups) and len(set(groups)) > 1
+    single = not in_groups and bool(np.all(totals == 1))
+    better, worse = int(np.sum(difference < 0)), int(np.sum(difference > 0))
+    if in_groups:
+        numbers = np.unique(np.asarray(groups, dtype=str), return_inverse=True)[1]
+        difference, totals = np.bincount(numbers, difference), np.bincount(numbers, totals)
+    rng, n = np.random.default_rng(seed), len(totals)
+    drawn = (rng.integers(0, n, n) for _ in range(RESAMPLES))
+    low, high = interval95([difference[chosen].sum() / totals[chosen].sum() for chosen in drawn])
+    if single and (better + worse == 0 or binomtest(better, better + worse).pvalue >= 0.05):
+        low, high = min(low, 0.0), max(high, 0.0)
+    return float(difference.sum() / totals.sum()), low, high
+
+
+def _read(path: Path) -> list[dict[str, str]]:
+    """Return the rows of predictions.csv, or none if a run has no such file: one from before, or of a detector."""
+    if not path.is_file():
+        return []
+    csv.field_size_limit(2**31 - 1)  # a text may be long
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
