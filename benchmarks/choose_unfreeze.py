@@ -3,11 +3,11 @@
     python benchmarks/prepare_data.py --out ../prepared_data
     python benchmarks/choose_unfreeze.py              # continues where it was stopped
 
-Of each data set, a third of the training split becomes a development split, in place of the test split. For each
-START_PENALTY of the head (common/linear_head.py), the source is fine-tuned as the recipe does; then the accuracy on the
-development split is measured at each share of the way from the pretrained to the fine-tuned weights, and of what the
-rule would keep that allows so many standard errors (common/classification/choice.py). Writes
-benchmarks/results/unfreeze_choice.json; tests/classification/test_choice.py compares the constants with it.
+Of each data set, a third of the training split becomes a development split, in place of the test split. From the head
+of each START_PENALTY (common/linear_head.py), the source is fine-tuned as the recipe does. At each share of the way
+from the pretrained to the fine-tuned weights, the head is fitted anew and measured on the development split, as is what
+each rule would keep (common/classification/choice.py). Writes benchmarks/results/unfreeze_choice.json;
+tests/classification/test_choice.py compares the constants with it.
 """
 
 from __future__ import annotations
@@ -32,15 +32,18 @@ from provenance import commit  # noqa: E402 (beside this script)
 from unfreeze_policies import GROUPS, IMAGE_SIZE, SETS, SIZES  # noqa: E402
 
 from common import linear_head  # noqa: E402
-from common.classification.choice import SHARES, within_standard_errors  # noqa: E402
+from common.classification.choice import within_standard_errors  # noqa: E402
 from common.files import write_json  # noqa: E402
+from common.images import features  # noqa: E402
 from common.images.sources import load_source  # noqa: E402
 from common.runs import Run  # noqa: E402
 from recipes.image_classification import recipe  # noqa: E402
 
 OUT = ROOT / "benchmarks" / "results" / "unfreeze_choice.json"
-ERRORS, MOST = (0, 0.5, 1, 2), 600
-SEEDS = {0.3: (0, 1, 2), 0.03: (0,), 3.0: (0,)}  # of each penalty
+SHARES, MOST = (0.25, 0.5, 0.75, 1.0), 600
+PREFERENCES = {"frozen first": (0.0, 0.5, 1.0), "half first": (0.5, 1.0, 0.0), "fine-tuned first": (1.0, 0.5, 0.0)}
+ERRORS, FEWEST_ERRORS = (0, 0.5, 1, 2), (0, 5)
+SEEDS = {3.0: (0, 1, 2), 30.0: (0,), 0.3: (0,)}  # of each penalty
 
 
 def without_test(name: str, folder: Path, seed: int) -> Path:
@@ -77,59 +80,87 @@ def measure(name: str, size: str, penalty: float, seed: int) -> dict:
         source = load_source(config.source, config.image_size)
         of = recipe.extract_features(source, data, config)
         model = recipe.build_model(source, len(data.class_names), config)
-        head = model.get_layer("head")
+        head, labels = model.get_layer("head"), data.val.labels
+        weights = {
+            "sample_weights": recipe.weights_of_images(data, config),
+            "val_weights": recipe.weights_of_images(data, config, labels),
+        }
         linear_head.START_PENALTY = penalty
-        weights = recipe.sample_weights(data, config)
-        _, val, start = linear_head.fit_final_head(
-            head, of["train"], data.train.labels, of["val"][0], data.val.labels,
-            sample_weights=weights, val_weights=recipe.sample_weights(data, config, data.val.labels),
-        )  # fmt: skip
+        history, val, start = linear_head.fit_final_head(
+            head, of["train"], data.train.labels, of["val"][0], labels, **weights
+        )
         found = {0.0: (val, linear_head.predict_head(head, of["test"][0]))}
         head.set_weights(start)
         before = model.get_weights()
-        recipe.fine_tune(run, source, model, data, seed, val)
+        recipe.fine_tune(run, source, model, data, seed, history)
         after = model.get_weights()
+        not_refitted = recipe.predict(source, model, data.test.paths, config)
         for share in SHARES:
             model.set_weights([(1 - share) * one + share * two for one, two in zip(before, after, strict=True)])
-            found[share] = tuple(recipe.predict(source, model, part.paths, config) for part in (data.val, data.test))
-        accuracy = {s: float(np.mean(test.argmax(axis=1) == data.test.labels)) for s, (_, test) in found.items()}
-        vals = {share: val for share, (val, _) in found.items()}
-        rules = {errors: accuracy[within_standard_errors(data.val.labels, vals, errors)[0]] for errors in ERRORS}
-    return {"counts": data.counts(), "by_share": accuracy, "by_standard_errors": rules}
+            chosen = linear_head.chosen_penalty(history)
+            val = features.refit_head(head, source, data, config.resize, penalty=chosen, **weights)
+            found[share] = val, recipe.predict(source, model, data.test.paths, config)
+    accuracy = {share: float(np.mean(test.argmax(axis=1) == data.test.labels)) for share, (_, test) in found.items()}
+    wrong = int(np.sum(found[0.0][0].argmax(axis=1) != labels))
+    rules = {}
+    for (name, order), errors, fewest in itertools.product(PREFERENCES.items(), ERRORS, FEWEST_ERRORS):
+        kept = within_standard_errors(labels, {share: found[share][0] for share in order}, errors)[0]
+        rules[f"{name}, {errors} SE, {fewest} errors"] = accuracy[kept if wrong >= fewest else 0.0]
+    return {
+        "counts": data.counts(),
+        "frozen_errors_on_val": wrong,
+        "by_share": accuracy,
+        "all_without_new_head": float(np.mean(not_refitted.argmax(axis=1) == data.test.labels)),
+        "by_rule": rules,
+    }
 
 
 def summary(rows: dict[str, dict]) -> dict:
-    """Return the mean accuracy, and the least gain over the frozen source, of each rule, and of each penalty.
+    """Return the mean accuracy and the least gain over the frozen source, by penalty and by share or rule.
 
-    Rules are compared on all rows with the penalty 0.3; penalties on the seeds that all of them have.
+    The first penalty is summarised on all its draws, and each other one beside it on the draws that both have.
     """
-    found = {"by_standard_errors": {}, "by_share": {}, "by_penalty": {}}
-    own = [row for key, row in rows.items() if "| 0.3 |" in key]
-    for kind in ("by_standard_errors", "by_share") if own else ():
-        for name in own[0][kind]:
-            gains = [row[kind][name] - row["by_share"]["0.0"] for row in own]
-            found[kind][name] = {
-                "accuracy": round(statistics.mean(row[kind][name] for row in own), 4),
+    of = {penalty: {key.partition(" | ")[2]: row for key, row in rows.items()
+                    if float(key.partition(" | ")[0]) == penalty} for penalty in SEEDS}  # fmt: skip
+    first, *others = SEEDS
+    found = {f"all draws, {first}": means(list(of[first].values()))}
+    for penalty in others:
+        both = sorted(of[first].keys() & of[penalty].keys())
+        for one in (first, penalty):
+            found[f"draws of {penalty}, {one}"] = means([of[one][draw] for draw in both])
+    return found
+
+
+def means(rows: list[dict]) -> dict:
+    """Return the mean accuracy and the least gain over the frozen source of each share and each rule."""
+    found = {"draws": len(rows)}
+    if rows:
+        found["1.0 without a new head"] = {"accuracy": mean_of(row["all_without_new_head"] for row in rows)}
+    for kind in ("by_share", "by_rule"):
+        for name in rows[0][kind] if rows else ():
+            gains = [row[kind][name] - row["by_share"]["0.0"] for row in rows]
+            found[name] = {
+                "accuracy": mean_of(row[kind][name] for row in rows),
                 "least_gain_over_frozen": round(min(gains), 4),
             }
-    for penalty in SEEDS:
-        fitted = [row["by_standard_errors"]["1"] for key, row in rows.items() if key.endswith(f"| {penalty} | 0")]
-        if len(fitted) == len(SETS) * len(SIZES):
-            found["by_penalty"][str(penalty)] = round(statistics.mean(fitted), 4)
     return found
+
+
+def mean_of(values) -> float:
+    """Return the mean, rounded."""
+    return round(statistics.mean(values), 4)
 
 
 def main() -> None:
     """Measure what is missing, and write all of it after each."""
     rows = json.loads(OUT.read_text("utf-8"))["rows"] if OUT.exists() else {}
     about = {"command": "python benchmarks/choose_unfreeze.py", "image_size": IMAGE_SIZE}
-    for penalty, seeds in SEEDS.items():
-        for seed, name, size in itertools.product(seeds, SETS, SIZES):
-            if (key := f"{name} | {size} | {penalty} | {seed}") not in rows:
-                rows[key] = json.loads(json.dumps(measure(name, size, penalty, seed)))  # with texts as keys
-                print(key, rows[key]["by_share"], rows[key]["by_standard_errors"], flush=True)
-                write_json(OUT, {**about, "commit": commit(ROOT), "mean": summary(rows), "rows": rows})
-                keras.utils.clear_session()
+    for penalty, seed, size, name in itertools.product(SEEDS, (0, 1, 2), SIZES, SETS):
+        if seed in SEEDS[penalty] and (key := f"{penalty} | {name} | {size} | {seed}") not in rows:
+            rows[key] = json.loads(json.dumps(measure(name, size, penalty, seed)))  # with texts as keys
+            print(key, rows[key]["by_share"], flush=True)
+            write_json(OUT, {**about, "commit": commit(ROOT), "mean": summary(rows), "rows": rows})
+            keras.utils.clear_session()
 
 
 if __name__ == "__main__":

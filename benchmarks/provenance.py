@@ -24,7 +24,7 @@ from recipes.commands._closure import closure
 # Modules of a recipe's import closure that cannot change a score, by prefix. A module that is not named here counts.
 LEFT_OUT = (
     # What is printed and written about scores, and the predictions shown to explain them
-    "common.results", "common.reporting", "common.progress", "common.tracking", "common.predictions",
+    "common.results", "common.reporting", "common.progress", "common.tracking",
     "common.classification.report", "common.detection.report", "common.detection.report_images",
     "common.detection.findings", "common.speech.report",
     "common.images.explain", "common.images.gradcam", "common.images.data_quality", "common.texts.explain",

@@ -119,7 +119,7 @@ def _ours(source, data, config, note: Callable) -> None:
 
     run = runs.Run(config)
     model = recipe.build_model(source, len(data.class_names), config)
-    head, weights = model.get_layer("head"), recipe.sample_weights(data, config)
+    head, weights = model.get_layer("head"), recipe.weights_of_images(data, config)
     augment = recipe.augmentations(config, data)
     settings = dict(cache=run.out / "features", resize=config.resize, save_every=config.save_every)
     views = dict(views=config.views if augment else 1, augment=augment, seed=config.seed)
@@ -127,7 +127,7 @@ def _ours(source, data, config, note: Callable) -> None:
     val = features.extract_features(source, data.val.paths, **settings)[0]
     _, of_val, start = linear_head.fit_final_head(
         head, train, data.train.labels, val, data.val.labels,
-        sample_weights=weights, val_weights=recipe.sample_weights(data, config, data.val.labels),
+        sample_weights=weights, val_weights=recipe.weights_of_images(data, config, data.val.labels),
     )  # fmt: skip
     note("head", 0, lambda: recipe.predict(source, model, data.test.paths, config))
     if recipe.fine_tuning_epochs(data, config):

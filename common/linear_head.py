@@ -38,7 +38,13 @@ PENALTIES = tuple(float(penalty) for penalty in np.geomspace(10.0, 1e-5, 13))
 
 # Fine-tuning starts from a head with weights at least this small: an overconfident head gives the backbone small
 # gradients at first and large ones later. Chosen on training splits: benchmarks/results/unfreeze_choice.json.
-START_PENALTY = 0.3
+START_PENALTY = 3.0
+
+# Fine-tuned features separate the training examples that they were tuned on: the head is fitted on them anew with a
+# penalty at least this large.
+REFIT_PENALTY = 0.1
+
+FOLDS = 5  # of validation, in cross-fitting
 
 _IN_MEMORY = 2**28  # bytes of features that are standardised once; more are read again in each iteration
 
@@ -114,6 +120,40 @@ def linear_head_weights(
     return objective.kernel_and_bias(solution)
 
 
+def fit_on_both(
+    head: keras.layers.Dense,
+    train: np.ndarray,
+    train_labels: np.ndarray,
+    val: np.ndarray,
+    val_labels: np.ndarray,
+    *,
+    sample_weights: np.ndarray,
+    val_weights: np.ndarray,
+    penalty: float,
+) -> np.ndarray:
+    """Fit the head that is exported: with a given penalty, on train and validation.
+
+    Args:
+        head, train, train_labels, val, val_labels, sample_weights: as for `fit_linear_head`.
+        val_weights: of the validation examples, float32 [m]; they are repeated once per view of the training ones.
+        penalty: on the squared weights, for standardised features.
+
+    Returns:
+        Probabilities for validation, float32 [m, classes], for all further choices. Each example is answered by a head
+        that was fitted on train and on the other folds of validation (cross-fitting): with few labels, a head on train
+        alone would be much worse than the one that is exported.
+    """
+    views = [(view, train_labels, sample_weights) for view in train]
+    fold = np.random.default_rng(0).permutation(len(val)) % FOLDS
+    probabilities = np.empty((len(val), head.units), "float32")
+    for held_out in [fold == number for number in np.unique(fold)]:
+        rest = [(val[~held_out], val_labels[~held_out], val_weights[~held_out])] * len(views)
+        head.set_weights(linear_head_weights([*views, *rest] if len(rest[0][0]) else views, head.units, penalty))
+        probabilities[held_out] = predict_head(head, val[held_out])
+    head.set_weights(linear_head_weights([*views, *[(val, val_labels, val_weights)] * len(views)], head.units, penalty))
+    return probabilities
+
+
 def fit_final_head(
     head: keras.layers.Dense,
     train: np.ndarray,
@@ -128,20 +168,26 @@ def fit_final_head(
 
     Args:
         head, train, train_labels, val, val_labels, sample_weights: as for `fit_linear_head`.
-        val_weights: of the validation examples, float32 [m]; they are repeated once per view of the training ones.
+        val_weights: as for `fit_on_both`.
 
     Returns:
-        (history of `fit_linear_head`; probabilities for validation of the head that had not seen it, float32
-        [m, classes], for all further choices; the weights to start fine-tuning from, fitted on train alone and at least
-        as regularised as START_PENALTY).
+        (history of `fit_linear_head`; probabilities for validation, as of `fit_on_both`; the weights to start
+        fine-tuning from, fitted on train alone and at least as regularised as START_PENALTY).
     """
     history = fit_linear_head(head, train, train_labels, val, val_labels, sample_weights=sample_weights)
-    val_probabilities = predict_head(head, val)
-    penalty = min(history, key=lambda row: row["val_cross_entropy"])["penalty"]
+    penalty = chosen_penalty(history)
     views = [(view, train_labels, sample_weights) for view in train]
     start = linear_head_weights(views, head.units, max(penalty, START_PENALTY))
-    head.set_weights(linear_head_weights([*views, *[(val, val_labels, val_weights)] * len(views)], head.units, penalty))
+    val_probabilities = fit_on_both(
+        head, train, train_labels, val, val_labels,
+        sample_weights=sample_weights, val_weights=val_weights, penalty=penalty,
+    )  # fmt: skip
     return history, val_probabilities, start
+
+
+def chosen_penalty(history: Sequence[dict]) -> float:
+    """Return the penalty with the lowest cross-entropy on validation, from the history of `fit_linear_head`."""
+    return min(history, key=lambda row: row["val_cross_entropy"])["penalty"]
 
 
 class _PenalisedRegression:

@@ -1,4 +1,4 @@
-"""The end of every run: metrics.json, history.csv, the report, the model card, and the printed summary."""
+"""The end of every run: metrics.json, history.csv, predictions.csv, the report, the card, and the printed summary."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from common import runs
+from common.files import write_table
 
 
 @dataclass(frozen=True)
@@ -132,3 +133,29 @@ def verdict(proof: Mapping, proved: str) -> str:
     if not proof["passed"]:
         return f"THE PROOF FAILED, do not deploy this export: {dict(proof)}"
     return f"Proved: the SavedModel {proved.format(**proof)}."
+
+
+def write_predictions(
+    out: Path, *, example: Sequence[str], label: Sequence[str], predicted: Sequence[str], confidence: Sequence[float],
+    errors: Sequence[int], words: Sequence[int] = (), speaker: Sequence[str] = (),
+) -> Path:  # fmt: skip
+    """Write predictions.csv into a run folder, one row per test example, in the order of the test split.
+
+    Args:
+        out: the run folder.
+        example: file or text of each example.
+        label: class name, or transcript.
+        predicted: the same, as the exported model answers.
+        confidence: of the answer, 0 to 1.
+        errors: 1 for a wrong class, else 0; of a transcript, its wrong words.
+        words: of each transcript; left out for classes.
+        speaker: of each clip, "" if unknown; left out for images and texts.
+
+    Returns:
+        The path of the file.
+    """
+    columns = {"example": example, "label": label, "predicted": predicted, "errors": [int(count) for count in errors]}
+    columns["confidence"] = [f"{value:.6f}" for value in confidence]
+    columns |= {name: given for name, given in (("words", words), ("speaker", speaker)) if len(given)}
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    return write_table(out / "predictions.csv", rows, list(columns))

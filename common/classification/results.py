@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from common import predictions, results
+from common import results
 from common.classification import metrics, report
 from common.reporting import lower_first
 from common.results import Outcome
@@ -70,7 +70,7 @@ def conclude(
         )  # fmt: skip
         report.write_model_card(out, source_card=outcome.source_card, **shared)
         names, predicted = np.asarray(data.class_names, dtype=object), ours.argmax(axis=1)
-        predictions.write_predictions(
+        results.write_predictions(
             out, example=data.test.names, label=names[labels], predicted=names[predicted], errors=predicted != labels,
             confidence=ours.max(axis=1), speaker=getattr(data.test, "speakers", ()),
         )  # fmt: skip

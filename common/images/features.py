@@ -1,4 +1,4 @@
-"""Features of a frozen source, extracted once and cached on disk."""
+"""Features of a frozen source, extracted once and cached on disk; the head on those of a fine-tuned one."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import keras
 import numpy as np
 import tensorflow as tf
 
 from common.checkpoints import stop_at_next_step
 from common.files import room_for, write_json
 from common.images.batches import augment_images, image_batches
+from common.images.dataset import ImageSet
 from common.images.sources import Source, load_source
+from common.linear_head import REFIT_PENALTY, fit_on_both
 from common.progress import ProgressLine
 from common.training import copy_weights, dtype_policy
 
@@ -91,6 +94,40 @@ def faster_if_it_agrees(source: Source, paths: Sequence[str], resize: str = "cro
     agrees = cosine >= 0.999
     print(f"  features in {'bfloat16' if agrees else 'float32'}: smallest cosine similarity of both {cosine:.5f}")
     return twin if agrees else source
+
+
+def refit_head(
+    head: keras.layers.Dense, source: Source, data: ImageSet, resize: str = "crop", *, sample_weights: np.ndarray,
+    val_weights: np.ndarray, penalty: float,
+) -> np.ndarray:  # fmt: skip
+    """Fit the head on the features of a fine-tuned source, on train and validation.
+
+    Only the head learns from validation, which the source has not seen (last-layer retraining, arXiv:2204.02937).
+
+    Args:
+        head: of the classifier, [feature width] -> [classes]; its weights are set.
+        source: fine-tuned.
+        data: its images of train and val are read.
+        resize: as for `decode_image`.
+        sample_weights: of the training images, float32 [n].
+        val_weights: of the validation images, float32 [m].
+        penalty: of the head on the frozen source; a weak one is raised to REFIT_PENALTY.
+
+    Returns:
+        Probabilities for validation, float32 [m, classes], as of `linear_head.fit_on_both`.
+    """
+    paths, n = [*data.train.paths, *data.val.paths], len(data.train)
+    found, progress = np.empty((len(paths), source.feature_width), "float32"), ProgressLine("new head", len(paths))
+    for images in image_batches(paths, source.image_size, 64, resize=resize):
+        end = progress.done + len(images)
+        found[progress.done : end] = source.forward(images)
+        progress.update(end)
+    progress.close()
+    train, val = found[:n], found[n:]
+    return fit_on_both(
+        head, train[None], data.train.labels, val, data.val.labels, sample_weights=sample_weights,
+        val_weights=val_weights, penalty=max(penalty, REFIT_PENALTY),
+    )  # fmt: skip
 
 
 def _write_features(

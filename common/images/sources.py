@@ -7,18 +7,16 @@ import hashlib
 import importlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from common.errors import UserError, first_line
-from common.images.keras_applications import Preprocessing, load_application
-from common.images.preset_preprocessing import image_preprocessing, with_its_own_epsilon
-from common.sources.presets import preset_error, preset_folder
+from common.images.keras_applications import load_application
+from common.sources.cards import card_entries
 from common.sources.specs import BUNDLED_FOLDER, SourceSpec, parse_source
 
 # Networks that have learned from 224 pixels classify smaller images better when these are enlarged, but not without
@@ -128,7 +126,12 @@ def _load_bundled(spec: SourceSpec, wanted: tuple[int, int] | None, random_weigh
     weights = str(folder / "model.safetensors")
     twin = SourceSpec("keras", config["application"], {"size": config["image_sizes"][0]}, weights)
     backbone, preprocessing, size, card = load_application(twin, wanted, random_weights)
-    return backbone, preprocessing, size, card if random_weights else card | _card_entries(folder)
+    return backbone, preprocessing, size, card if random_weights else card | card_entries(folder)
+
+
+def _load_preset(*arguments):
+    # Imported by name, on demand: it needs KerasHub, which takes seconds to import.
+    return importlib.import_module("common.images.preset_sources").load_preset(*arguments)
 
 
 def _load_hub(*arguments):
@@ -143,71 +146,3 @@ def _pool(features):
     if len(features.shape) == 3:
         return keras.layers.GlobalAveragePooling1D(name="pool")(features)
     return features
-
-
-def _load_preset(spec: SourceSpec, wanted: tuple[int, int] | None, random_weights: bool):
-    import keras_hub  # here: it takes seconds to import, and keras: sources do not need it
-
-    name = preset_folder(spec)
-    load = functools.partial(
-        keras_hub.models.Backbone.from_preset,
-        name,
-        load_weights=not random_weights,
-        dtype=keras.config.dtype_policy(),
-    )
-    try:
-        # The small file first: it distinguishes images from text.
-        scale, offset, preferred = image_preprocessing(name)
-        backbone = with_its_own_epsilon(load(), name)
-        if isinstance(backbone, keras_hub.models.RetinaNetBackbone):  # of a detector, only the image encoder
-            backbone = backbone.image_encoder
-        if not isinstance(backbone, keras.Model):
-            raise TypeError(f"The files describe a {type(backbone).__name__}.")
-    except Exception as error:  # Kaggle, Hugging Face, h5py and safetensors each raise their own types
-        raise preset_error(spec, error) from error
-    takes, gives = backbone.input, backbone.output
-    if not isinstance(takes, keras.KerasTensor) or not isinstance(gives, keras.KerasTensor) or takes.shape[-1] != 3:
-        raise UserError(
-            f"The preset is not a model of RGB images. Allowed: a backbone from one RGB image to one tensor. Received: "
-            f"{spec.kind}:{spec.name}, {type(backbone).__name__}, with input {takes}."
-        )
-    native = takes.shape[1:3] if all(takes.shape[1:3]) else None  # None: any size
-    size = wanted or preferred or native or (224, 224)
-    if native and native != size:
-        try:
-            backbone = with_its_own_epsilon(load(image_shape=(*size, 3)), name)
-        except Exception as error:  # learned positions, for example: one per patch
-            raise UserError(
-                f"The preset takes images of {native[0]} x {native[1]} pixels only. "
-                f"Received: {spec.kind}:{spec.name} at {size[0]} x {size[1]}. Try it without --image-size. "
-                f"KerasHub says: {first_line(error)}"
-            ) from error
-    preprocessing = Preprocessing(_channels(spec, scale, 1.0), _channels(spec, offset, 0.0))
-    unknown = "see the preset's own page"
-    licence = spec.entry.licence if spec.entry else unknown
-    card = {"origin": f"KerasHub preset {spec.name}", "licence": licence, "data": unknown} | _card_entries(Path(name))
-    if random_weights:
-        card |= {"origin": card["origin"] + ", initial weights", "data": "none"}
-    return backbone, preprocessing, size, card
-
-
-def _card_entries(folder: Path) -> dict[str, str]:
-    """Return origin, licence and data as card.json of a folder states them."""
-    path = folder / "card.json"
-    try:
-        card = dict(json.loads(path.read_text("utf-8"))) if path.is_file() else {}
-        return {key: card[key] for key in ("origin", "licence", "data") if key in card}
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(
-            f"{path} cannot be read: {first_line(error)}. Correct or remove it; the model does not need it."
-        ) from error
-
-
-def _channels(spec: SourceSpec, value: float | Sequence[float] | None, default: float) -> tuple[float, ...]:
-    values = (default,) if value is None else tuple(float(v) for v in np.ravel(value))
-    if len(values) not in (1, 3):
-        raise UserError(
-            f"The preset's image converter has {len(values)} factors or offsets. Allowed: one, or one per channel. "
-            f"Received: {spec.kind}:{spec.name}."
-        )
-    return values

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from common import predictions, results
+from common import results
 from common.reporting import lower_first
 from common.results import Outcome, training_seconds
 from common.speech import report
@@ -81,7 +81,7 @@ def conclude(
         )  # fmt: skip
         report.write_model_card(out, source_card=outcome.source_card, titles=titles, **shared)
         errors, words = count_errors(references, hypotheses)
-        predictions.write_predictions(
+        results.write_predictions(
             out, example=data.test.names, label=references, predicted=hypotheses, confidence=confidences, errors=errors,
             words=[int(count) for count in words], speaker=speakers,
         )  # fmt: skip

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from common.errors import UserError
 from common.files import flatten
-from common.predictions import describe_difference
 from recipes.commands._discovery import recipe_of_run
+from recipes.commands._pairs import describe_difference
 
 TAKES = "RUN RUN..."
 NOT_A_SETTING = ("out", "resume", "save_every")

@@ -5,15 +5,15 @@
 
 PHOTOS has one folder per class, or train/val/test with class folders inside. The pretrained source extracts the
 features of every image once, and a linear head is fitted on them (feature extraction); then the source is trained too,
-at a lower learning rate (fine-tuning), and validation decides how much of that is kept. The report compares the result
-with the frozen source, with nearest neighbours and an SVM on pixels and, with `--baselines scratch`, with training from
-scratch. The SavedModel takes the bytes of image files, and has been proved in a fresh process to answer as evaluated.
-
-Measured results, with commands and machine: `python -m recipes show image_classification`.
+at a lower learning rate (fine-tuning), the head is fitted anew, and validation decides how much of that is kept. The
+report compares the result with the frozen source, with nearest neighbours and an SVM on pixels and, with `--baselines
+scratch`, with training from scratch. The SavedModel takes the bytes of image files, and has been proved in a fresh
+process to answer as evaluated.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 from dataclasses import dataclass
 from math import ceil, inf
@@ -28,9 +28,8 @@ from common.classification import calibration, results
 from common.classification.answers import LABELS
 from common.classification.baselines import run_baselines, stage_seconds
 from common.classification.check import describe_counts
-from common.classification.choice import best_on_validation, keep_what_helps, too_few_errors
-from common.classification.training import describe_class_weights, fit_stage
-from common.classification.training import sample_weights as classification_sample_weights
+from common.classification.choice import BOLD, best_on_validation, keep_what_helps, too_few_errors
+from common.classification.training import describe_class_weights, fit_stage, sample_weights
 from common.exporting import Predictor
 from common.images import explain, export, features
 from common.images.batches import image_batches, stage_inputs, steps_per_epoch
@@ -180,38 +179,39 @@ def train(run: Run, data: ImageSet, of: dict[str, np.ndarray], seed: int) -> Tra
     model = build_model(source, len(data.class_names), config)
     head, parameters = model.get_layer("head"), {"total": model.count_params()}
     parameters["trainable_head"] = freezing.freeze(model, source.backbone, "frozen").parameters
+    labels, of_train = data.val.labels, weights_of_images(data, config)
+    weights = {"sample_weights": of_train, "val_weights": weights_of_images(data, config, labels)}
     with clock("head"):
-        history, val_probabilities, start = linear_head.fit_final_head(
-            head, of["train"], data.train.labels, of["val"][0], data.val.labels,
-            sample_weights=sample_weights(data, config), val_weights=sample_weights(data, config, data.val.labels),
-        )  # fmt: skip
-        frozen = {"val": val_probabilities, "test": linear_head.predict_head(head, of["test"][0])}
-        temperature = calibration.calibrate(head, data.val.labels, val_probabilities) if config.calibrate else None
+        splits = of["train"], data.train.labels, of["val"][0], labels
+        history, on_val, start = linear_head.fit_final_head(head, *splits, **weights)
+        frozen = {"val": on_val, "test": linear_head.predict_head(head, of["test"][0])}
+        temperature = calibration.calibrate(head, labels, on_val) if config.calibrate else None
     share, auto, epochs = 0.0, config.unfreeze == "auto", fine_tuning_epochs(data, config)
-    choice = too_few_errors(data.val.labels, val_probabilities) if epochs and auto else ""
+    choice = too_few_errors(labels, on_val) if epochs and auto else ""
     if epochs and not choice:
-        alone, predict_val = model.get_weights(), lambda: predict(source, model, data.val.paths, config)
+        alone, penalty = model.get_weights(), linear_head.chosen_penalty(history)
         head.set_weights(start)
         before = model.get_weights()
+        refit = functools.partial(features.refit_head, head, source, data, config.resize, penalty=penalty, **weights)
         with clock("finetune"):
-            rows, parameters["trainable_finetune"] = fine_tune(run, source, model, data, seed, val_probabilities)
+            rows, parameters["trainable_finetune"] = fine_tune(run, source, model, data, seed, history)
             if auto:
-                share, tuned, choice = keep_what_helps(model, before, val_probabilities, predict_val, data.val.labels)
+                share, tuned, choice = keep_what_helps(model, before, on_val, refit, labels, order=BOLD, head=head)
             else:
-                share, tuned = 1.0, predict_val()
+                share, tuned = 1.0, refit()
         history += rows
         if share:
-            val_probabilities = tuned
-            temperature = calibration.calibrate(head, data.val.labels, tuned) if config.calibrate else None
+            on_val = tuned
+            temperature = calibration.calibrate(head, labels, tuned) if config.calibrate else None
         else:
             model.set_weights(alone)
     with clock("evaluate"):  # the frozen source's features of test are there
         of_test, paths = of["test"][0], data.test.paths
         answers = predict(source, model, paths, config) if share else linear_head.predict_head(head, of_test)
-    return Trained(source, model, answers, frozen, val_probabilities, temperature, history, parameters, choice)
+    return Trained(source, model, answers, frozen, on_val, temperature, history, parameters, choice)
 
 
-def fine_tune(run: Run, source: Source, model: keras.Model, data: ImageSet, seed: int, frozen: np.ndarray):
+def fine_tune(run: Run, source: Source, model: keras.Model, data: ImageSet, seed: int, of_head: list[dict]):
     """Unfreeze the source and train it with the head; return history rows and the number of trained parameters."""
     config = run.config
     trained_source, trained = source, model
@@ -230,7 +230,7 @@ def fine_tune(run: Run, source: Source, model: keras.Model, data: ImageSet, seed
             weight_decay=config.weight_decay,
             slower=[(trained_source.backbone.variables, config.backbone_factor)],
         )
-        limit = linear_head.score(frozen, data.val.labels)["cross_entropy"]
+        limit = min(row["val_cross_entropy"] for row in of_head)
         hopeless = [training.StopIfHopeless(epochs, limit)] * (config.unfreeze == "auto")
         history = fit_stage(
             trained, stage="finetune", epochs=epochs, optimizer=optimizer, patience=config.patience,
@@ -254,7 +254,7 @@ def baseline(name: str, trained: Trained, run: Run, data: ImageSet, seed: int):
             weight_decay=config.weight_decay, save=lambda stage: run.saves(stage, seed), resize=config.resize,
         )  # fmt: skip
     measure = importlib.import_module("common.images.baselines").BY_PIXELS[name]
-    return measure(data, sample_weights(data, config), config.resize)
+    return measure(data, weights_of_images(data, config), config.resize)
 
 
 def main(config: Config) -> dict:
@@ -329,7 +329,7 @@ def check(config: Config) -> None:
     model.compile("adam", "categorical_crossentropy", jit_compile=training.use_xla())
     step = median_seconds(lambda: model.train_on_batch(images, targets))  # the weights are discarded
     forward = median_seconds(lambda: source.extractor.predict_on_batch(images)) / len(images)
-    forwards = len(data.train) * config.views + len(data.val) + 3 * len(data.test)
+    forwards = len(data.train) * (config.views + 2) + len(data.val) + 3 * len(data.test)
     fits = fine_tuning_epochs(data, config) * len(flags.parse_seeds(config.seeds, config.seed))
     epoch = steps_per_epoch(len(data.train), config.batch_size) * step + len(data.val) * forward
     print(f"estimate: {format_seconds(forwards * forward + fits * epoch)}, and half a minute for export and proof")
@@ -348,7 +348,7 @@ def stage_settings(data: ImageSet, source: Source, seed: int, config: Config) ->
     return {
         "loss": keras.losses.CategoricalCrossentropy(label_smoothing=config.label_smoothing),
         **stage_inputs(
-            data.train, data.val, sample_weights(data, config), len(data.class_names), source.image_size,
+            data.train, data.val, weights_of_images(data, config), len(data.class_names), source.image_size,
             config.batch_size, seed=seed, augment=augmentations(config, data), resize=config.resize,
         ),
     }  # fmt: skip
@@ -362,7 +362,7 @@ def augmentations(config: Config, data: ImageSet) -> tuple[str, ...]:
 
 
 def policy_of(config: Config) -> str:
-    """Return what is unfrozen: auto starts from everything, and validation decides whether that is kept."""
+    """Return what is unfrozen: for auto everything, since validation decides how much of that is kept."""
     return "all" if config.unfreeze == "auto" else config.unfreeze
 
 
@@ -374,7 +374,7 @@ def fine_tuning_epochs(data: ImageSet, config: Config) -> int:
     return max(5, ceil(60 / steps)) if config.epochs is None else config.epochs
 
 
-def sample_weights(data: ImageSet, config: Config, labels: np.ndarray | None = None) -> np.ndarray:
+def weights_of_images(data: ImageSet, config: Config, labels: np.ndarray | None = None) -> np.ndarray:
     """Return the weight of each image, float32 [n]: of those with these labels, or of the training split."""
     labels = data.train.labels if labels is None else labels
-    return classification_sample_weights(labels, data.train.labels, len(data.class_names), config.class_weights)
+    return sample_weights(labels, data.train.labels, len(data.class_names), config.class_weights)

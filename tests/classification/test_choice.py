@@ -1,5 +1,8 @@
 """Choices on validation, calibration ranges, and training to a plateau."""
 
+import json
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
@@ -11,8 +14,19 @@ from common.classification.calibration import (
     expected_calibration_error,
     fit_temperature,
 )
-from common.classification.choice import best_on_validation, calibrated_losses, keep_what_helps, too_few_errors
+from common.classification.choice import (
+    BOLD,
+    ERRORS,
+    FEWEST_ERRORS,
+    best_on_validation,
+    calibrated_losses,
+    keep_what_helps,
+    too_few_errors,
+)
 from common.classification.plateau import fit_to_plateau
+from common.linear_head import START_PENALTY
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
 
 def probabilities_of(labels: np.ndarray, right: np.ndarray, confidence: float) -> np.ndarray:
@@ -77,6 +91,28 @@ def test_fine_tuning_is_kept_as_far_as_validation_supports(count, kept):
         assert share == 0.0 and probabilities is frozen and "is not kept" in sentence
 
 
+def test_the_head_that_was_fitted_at_the_share_that_is_kept_comes_back():
+    labels = np.arange(200) % 2
+    inputs = np.where(labels == 0, 1.0, -1.0)[:, None].astype("float32")
+    backbone, head = keras.layers.Dense(1, use_bias=False), keras.layers.Dense(2, activation="softmax")
+    model = keras.Sequential([keras.Input((1,)), backbone, head])
+    model.set_weights([np.array([[-3.0]]), np.array([[1.0, -1.0]]), np.zeros(2)])
+    start = model.get_weights()
+    backbone.set_weights([np.array([[1.0]])])  # fine-tuned: half-way it is -1, and the features are turned round
+
+    def refit() -> np.ndarray:
+        sign = np.sign(backbone.get_weights()[0][0, 0])
+        head.set_weights([sign * np.array([[2.0, -2.0]]), np.zeros(2)])
+        return model.predict(inputs, verbose=0)
+
+    share, probabilities, _ = keep_what_helps(
+        model, start, np.full((200, 2), 0.5), refit, labels, order=BOLD, head=head
+    )
+    assert share == BOLD[0] and (probabilities.argmax(axis=1) == labels).all()
+    np.testing.assert_allclose(model.predict(inputs, verbose=0), probabilities, atol=1e-6)
+    assert np.sign(head.get_weights()[0][0, 0]) == np.sign(backbone.get_weights()[0][0, 0])
+
+
 def test_what_is_worse_than_the_frozen_source_is_not_kept(labels):
     model, inputs = net_of(2.0), np.where(np.arange(200) % 2, 1.0, -1.0)[:, None].astype("float32")
     wrong_way = np.arange(200) % 2  # the fine-tuned model says the opposite
@@ -122,3 +158,19 @@ def test_fine_tuning_is_not_tried_where_validation_could_not_show_a_gain(labels)
     assert "makes 4 errors on 36 validation examples" in sentence(4, 36) and "--unfreeze all" in sentence(4, 36)
     assert sentence(5, 36) == "" and sentence(30, 36) == ""
     assert "makes 9 errors on 9" in sentence(9, 9)  # from which no standard error can be told
+
+
+def test_the_rule_and_the_head_to_start_from_are_those_that_training_splits_chose():
+    """No test image is read by benchmarks/choose_unfreeze.py. Of rules that differ by less than 0.3 points, the one
+    that costs least where it is wrong was chosen."""
+    found = json.loads((RESULTS / "unfreeze_choice.json").read_text("utf-8"))["mean"]
+    rules = found[f"all draws, {START_PENALTY}"]
+    ours = rules[f"fine-tuned first, {ERRORS:g} SE, {FEWEST_ERRORS} errors"]
+    names = [name for name in rules if " SE, " in name]
+    assert rules["draws"] == 36 and len(names) >= 20 and BOLD == (1.0, 0.5, 0.0)
+    assert ours["accuracy"] >= max(rules[name]["accuracy"] for name in names) - 0.003
+    assert ours["accuracy"] > rules["0.0"]["accuracy"] + 0.02  # of the frozen source
+    assert rules["1.0"]["accuracy"] > rules["1.0 without a new head"]["accuracy"]
+    for other in (30.0, 0.3):
+        best, theirs = (found[f"draws of {other}, {one}"] for one in (START_PENALTY, other))
+        assert best["draws"] == theirs["draws"] == 12 and best["0.5"]["accuracy"] >= theirs["0.5"]["accuracy"] - 0.003

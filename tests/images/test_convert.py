@@ -214,7 +214,7 @@ def finished(tmp_path_factory) -> Path:
         for number in range(30):
             pixels = np.clip(rng.normal(level, 30, (40, 48, 3)), 0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(top / "photos" / name / f"{number}.png")
-    flags = ["--unfreeze", "frozen", "--views", "1", "--no-explain"]
+    flags = ["--source", "resnet_mini", "--unfreeze", "frozen", "--views", "1", "--no-explain", "--baselines", "none"]
     data = ["--data", f"folder:{top / 'photos'}", "--out", str(top / "run")]
     assert main(["run", "image_classification", *flags, *data]) == 0
     return top / "run"

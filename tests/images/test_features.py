@@ -12,8 +12,10 @@ from PIL import Image
 from common import progress
 from common.images import features
 from common.images.batches import image_batches
-from common.images.features import extract_features, faster_if_it_agrees
+from common.images.dataset import Examples, ImageSet
+from common.images.features import extract_features, faster_if_it_agrees, refit_head
 from common.images.sources import Source, load_source
+from common.linear_head import REFIT_PENALTY, fit_on_both
 
 WIDTH = 6
 
@@ -193,3 +195,30 @@ def test_bfloat16_is_used_only_where_it_says_the_same(two_classes, capsys):
     finally:
         features.in_bfloat16 = kept
     assert "features in float32" in capsys.readouterr().out
+
+
+# --- the head on a fine-tuned source ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("given", "used"), [(1e-4, REFIT_PENALTY), (3.0, 3.0)])
+def test_the_head_is_fitted_anew_on_what_the_source_says_now(source, paths, given, used):
+    labels = np.arange(10) % 2
+    train, val = (Examples(np.array(paths)[own], labels[own], None) for own in (slice(0, 6), slice(6, 10)))
+    data = ImageSet("test", ("a", "b"), train, val, test=val)
+    weights = {"sample_weights": np.ones(6, "float32"), "val_weights": np.ones(4, "float32")}
+    head, expected = (keras.layers.Dense(2, activation="softmax") for _ in range(2))
+    for layer in (head, expected):
+        layer.build((None, WIDTH))
+    source.extractor.set_weights([weight * 3 for weight in source.extractor.get_weights()])  # fine-tuned
+    before = source.extractor.get_weights()
+    found = refit_head(head, source, data, penalty=given, **weights)
+    train, val = (
+        np.concatenate([source.forward(images) for images in image_batches(part, (16, 16), 4)])
+        for part in (paths[:6], paths[6:])
+    )
+    wanted = fit_on_both(expected, train[None], labels[:6], val, labels[6:], penalty=used, **weights)
+    np.testing.assert_allclose(found, wanted, atol=1e-4)
+    for ours, theirs in zip(head.get_weights(), expected.get_weights(), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-2, atol=1e-3)
+    for now, then in zip(source.extractor.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(now, then)

@@ -58,7 +58,7 @@ def loaded(settings):
     return SimpleNamespace(data=data, source=source, features=features, model=recipe.build_model(source, 2, config))
 
 
-UNSURE = np.full((8, 2), 0.5, "float32")  # what a frozen source might predict for validation
+UNSURE = [{"val_cross_entropy": 0.7}]  # what the head on the frozen source might have reached on validation
 
 
 @pytest.fixture
@@ -142,7 +142,7 @@ def test_class_weights(stage, loaded, settings):
     """16 red images and 4 blue ones: four times as many, so auto means softened."""
     found = {}
     for chosen in ("none", "balanced", "softened", "auto"):
-        weights = recipe.sample_weights(loaded.data, settings(class_weights=chosen))  # the head is fitted with them
+        weights = recipe.weights_of_images(loaded.data, settings(class_weights=chosen))  # the head is fitted with them
         found[chosen] = np.bincount(loaded.data.train.labels, weights)
     np.testing.assert_allclose(found["none"], [4, 16])
     np.testing.assert_allclose(found["balanced"], [10, 10], rtol=1e-5)
@@ -273,12 +273,12 @@ def test_nothing_is_fine_tuned(frozen, loaded, settings):
 def test_unfreeze_auto_keeps_only_what_validation_supports(frozen, train, loaded, monkeypatch):
     """Fine-tuning is replaced by one that makes things worse. What is kept: tests/classification/test_choice.py."""
 
-    def fine_tune(run, source, model, data, seed, of_frozen):
-        head = model.get_layer("head")
+    def refit_head(head, source, data, *_, **__):
         head.set_weights([-weight for weight in head.get_weights()])
-        return [{"stage": "finetune", "epoch": 1}], 1
+        return np.eye(2, dtype="float32")[1 - data.val.labels] * 0.8 + 0.1
 
-    monkeypatch.setattr(recipe, "fine_tune", fine_tune)
+    monkeypatch.setattr(recipe, "fine_tune", lambda *_: ([{"stage": "finetune", "epoch": 1}], 1))
+    monkeypatch.setattr(recipe.features, "refit_head", refit_head)
     certain = train(unfreeze="auto")  # the frozen source makes no error here
     assert certain.choice.startswith("Fine-tuning was not tried: the frozen source makes 0 errors")
     np.testing.assert_array_equal(certain.probabilities, frozen.probabilities)

@@ -122,6 +122,7 @@ def test_a_run_ends_with_all_its_files(tmp_path, capsys):
         "history.csv",
         "metrics.json",
         "model_card.md",
+        "predictions.csv",
         "report.html",
     ]
     printed = capsys.readouterr().out

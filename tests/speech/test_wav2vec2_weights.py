@@ -47,6 +47,7 @@ def renamed(folder: Path, names: dict[str, str]) -> None:
     write_tensors(folder, tensors)
 
 
+@pytest.mark.slow
 def test_names_of_every_version_load_to_the_same(folder):
     expected = weights.load_wav2vec2(folder).backbone.get_weights()
     assert any("original0" in name for name in load_file(folder / "model.safetensors"))

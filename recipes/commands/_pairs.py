@@ -1,4 +1,4 @@
-"""predictions.csv: what a finished run answered for each test example, and two runs compared on the same examples."""
+"""Two finished runs compared on the same test examples, in pairs."""
 
 from __future__ import annotations
 
@@ -9,35 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from common.bootstrap import RESAMPLES, interval95
-from common.files import write_table
 
 FILE = "predictions.csv"
-
-
-def write_predictions(
-    out: Path, *, example: Sequence[str], label: Sequence[str], predicted: Sequence[str], confidence: Sequence[float],
-    errors: Sequence[int], words: Sequence[int] = (), speaker: Sequence[str] = (),
-) -> Path:  # fmt: skip
-    """Write predictions.csv into a run folder, one row per test example, in the order of the test split.
-
-    Args:
-        out: the run folder.
-        example: file or text of each example.
-        label: class name, or transcript.
-        predicted: the same, as the exported model answers.
-        confidence: of the answer, 0 to 1.
-        errors: 1 for a wrong class, else 0; of a transcript, its wrong words.
-        words: of each transcript; left out for classes.
-        speaker: of each clip, "" if unknown; left out for images and texts.
-
-    Returns:
-        The path of the file.
-    """
-    columns = {"example": example, "label": label, "predicted": predicted, "errors": [int(count) for count in errors]}
-    columns["confidence"] = [f"{value:.6f}" for value in confidence]
-    columns |= {name: given for name, given in (("words", words), ("speaker", speaker)) if len(given)}
-    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-    return write_table(out / FILE, rows, list(columns))
 
 
 def describe_difference(first: Path, second: Path) -> str:
@@ -59,10 +32,10 @@ def describe_difference(first: Path, second: Path) -> str:
     change, low, high = paired_difference(errors[1] - errors[0], words, speakers)
     name, sign = ("word error rate", 1) if "words" in runs[0][0] else ("accuracy", -1)
     low, high = sorted((sign * low + 0.0, sign * high + 0.0))  # + 0.0: no negative zero
+    points = f"{sign * change * 100 + 0.0:+.1f} points (95 % interval {low * 100:+.1f} to {high * 100:+.1f}"
     over = "speakers" if all(speakers) and len(set(speakers)) > 1 else "examples"
     return (
-        f"{second} against {first}, on the same {len(words):,} test examples: {name} {sign * change * 100 + 0.0:+.1f} points "
-        f"(95 % interval {low * 100:+.1f} to {high * 100:+.1f}, in pairs, over {over})."
+        f"{second} against {first}, on the same {len(words):,} test examples: {name} {points}, in pairs, over {over})."
     )
 
 

@@ -5,7 +5,8 @@ import csv
 import numpy as np
 import pytest
 
-from common.predictions import describe_difference, paired_difference, write_predictions
+from common.results import write_predictions
+from recipes.commands._pairs import describe_difference, paired_difference
 
 
 def write_run(folder, wrong: set[int], count: int = 200, label: str = "ant", **more):
