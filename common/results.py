@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -143,7 +144,8 @@ def write_predictions(
 
     Args:
         out: the run folder.
-        example: file or text of each example.
+        example: file or text of each example. A file that the run wrote is named by its path in `out`, so that another
+            run on the same data names it alike.
         label: class name, or transcript.
         predicted: the same, as the exported model answers.
         confidence: of the answer, 0 to 1.
@@ -154,7 +156,8 @@ def write_predictions(
     Returns:
         The path of the file.
     """
-    columns = {"example": example, "label": label, "predicted": predicted, "errors": [int(count) for count in errors]}
+    names = [one.removeprefix(f"{out}{os.sep}") for one in example]
+    columns = {"example": names, "label": label, "predicted": predicted, "errors": [int(count) for count in errors]}
     columns["confidence"] = [f"{value:.6f}" for value in confidence]
     columns |= {name: given for name, given in (("words", words), ("speaker", speaker)) if len(given)}
     rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]

@@ -29,11 +29,12 @@ def describe_difference(first: Path, second: Path) -> str:
     errors = np.array([[float(row["errors"]) for row in rows] for rows in runs])
     words = np.array([float(row.get("words", 1)) for row in runs[0]])
     speakers = [row.get("speaker", "") for row in runs[0]]
-    change, low, high = paired_difference(errors[1] - errors[0], words, speakers)
+    by_speaker = all(speakers) and len(set(speakers)) > 1
+    change, low, high = paired_difference(errors[1] - errors[0], words, speakers if by_speaker else ())
     name, sign = ("word error rate", 1) if "words" in runs[0][0] else ("accuracy", -1)
     low, high = sorted((sign * low + 0.0, sign * high + 0.0))  # + 0.0: no negative zero
     points = f"{sign * change * 100 + 0.0:+.1f} points (95 % interval {low * 100:+.1f} to {high * 100:+.1f}"
-    over = "speakers" if all(speakers) and len(set(speakers)) > 1 else "examples"
+    over = "speakers" if by_speaker else "examples"
     return (
         f"{second} against {first}, on the same {len(words):,} test examples: {name} {points}, in pairs, over {over})."
     )
@@ -50,7 +51,7 @@ def paired_difference(
     Args:
         difference: errors of the second model minus those of the first, float [n].
         totals: what could be wrong in each example: 1, or its words, float [n].
-        groups: of each example, such as its speaker; resampled as a whole where all are known and there are several.
+        groups: of each example, such as its speaker; resampled as a whole. Empty: single examples are resampled.
         seed: of the resampling.
 
     Returns:
@@ -58,10 +59,9 @@ def paired_difference(
     """
     from scipy.stats import binomtest  # here: `compare` of runs without predictions does not need it
 
-    in_groups = len(groups) > 0 and all(groups) and len(set(groups)) > 1
-    single = not in_groups and bool(np.all(totals == 1))
+    single = len(groups) == 0 and bool(np.all(totals == 1))
     better, worse = int(np.sum(difference < 0)), int(np.sum(difference > 0))
-    if in_groups:
+    if len(groups):
         numbers = np.unique(np.asarray(groups, dtype=str), return_inverse=True)[1]
         difference, totals = np.bincount(numbers, difference), np.bincount(numbers, totals)
     rng, n = np.random.default_rng(seed), len(totals)

@@ -35,11 +35,11 @@ def main(arguments: list[str], root: Path) -> int:
     if different:
         print("\ndifferent settings")
         print("\n".join(_table(None, different)))
-    tests = {(metrics.get("data"), json.dumps(metrics.get("counts", {}).get("test"))) for metrics, _ in found}
-    sentences = list(filter(None, (describe_difference(options.runs[0], run) for run in options.runs[1:])))
-    if len(tests) > 1 and not sentences:
-        sentences = ["The runs were tested on different data: their scores are not comparable."]
-    for sentence in sentences:
+    in_pairs = [describe_difference(options.runs[0], run) for run in options.runs[1:]]
+    tests = [(metrics.get("data"), metrics.get("counts", {}).get("test")) for metrics, _ in found]
+    if any(test != tests[0] for test, sentence in zip(tests[1:], in_pairs, strict=True) if not sentence):
+        print("\nThe runs were tested on different data: their scores are not comparable.")
+    for sentence in filter(None, in_pairs):
         print(f"\n{sentence}")
     return 0
 

@@ -1,11 +1,13 @@
 """predictions.csv of a run, and two runs compared in pairs."""
 
 import csv
+import json
 
 import numpy as np
 import pytest
 
 from common.results import write_predictions
+from recipes.__main__ import main
 from recipes.commands._pairs import describe_difference, paired_difference
 
 
@@ -49,6 +51,20 @@ def test_of_transcripts_words_are_counted_and_speakers_resampled(tmp_path):
     assert sure[2] < -0.03  # as if each clip were of another speaker
 
 
+def test_files_that_two_runs_wrote_are_the_same_examples(tmp_path):
+    """Of demo:digits and tfds each run has its own images, in its own folder."""
+    folders = tmp_path / "a", tmp_path / "b"
+    for out in folders:
+        out.mkdir()
+        given = {"example": [str(out / "data" / "3" / "0.png")], "label": ["3"], "predicted": ["5"]}
+        write_predictions(out, **given, errors=[1], confidence=[0.5])
+    rows = [next(csv.DictReader((out / "predictions.csv").open())) for out in folders]
+    assert [row["example"] for row in rows] == ["data/3/0.png"] * 2
+    assert "on the same 1 test examples" in describe_difference(*folders)
+    write_predictions(folders[1], **given | {"example": [f"{folders[1]}x/0.png"]}, errors=[1], confidence=[0.5])
+    assert "tested on other examples" in describe_difference(*folders)  # beside the folder is not in it
+
+
 def test_other_examples_are_not_compared(tmp_path):
     first, second = write_run(tmp_path / "a", {1}), write_run(tmp_path / "b", {1}, label="wasp")
     assert "tested on other examples" in describe_difference(first, second)
@@ -65,3 +81,17 @@ def test_any_text_is_kept(tmp_path, text):
     assert row["errors"] == "1" and row["confidence"] == "0.500000"
     if "\ud800" not in text:
         assert row["example"] == text
+
+
+def test_each_run_that_was_tested_on_other_data_is_told(tmp_path, capsys):
+    for name, data, count in (("a", "demo", 200), ("before", "csv:other.csv", 90), ("c", "demo", 200)):
+        run = tmp_path / name
+        run.mkdir() if name == "before" else write_run(run, {1})
+        metrics = {"recipe": "none", "data": data, "counts": {"test": count}, "test": {"accuracy": 0.5}}
+        (run / "metrics.json").write_text(json.dumps(metrics))
+        (run / "config.json").write_text(json.dumps({"data": data}))
+    assert main(["compare", *(str(tmp_path / name) for name in ("a", "before", "c"))]) == 0
+    said = capsys.readouterr().out
+    assert "The runs were tested on different data" in said and f"{tmp_path / 'c'} against {tmp_path / 'a'}" in said
+    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "c")]) == 0
+    assert "different data" not in capsys.readouterr().out
