@@ -24,7 +24,7 @@ from common.files import write_json  # noqa: E402
 
 WEIGHTS = ROOT.parent / "shared/data/weights/mobilenet_imagenet_keras/mobilenet_v2_1.0_224_notop.weights.h5"
 FOLDER = ROOT / "common" / "bundled" / "mobilenet_v2"
-# 224 is what it was trained with; of small images, 160 keeps as much and is faster: benchmarks/choose_image_size.py.
+# It was trained with 224. 160 is faster, and loses a point on images of 64 pixels: benchmarks/choose_image_size.py.
 IMAGE_SIZES = (160, 224)
 CARD = {
     "licence": "Apache-2.0",
@@ -36,7 +36,8 @@ CARD = {
 
 def main() -> None:
     """Write the weights, the configuration and the card."""
-    model = keras.applications.MobileNetV2(include_top=False, weights=WEIGHTS, input_shape=(*IMAGE_SIZES[:1] * 2, 3))
+    side = min(IMAGE_SIZES)  # the weights are the same at any size
+    model = keras.applications.MobileNetV2(include_top=False, weights=WEIGHTS, input_shape=(side, side, 3))
     tensors = {}
     for variable in model.weights:
         value = variable.numpy()

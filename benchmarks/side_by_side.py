@@ -119,20 +119,23 @@ def _ours(source, data, config, note: Callable) -> None:
 
     run = runs.Run(config)
     model = recipe.build_model(source, len(data.class_names), config)
-    head, weights = model.get_layer("head"), recipe.weights_of_images(data, config)
+    head = model.get_layer("head")
+    weights = {
+        "sample_weights": recipe.weights_of_images(data, config),
+        "val_weights": recipe.weights_of_images(data, config, data.val.labels),
+    }
     augment = recipe.augmentations(config, data)
     settings = dict(cache=run.out / "features", resize=config.resize, save_every=config.save_every)
     views = dict(views=config.views if augment else 1, augment=augment, seed=config.seed)
     train = features.extract_features(source, data.train.paths, **settings, **views)
     val = features.extract_features(source, data.val.paths, **settings)[0]
-    _, of_val, start = linear_head.fit_final_head(
-        head, train, data.train.labels, val, data.val.labels,
-        sample_weights=weights, val_weights=recipe.weights_of_images(data, config, data.val.labels),
-    )  # fmt: skip
+    history, _, start = linear_head.fit_final_head(head, train, data.train.labels, val, data.val.labels, **weights)
     note("head", 0, lambda: recipe.predict(source, model, data.test.paths, config))
     if recipe.fine_tuning_epochs(data, config):
         head.set_weights(start)
-        rows, _ = recipe.fine_tune(run, source, model, data, config.seed, of_val)
+        rows, _ = recipe.fine_tune(run, source, model, data, config.seed, history)
+        penalty = linear_head.chosen_penalty(history)
+        features.refit_head(head, source, data, config.resize, penalty=penalty, **weights)
         note("finetune", len(rows), lambda: recipe.predict(source, model, data.test.paths, config))
 
 

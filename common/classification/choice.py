@@ -91,7 +91,7 @@ def keep_what_helps(
     examples seldom decide by chance. With fewer than FEWEST of them, the frozen source is kept.
 
     Args:
-        model: fine-tuned; its weights are set, except where the frozen source is kept.
+        model: fine-tuned; its weights are set. Where the frozen source is kept, its own head has to be put back.
         start: all its weights when fine-tuning began.
         frozen: probabilities of the frozen source with its own head for validation, float [n, classes].
         predict: returns the probabilities of the model for validation; it may fit `head` anew.

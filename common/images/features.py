@@ -102,7 +102,8 @@ def refit_head(
 ) -> np.ndarray:  # fmt: skip
     """Fit the head on the features of a fine-tuned source, on train and validation.
 
-    Only the head learns from validation, which the source has not seen (last-layer retraining, arXiv:2204.02937).
+    The source was not trained on validation, so that its features of it are as those of new images (last-layer
+    retraining, arXiv:2204.02937).
 
     Args:
         head: of the classifier, [feature width] -> [classes]; its weights are set.
