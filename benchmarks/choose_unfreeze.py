@@ -87,19 +87,19 @@ def measure(name: str, size: str, penalty: float, seed: int) -> dict:
         }
         linear_head.START_PENALTY = penalty
         history, val, start = linear_head.fit_final_head(
-            head, of["train"], data.train.labels, of["val"][0], labels, **weights
+            head, of["train"], data.train.labels, of["val"][0], labels, **weights, val_groups=data.val.groups
         )
         found = {0.0: (val, linear_head.predict_head(head, of["test"][0]))}
         head.set_weights(start)
         before = model.get_weights()
         recipe.fine_tune(run, source, model, data, seed, history)
         after = model.get_weights()
-        not_refitted = recipe.predict(source, model, data.test.paths, config)
+        not_refitted = recipe.predict(source, model, data, config)
         for share in SHARES:
             model.set_weights([(1 - share) * one + share * two for one, two in zip(before, after, strict=True)])
             chosen = linear_head.chosen_penalty(history)
-            val = features.refit_head(head, source, data, config.resize, penalty=chosen, **weights)
-            found[share] = val, recipe.predict(source, model, data.test.paths, config)
+            val = features.refit_head(head, source, data, **recipe.feature_files(config), penalty=chosen, **weights)
+            found[share] = val, recipe.predict(source, model, data, config)
     accuracy = {share: float(np.mean(test.argmax(axis=1) == data.test.labels)) for share, (_, test) in found.items()}
     wrong = int(np.sum(found[0.0][0].argmax(axis=1) != labels))
     rules = {}

@@ -125,18 +125,19 @@ def _ours(source, data, config, note: Callable) -> None:
         "val_weights": recipe.weights_of_images(data, config, data.val.labels),
     }
     augment = recipe.augmentations(config, data)
-    settings = dict(cache=run.out / "features", resize=config.resize, save_every=config.save_every)
+    settings = recipe.feature_files(config)
     views = dict(views=config.views if augment else 1, augment=augment, seed=config.seed)
     train = features.extract_features(source, data.train.paths, **settings, **views)
     val = features.extract_features(source, data.val.paths, **settings)[0]
-    history, _, start = linear_head.fit_final_head(head, train, data.train.labels, val, data.val.labels, **weights)
-    note("head", 0, lambda: recipe.predict(source, model, data.test.paths, config))
+    splits = train, data.train.labels, val, data.val.labels
+    history, _, start = linear_head.fit_final_head(head, *splits, **weights, val_groups=data.val.groups)
+    note("head", 0, lambda: recipe.predict(source, model, data, config))
     if recipe.fine_tuning_epochs(data, config):
         head.set_weights(start)
         rows, _ = recipe.fine_tune(run, source, model, data, config.seed, history)
         penalty = linear_head.chosen_penalty(history)
-        features.refit_head(head, source, data, config.resize, penalty=penalty, **weights)
-        note("finetune", len(rows), lambda: recipe.predict(source, model, data.test.paths, config))
+        features.refit_head(head, source, data, penalty=penalty, **weights, **settings)
+        note("finetune", len(rows), lambda: recipe.predict(source, model, data, config))
 
 
 def _tutorial(source, data, seed: int, note: Callable) -> None:

@@ -130,6 +130,7 @@ def fit_on_both(
     sample_weights: np.ndarray,
     val_weights: np.ndarray,
     penalty: float,
+    val_groups: np.ndarray | None = None,
 ) -> np.ndarray:
     """Fit the head that is exported: with a given penalty, on train and validation.
 
@@ -137,6 +138,8 @@ def fit_on_both(
         head, train, train_labels, val, val_labels, sample_weights: as for `fit_linear_head`.
         val_weights: of the validation examples, float32 [m]; they are repeated once per view of the training ones.
         penalty: on the squared weights, for standardised features.
+        val_groups: number of the group of each validation example, int [m]: a group is in one fold, or its examples
+            would be answered by a head that has seen others of it. None: each example is a group of its own.
 
     Returns:
         Probabilities for validation, float32 [m, classes], for all further choices. Each example is answered by a head
@@ -144,7 +147,8 @@ def fit_on_both(
         alone would be much worse than the one that is exported.
     """
     views = [(view, train_labels, sample_weights) for view in train]
-    fold = np.random.default_rng(0).permutation(len(val)) % FOLDS
+    groups = np.arange(len(val)) if val_groups is None else np.unique(val_groups, return_inverse=True)[1]
+    fold = (np.random.default_rng(0).permutation(groups.max() + 1) % FOLDS)[groups]
     probabilities = np.empty((len(val), head.units), "float32")
     for held_out in [fold == number for number in np.unique(fold)]:
         rest = [(val[~held_out], val_labels[~held_out], val_weights[~held_out])] * len(views)
@@ -163,12 +167,13 @@ def fit_final_head(
     *,
     sample_weights: np.ndarray,
     val_weights: np.ndarray,
+    val_groups: np.ndarray | None = None,
 ) -> tuple[list[dict], np.ndarray, list[np.ndarray]]:
     """Fit the head that is exported where nothing is fine-tuned: with the penalty chosen on validation, on both splits.
 
     Args:
         head, train, train_labels, val, val_labels, sample_weights: as for `fit_linear_head`.
-        val_weights: as for `fit_on_both`.
+        val_weights, val_groups: as for `fit_on_both`.
 
     Returns:
         (history of `fit_linear_head`; probabilities for validation, as of `fit_on_both`; the weights to start
@@ -180,7 +185,7 @@ def fit_final_head(
     start = linear_head_weights(views, head.units, max(penalty, START_PENALTY))
     val_probabilities = fit_on_both(
         head, train, train_labels, val, val_labels,
-        sample_weights=sample_weights, val_weights=val_weights, penalty=penalty,
+        sample_weights=sample_weights, val_weights=val_weights, penalty=penalty, val_groups=val_groups,
     )  # fmt: skip
     return history, val_probabilities, start
 

@@ -151,6 +151,18 @@ def test_cross_fitting_of_a_handful(count):
     assert found.shape == (count, CLASSES) and np.allclose(found.sum(axis=1), 1, atol=1e-5)
 
 
+def test_a_group_is_answered_by_a_head_that_has_seen_none_of_it():
+    (train, labels), (val, val_labels) = blobs(50, distance=1.0), blobs(60, distance=1.0, seed=1)
+    groups = np.repeat(np.arange(100, 106), 10)  # any numbers
+    options = {"sample_weights": np.ones(50, "float32"), "val_weights": np.ones(60, "float32"), "penalty": 0.1}
+    options["val_groups"] = groups
+    found = fit_on_both(head_of(8), train[None], labels, val, val_labels, **options)
+    other = np.where(groups == 102, (val_labels + 1) % CLASSES, val_labels)
+    again = fit_on_both(head_of(8), train[None], labels, val, other, **options)
+    np.testing.assert_allclose(again[groups == 102], found[groups == 102], atol=1e-5)
+    assert np.abs(again - found).max() > 0.05
+
+
 def test_fine_tuning_starts_from_a_head_that_is_not_too_sure():
     (train, labels), (val, val_labels) = blobs(200, distance=1.0), blobs(60, distance=1.0, seed=1)
     head, weights = head_of(8), np.ones(200, "float32")

@@ -73,9 +73,12 @@ def too_few_errors(labels: np.ndarray, frozen: np.ndarray) -> str:
     errors, n = int((frozen.argmax(axis=1) != labels).sum()), len(labels)
     if n >= FEWEST and errors >= FEWEST_ERRORS:
         return ""
+    few = f"{n} validation example{'s are' if n > 1 else ' is'}" if n < FEWEST else (
+        f"the frozen source makes {errors} error{'s' * (errors != 1)} on {n} validation examples,"
+    )  # fmt: skip
     return (
-        f"Fine-tuning was not tried: the frozen source makes {errors} errors on {n} validation examples, too few to "
-        "show that it would help. To fine-tune all the same: --unfreeze all"
+        f"Fine-tuning was not tried: {few} too few to show that it would help. "
+        "To fine-tune all the same: --unfreeze all"
     )
 
 
@@ -118,11 +121,12 @@ def keep_what_helps(
     go_to(kept)
     if head:
         head.set_weights(fitted[kept])
-    best = min(losses, key=losses.get)
     sentence = f"Fine-tuning is kept at {kept:.0%} of the way" if kept else "Fine-tuning was tried and is not kept"
-    numbers = f"{losses[0.0]:.3f} with the frozen source, {losses[best]:.3f} at best, at {best:.0%}"
+    numbers = ", ".join(f"{losses[share]:.3f} at {share:.0%}" for share in sorted(losses) if share)
+    chance = "Differences within one standard error" if len(labels) >= FEWEST else "On so few, all differences"
     return (
         kept,
         found[kept],
-        f"{sentence}: the calibrated cross-entropy on {len(labels)} validation examples is {numbers}.",
+        f"{sentence}: the calibrated cross-entropy on {len(labels)} validation examples is {losses[0.0]:.3f} with the "
+        f"frozen source, {numbers}. {chance} count as chance.",
     )

@@ -232,6 +232,7 @@ class Split:
         reasons: why an example is in no split, or "", n of them.
         notes: sentences on the groups that matter for the result.
         by_content: the splits that were made without groups.
+        groups: number of the group of each example, int64 [n]; None without groups.
     """
 
     class_names: tuple[str, ...]
@@ -240,6 +241,7 @@ class Split:
     reasons: list[str]
     notes: tuple[str, ...] = ()
     by_content: tuple[str, ...] = ()
+    groups: np.ndarray | None = None
 
 
 def split_labelled(
@@ -312,7 +314,8 @@ def split_labelled(
             notes += (
                 f"Validation has no {what} with class {some(missing)}: its groups (--group) are too few or large.",
             )
-        return Split(class_names, labels, indices, reasons, notes=notes)
+        group_numbers = np.unique(np.asarray(groups, dtype=object), return_inverse=True)[1]
+        return Split(class_names, labels, indices, reasons, notes=notes, groups=group_numbers)
     made = {split for was, split in zip(given, splits, strict=True) if was in (None, "train")} - {"train"}
     return Split(class_names, labels, indices, reasons, by_content=tuple(sorted(made)))
 

@@ -36,11 +36,13 @@ class Examples:
         paths: file of each image, str [n].
         labels: class number of each image, int64 [n].
         thumbnails: tiny grey copy of each image, uint8 [n, pixels].
+        groups: number of the group of each image, int64 [n]; None without `--group`.
     """
 
     paths: np.ndarray
     labels: np.ndarray
     thumbnails: np.ndarray
+    groups: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -52,7 +54,8 @@ class Examples:
 
     def take(self, places: np.ndarray) -> Examples:
         """Return the images at these places."""
-        return Examples(self.paths[places], self.labels[places], self.thumbnails[places])
+        groups = None if self.groups is None else self.groups[places]
+        return Examples(self.paths[places], self.labels[places], self.thumbnails[places], groups)
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ class ImageSet:
         skipped: (file, reason) of each skipped file.
         mirrors: whether a mirrored image still shows the same class (not so for digits and letters).
         turned: number of images with an EXIF orientation, which training and serving both ignore.
-        shorter_side: of the images, in pixels, the median; None where it was not measured.
+        shorter_side: of the training images, in pixels, the median; None where it was not measured.
         notes: sentences on the groups of `--group`.
         by_content: the splits that were made without groups.
     """
@@ -187,14 +190,14 @@ def _checked(
         limit=limit, val_share=val_share, left_out=left_out, groups=[row.group for row in rows] if group else None,
     )  # fmt: skip
     skipped += [(row.path, reason) for row, reason in zip(rows, assigned.reasons, strict=True) if reason]
-    splits = {
-        name: Examples(np.array([rows[i].path for i in chosen], dtype=str), assigned.labels[chosen], thumbnails[chosen])
-        for name, chosen in assigned.indices.items()
-    }
+    paths = np.array([row.path for row in rows], dtype=str)
+    whole = Examples(paths, assigned.labels, thumbnails, assigned.groups)
+    splits = {name: whole.take(chosen) for name, chosen in assigned.indices.items()}
     chosen_turned = sum(int(turned[indices].sum()) for indices in assigned.indices.values())
     return ImageSet(
         data, assigned.class_names, **splits, skipped=tuple(skipped), turned=chosen_turned,
-        shorter_side=int(np.median(sides)), notes=assigned.notes, by_content=assigned.by_content,
+        shorter_side=int(np.median(sides[assigned.indices["train"]])), notes=assigned.notes,
+        by_content=assigned.by_content,
     )  # fmt: skip
 
 

@@ -97,8 +97,8 @@ def faster_if_it_agrees(source: Source, paths: Sequence[str], resize: str = "cro
 
 
 def refit_head(
-    head: keras.layers.Dense, source: Source, data: ImageSet, resize: str = "crop", *, sample_weights: np.ndarray,
-    val_weights: np.ndarray, penalty: float,
+    head: keras.layers.Dense, source: Source, data: ImageSet, cache: Path, resize: str = "crop", *,
+    sample_weights: np.ndarray, val_weights: np.ndarray, penalty: float, save_every: float = 30.0,
 ) -> np.ndarray:  # fmt: skip
     """Fit the head on the features of a fine-tuned source, on train and validation.
 
@@ -109,25 +109,21 @@ def refit_head(
         head: of the classifier, [feature width] -> [classes]; its weights are set.
         source: fine-tuned.
         data: its images of train and val are read.
+        cache: as for `extract_features`.
         resize: as for `decode_image`.
         sample_weights: of the training images, float32 [n].
         val_weights: of the validation images, float32 [m].
         penalty: of the head on the frozen source; a weak one is raised to REFIT_PENALTY.
+        save_every: as for `extract_features`.
 
     Returns:
         Probabilities for validation, float32 [m, classes], as of `linear_head.fit_on_both`.
     """
     paths, n = [*data.train.paths, *data.val.paths], len(data.train)
-    found, progress = np.empty((len(paths), source.feature_width), "float32"), ProgressLine("new head", len(paths))
-    for images in image_batches(paths, source.image_size, 64, resize=resize):
-        end = progress.done + len(images)
-        found[progress.done : end] = source.forward(images)
-        progress.update(end)
-    progress.close()
-    train, val = found[:n], found[n:]
+    found = extract_features(source, paths, cache, resize=resize, save_every=save_every, title="new head")
     return fit_on_both(
-        head, train[None], data.train.labels, val, data.val.labels, sample_weights=sample_weights,
-        val_weights=val_weights, penalty=max(penalty, REFIT_PENALTY),
+        head, found[:, :n], data.train.labels, found[0, n:], data.val.labels, sample_weights=sample_weights,
+        val_weights=val_weights, val_groups=data.val.groups, penalty=max(penalty, REFIT_PENALTY),
     )  # fmt: skip
 
 

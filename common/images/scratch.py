@@ -21,7 +21,7 @@ SMALL = ("bundled:resnet_mini", 64)  # network and size in pixels: on little dat
 
 
 def train_from_scratch(
-    data: ImageSet, same: tuple[str, int | None], build: Callable[[Source], keras.Model],
+    data: ImageSet, same: tuple[str, tuple[int, int]], build: Callable[[Source], keras.Model],
     settings: Callable[[Source], dict], *, epochs: int, weight_decay: float, seed: int, save: Callable[[str], dict],
     resize: str = "crop",
 ) -> tuple[dict[str, np.ndarray], list[dict], str]:  # fmt: skip
@@ -29,8 +29,8 @@ def train_from_scratch(
 
     Args:
         data: the images; validation chooses the network and its epoch.
-        same: source and image size of the pretrained model, whose architecture is trained beside the small one, unless
-            it is the small one.
+        same: source and (height, width) of the pretrained model, whose architecture is trained beside the small one,
+            unless it is the small one.
         build: source -> classifier, pixels to probabilities.
         settings: source -> batches, loss, steps and validation, as `fit_stage` takes them.
         epochs: at most, at each of two learning rates.
@@ -43,7 +43,7 @@ def train_from_scratch(
         (probabilities {"val", "test"}: float32 [n, classes] of the one that is better on validation; history rows of
         both; a sentence on what it is).
     """
-    is_small = parse_source(same[0]).name == parse_source(SMALL[0]).name and same[1] in (None, SMALL[1])
+    is_small = parse_source(same[0]).name == parse_source(SMALL[0]).name and same[1] == (SMALL[1], SMALL[1])
     found, sentences, history = {}, {}, []
     for number, (spec, size) in enumerate((SMALL,) if is_small else (SMALL, same)):
         keras.utils.set_random_seed(seed)

@@ -13,15 +13,13 @@ from typing import NamedTuple
 
 import jiwer
 import numpy as np
-from scipy import stats
 
-from common.bootstrap import RESAMPLES, interval95
+from common.bootstrap import FEW_GROUPS, ratio_interval95
 from common.data.folders import printable
 
 UNITS = ("word", "character")
 EQUAL, SUBSTITUTION, DELETION, INSERTION = "equal", "substitution", "deletion", "insertion"
 FEW_CLIPS = 30  # bootstrap intervals over fewer are too narrow
-FEW_SPEAKERS = 10  # a bootstrap over fewer declares winners by chance
 FROM_SCRATCH = {"scratch": "the same network", "spectrogram": "the small log-mel network"}  # baselines without a source
 WORDS_OF_A_SPEAKER = 50  # the error rate of fewer is too uncertain
 _KINDS = {"equal": EQUAL, "substitute": SUBSTITUTION, "delete": DELETION, "insert": INSERTION}
@@ -108,8 +106,7 @@ def transcription_metrics(
     exceed 1. Intervals are percentiles of a bootstrap (Bisani and Ney, 2004, "Bootstrap estimates for confidence
     intervals in ASR performance evaluation") over speakers, each with all its clips (Liu and Peng, 2020,
     https://arxiv.org/abs/1912.09508): clips of one speaker are not independent. With unknown speakers or a single one
-    they are over clips; a single clip has none. With fewer than FEW_SPEAKERS, which are too few to resample, the
-    interval is Student's, for the ratio of sums over speakers (Cochran, 1977, Sampling Techniques, section 6.3).
+    they are over clips; a single clip has none. For few speakers: `ratio_interval95`.
 
     Args:
         references: n transcripts, none of them empty.
@@ -177,19 +174,7 @@ def resampled_units(speakers: Sequence[str]) -> str:
 
 def _interval(errors: np.ndarray, totals: np.ndarray, speakers: Sequence[str], seed: int) -> list[float] | None:
     """Return the 95 % interval of a rate; the same seed draws the same clips or speakers."""
-    by_speaker = resampled_units(speakers) == "speakers"
-    if by_speaker:
-        number = np.unique(np.asarray(speakers, dtype=str), return_inverse=True)[1]
-        errors, totals = np.bincount(number, errors), np.bincount(number, totals)
-    rng, units = np.random.default_rng(seed), len(errors)
-    if units < 2:
-        return None
-    if by_speaker and units < FEW_SPEAKERS:
-        rate = _rate(errors, totals)
-        spread = np.sqrt(units / (units - 1) * np.sum((errors - rate * totals) ** 2)) / totals.sum()
-        return [float(bound) for bound in rate + spread * stats.t.ppf([0.025, 0.975], units - 1)]
-    drawn = (rng.integers(0, units, units) for _ in range(RESAMPLES))
-    return interval95([errors[chosen].sum() / totals[chosen].sum() for chosen in drawn])
+    return ratio_interval95(errors, totals, speakers if resampled_units(speakers) == "speakers" else (), seed)
 
 
 def confusions(references: Sequence[str], hypotheses: Sequence[str], most: int = 20, unit: str = "word") -> list[dict]:
@@ -327,7 +312,7 @@ def findings(
 def _on_intervals(speakers: Sequence[str]) -> str:
     count = len(set(speakers))
     if resampled_units(speakers) == "speakers":
-        if count < FEW_SPEAKERS:
+        if count < FEW_GROUPS:
             return f"The test split has {count} speakers, which are few: intervals are Student's, over the speakers."
         return f"The intervals resample the {count} speakers of the test split with all their clips."
     if count == 1 and all(speakers):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.bootstrap import RESAMPLES, interval95
+from common.bootstrap import ratio_interval95
 
 FILE = "predictions.csv"
 
@@ -61,12 +61,7 @@ def paired_difference(
 
     single = len(groups) == 0 and bool(np.all(totals == 1))
     better, worse = int(np.sum(difference < 0)), int(np.sum(difference > 0))
-    if len(groups):
-        numbers = np.unique(np.asarray(groups, dtype=str), return_inverse=True)[1]
-        difference, totals = np.bincount(numbers, difference), np.bincount(numbers, totals)
-    rng, n = np.random.default_rng(seed), len(totals)
-    drawn = (rng.integers(0, n, n) for _ in range(RESAMPLES))
-    low, high = interval95([difference[chosen].sum() / totals[chosen].sum() for chosen in drawn])
+    low, high = ratio_interval95(difference, totals, groups, seed) or (-1.0, 1.0)  # a single example tells nothing
     if single and (better + worse == 0 or binomtest(better, better + worse).pvalue >= 0.05):
         low, high = min(low, 0.0), max(high, 0.0)
     return float(difference.sum() / totals.sum()), low, high

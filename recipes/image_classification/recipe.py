@@ -32,14 +32,14 @@ from common.classification.choice import BOLD, best_on_validation, keep_what_hel
 from common.classification.training import describe_class_weights, fit_stage, sample_weights
 from common.exporting import Predictor
 from common.images import explain, export, features
-from common.images.batches import image_batches, stage_inputs, steps_per_epoch
+from common.images.batches import image_batches, seconds_of_steps, stage_inputs, steps_per_epoch
 from common.images.data_quality import group_advice
 from common.images.dataset import ImageSet, draw_shots, load_image_set
 from common.images.files import read_image
 from common.images.preview import thumbnails, write_sample_grid
 from common.images.readers import ImageColumns
 from common.images.sources import Source, load_fitting
-from common.progress import format_seconds, median_seconds
+from common.progress import format_seconds
 from common.results import Outcome, measured_from_scratch
 from common.runs import Run
 from common.serving.kit.write import write_serving_files
@@ -143,12 +143,11 @@ def extract_features(source: Source, data: ImageSet, config: Config) -> dict[str
     """Return the features of each split from the frozen source, float32 [views, n, width]."""
     augment = augmentations(config, data)
     faster = features.faster_if_it_agrees(source, data.train.paths, config.resize) if config.mixed_precision else source
-    settings = dict(cache=Path(config.out) / "features", resize=config.resize, save_every=config.save_every)
     views = dict(views=config.views if augment else 1, augment=augment, seed=config.seed)
     return {
         split: features.extract_features(
-            source if split == "test" else faster, getattr(data, split).paths, title=f"features of {split}", **settings,
-            **(views if split == "train" else {}),
+            source if split == "test" else faster, getattr(data, split).paths, title=f"features of {split}",
+            **feature_files(config), **(views if split == "train" else {}),
         )
         for split in ("train", "val", "test")
     }  # fmt: skip
@@ -183,16 +182,16 @@ def train(run: Run, data: ImageSet, of: dict[str, np.ndarray], seed: int) -> Tra
     weights = {"sample_weights": of_train, "val_weights": weights_of_images(data, config, labels)}
     with clock("head"):
         splits = of["train"], data.train.labels, of["val"][0], labels
-        history, on_val, start = linear_head.fit_final_head(head, *splits, **weights)
+        history, on_val, start = linear_head.fit_final_head(head, *splits, **weights, val_groups=data.val.groups)
         frozen = {"val": on_val, "test": linear_head.predict_head(head, of["test"][0])}
         temperature = calibration.calibrate(head, labels, on_val) if config.calibrate else None
     share, auto, epochs = 0.0, config.unfreeze == "auto", fine_tuning_epochs(data, config)
     choice = too_few_errors(labels, on_val) if epochs and auto else ""
     if epochs and not choice:
-        alone, penalty = model.get_weights(), linear_head.chosen_penalty(history)
+        alone, options = model.get_weights(), {**weights, **feature_files(config)}
         head.set_weights(start)
-        before = model.get_weights()
-        refit = functools.partial(features.refit_head, head, source, data, config.resize, penalty=penalty, **weights)
+        before, options["penalty"] = model.get_weights(), linear_head.chosen_penalty(history)
+        refit = functools.partial(features.refit_head, head, source, data, **options)
         with clock("finetune"):
             rows, parameters["trainable_finetune"] = fine_tune(run, source, model, data, seed, history)
             if auto:
@@ -206,8 +205,7 @@ def train(run: Run, data: ImageSet, of: dict[str, np.ndarray], seed: int) -> Tra
         else:
             model.set_weights(alone)
     with clock("evaluate"):  # the frozen source's features of test are there
-        of_test, paths = of["test"][0], data.test.paths
-        answers = predict(source, model, paths, config) if share else linear_head.predict_head(head, of_test)
+        answers = predict(source, model, data, config) if share else linear_head.predict_head(head, of["test"][0])
     return Trained(source, model, answers, frozen, on_val, temperature, history, parameters, choice)
 
 
@@ -249,7 +247,7 @@ def baseline(name: str, trained: Trained, run: Run, data: ImageSet, seed: int):
         return trained.frozen, [], ""
     if name == "scratch":
         return importlib.import_module("common.images.scratch").train_from_scratch(
-            data, (config.source, trained.source.image_size[0]), lambda source: build_model(source, classes, config),
+            data, (config.source, trained.source.image_size), lambda source: build_model(source, classes, config),
             lambda source: stage_settings(data, source, seed, config), epochs=config.scratch_epochs, seed=seed,
             weight_decay=config.weight_decay, save=lambda stage: run.saves(stage, seed), resize=config.resize,
         )  # fmt: skip
@@ -270,11 +268,9 @@ def main(config: Config) -> dict:
     run.remember(data, source)
     with clock("features"):
         of = extract_features(source, data, config)
-    seeds = flags.parse_seeds(config.seeds, config.seed)
-    trained = {seed: train(run, data, of, seed) for seed in seeds}
+    trained = {seed: train(run, data, of, seed) for seed in flags.parse_seeds(config.seeds, config.seed)}
     best = best_on_validation(data.val.labels, {seed: one.val_probabilities for seed, one in trained.items()})
-    chosen = trained[best]
-    model, probabilities = chosen.model, chosen.probabilities
+    chosen, model = trained[best], trained[best].model
 
     with clock("export"):  # before the baselines: if one is stopped, the model is there
         exporting.save_keras_model(model, out / "model.keras")  # to continue training; the rest is for serving
@@ -283,7 +279,7 @@ def main(config: Config) -> dict:
             resize=config.resize, example=Path(data.train.paths[0]),
         )  # fmt: skip
         write_serving_files(out / "serving", "image_classification", input_name=INPUT, example=Path(data.test.paths[0]))
-        proof = export.prove_image_classifier(version, data.test.paths, probabilities, data.class_names)
+        proof = export.prove_image_classifier(version, data.test.paths, chosen.probabilities, data.class_names)
 
     baselines, rows, notes = run_baselines(
         flags.parse_baselines(config.baselines, BASELINES, CHEAP),
@@ -296,7 +292,7 @@ def main(config: Config) -> dict:
         with clock("explain"):
             explanation = explain.explain(
                 out, chosen.source, model, data, features={split: views[0] for split, views in of.items()},
-                probabilities=probabilities, val_probabilities=chosen.val_probabilities,
+                probabilities=chosen.probabilities, val_probabilities=chosen.val_probabilities,
                 applied_temperature=chosen.temperature, resize=config.resize,
             )  # fmt: skip
 
@@ -326,21 +322,25 @@ def check(config: Config) -> None:
     print(f"samples as trained on: {write_sample_grid(Path(config.out) / 'samples.png', images[:24], titles)}")
 
     freezing.freeze(model, source.backbone, policy_of(config), config.batch_norm)
-    model.compile("adam", "categorical_crossentropy", jit_compile=training.use_xla())
-    step = median_seconds(lambda: model.train_on_batch(images, targets))  # the weights are discarded
-    forward = median_seconds(lambda: source.extractor.predict_on_batch(images)) / len(images)
-    forwards = len(data.train) * (config.views + 2) + len(data.val) + 3 * len(data.test)
-    fits = fine_tuning_epochs(data, config) * len(flags.parse_seeds(config.seeds, config.seed))
-    epoch = steps_per_epoch(len(data.train), config.batch_size) * step + len(data.val) * forward
-    print(f"estimate: {format_seconds(forwards * forward + fits * epoch)}, and half a minute for export and proof")
+    step, forward = seconds_of_steps(model, source.extractor, images, targets)
+    epochs, seeds = fine_tuning_epochs(data, config), len(flags.parse_seeds(config.seeds, config.seed))
+    fits = seeds * (2 if config.unfreeze == "auto" else 1) * (epochs > 0)  # of a new head, on train and validation
+    forwards = len(data.train) * (config.views + fits) + len(data.val) * (1 + fits) + (2 + seeds) * len(data.test)
+    tuning = seeds * epochs * (steps_per_epoch(len(data.train), config.batch_size) * step + len(data.val) * forward)
+    print(f"estimate: {format_seconds(forwards * forward + tuning)}, and half a minute for export and proof")
 
 
 # --- helpers of the steps above ------------------------------------------------------------------------------
 
 
-def predict(source: Source, model: keras.Model, paths: np.ndarray, config: Config) -> np.ndarray:
-    """Return class probabilities of image files, through the decoder that serving runs, float32 [n, classes]."""
-    return model.predict(image_batches(paths, source.image_size, 64, resize=config.resize), verbose=0)
+def predict(source: Source, model: keras.Model, data: ImageSet, config: Config) -> np.ndarray:
+    """Return class probabilities of the test split, through the decoder that serving runs, float32 [n, classes]."""
+    return model.predict(image_batches(data.test.paths, source.image_size, 64, resize=config.resize), verbose=0)
+
+
+def feature_files(config: Config) -> dict:
+    """Return where and how often stored features are written, and how images become square."""
+    return {"cache": Path(config.out) / "features", "resize": config.resize, "save_every": config.save_every}
 
 
 def stage_settings(data: ImageSet, source: Source, seed: int, config: Config) -> dict:

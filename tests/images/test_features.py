@@ -201,9 +201,12 @@ def test_bfloat16_is_used_only_where_it_says_the_same(two_classes, capsys):
 
 
 @pytest.mark.parametrize(("given", "used"), [(1e-4, REFIT_PENALTY), (3.0, 3.0)])
-def test_the_head_is_fitted_anew_on_what_the_source_says_now(source, paths, given, used):
+def test_the_head_is_fitted_anew_on_what_the_source_says_now(source, paths, given, used, tmp_path):
     labels = np.arange(10) % 2
-    train, val = (Examples(np.array(paths)[own], labels[own], None) for own in (slice(0, 6), slice(6, 10)))
+    train, val = (
+        Examples(np.array(paths)[own], labels[own], None, groups)
+        for own, groups in ((slice(0, 6), None), (slice(6, 10), np.array([0, 0, 1, 1])))
+    )
     data = ImageSet("test", ("a", "b"), train, val, test=val)
     weights = {"sample_weights": np.ones(6, "float32"), "val_weights": np.ones(4, "float32")}
     head, expected = (keras.layers.Dense(2, activation="softmax") for _ in range(2))
@@ -211,12 +214,13 @@ def test_the_head_is_fitted_anew_on_what_the_source_says_now(source, paths, give
         layer.build((None, WIDTH))
     source.extractor.set_weights([weight * 3 for weight in source.extractor.get_weights()])  # fine-tuned
     before = source.extractor.get_weights()
-    found = refit_head(head, source, data, penalty=given, **weights)
+    found = refit_head(head, source, data, tmp_path, penalty=given, **weights)
+    groups = data.val.groups
     train, val = (
         np.concatenate([source.forward(images) for images in image_batches(part, (16, 16), 4)])
         for part in (paths[:6], paths[6:])
     )
-    wanted = fit_on_both(expected, train[None], labels[:6], val, labels[6:], penalty=used, **weights)
+    wanted = fit_on_both(expected, train[None], labels[:6], val, labels[6:], penalty=used, val_groups=groups, **weights)
     np.testing.assert_allclose(found, wanted, atol=1e-4)
     for ours, theirs in zip(head.get_weights(), expected.get_weights(), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-2, atol=1e-3)

@@ -79,7 +79,22 @@ def test_a_pattern_on_the_path_keeps_bursts_together(bursts: Path, tmp_path: Pat
     assert shared(data) == 0 and not told(data) and data.advice()  # images of a group are alike
     assert data.counts() == {"train": 84, "val": 18, "test": 18, "skipped": 0}
     for split in SPLITS:
-        assert set(getattr(data, split).labels.tolist()) == {0, 1}
+        examples = getattr(data, split)
+        assert set(examples.labels.tolist()) == {0, 1}
+        pairs = {(Path(path).name[:8], group) for path, group in zip(examples.paths, examples.groups, strict=True)}
+        assert len(pairs) == len({name for name, _ in pairs}) == len({group for _, group in pairs})  # one number each
+        np.testing.assert_array_equal(examples.take(np.array([3, 0])).groups, examples.groups[[3, 0]])
+    assert load(f"folder:{bursts}", tmp_path).val.groups is None
+
+
+def test_only_training_images_say_how_large_images_are(table: Path, bursts: Path, tmp_path: Path):
+    columns = dict(path_column="file", label_column="species", split_column="fold")
+    for photo in bursts.glob("*/burst_3[2-9]_*.png"):
+        Image.open(photo).resize((320, 320)).save(photo)
+    assert load(f"csv:{table}", tmp_path, **columns).shorter_side == 32
+    for photo in bursts.glob("*/*.png"):
+        Image.open(photo).resize((64, 48)).save(photo)
+    assert load(f"csv:{table}", tmp_path, **columns).shorter_side == 48
 
 
 def test_a_column_of_a_table_keeps_what_belongs_together(table: Path, tmp_path: Path):

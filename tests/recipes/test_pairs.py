@@ -46,9 +46,11 @@ def test_of_transcripts_words_are_counted_and_speakers_resampled(tmp_path):
     second = write_run(tmp_path / "b", set(), words=words, speaker=speakers)
     sentence = describe_difference(first, second)
     assert "word error rate -6.2 points" in sentence and "over speakers" in sentence
-    assert float(sentence.split(" to ")[1].split(",")[0]) == 0  # without ann there is no difference
+    low, high = (float(bound) for bound in sentence.split("interval ")[1].split(",")[0].split(" to "))
+    assert low < -20 and high > 10  # Student's: of four speakers, one alone makes the difference
     sure = paired_difference(np.array([-1.0, 0, 0, 0] * 50), np.full(200, 4.0))
     assert sure[2] < -0.03  # as if each clip were of another speaker
+    assert paired_difference(np.array([-1.0]), np.array([4.0]))[1:] == (-1.0, 1.0)  # a single clip
 
 
 def test_files_that_two_runs_wrote_are_the_same_examples(tmp_path):

@@ -142,12 +142,12 @@ def test_bad_values_are_refused_before_tensorflow(tmp_path: Path):
 
 @pytest.mark.slow
 def test_demo_is_a_real_result(tmp_path: Path):
-    """`make demo`: far above chance (0.1) on photos of new senders, not behind the source, far above no network."""
+    """`make demo`: on photos of new senders better than the frozen source, and far better than without a network."""
     out = tmp_path / "demo"
     assert main(["run", "image_classification", "--out", str(out)]) == 0
     metrics = json.loads((out / "metrics.json").read_text("utf-8"))
     ours, baselines = metrics["test"]["accuracy"], metrics["baselines"]
-    assert ours >= 0.6 and ours >= baselines["frozen"]["accuracy"] - 0.02
+    assert ours >= 0.7 and ours > baselines["frozen"]["accuracy"] + 0.02
     assert 0.2 < max(baselines[name]["accuracy"] for name in ("neighbours", "pixels")) < ours - 0.1
 
 
