@@ -242,12 +242,9 @@ def train(loaded, settings):
 
 def share(patched: pytest.MonkeyPatch, loaded) -> None:
     """Load no source again, and predict from its features, which no test below changes: it saves seconds of tracing."""
-    data, of = loaded.data, loaded.features
-    by_path = {data.val.paths[0]: of["val"][0], data.test.paths[0]: of["test"][0]}
+    of_test = loaded.features["test"][0]
     patched.setattr(recipe, "load_fitting", lambda *_: loaded.source)
-    patched.setattr(
-        recipe, "predict", lambda source, model, paths, config: predict_head(model.get_layer("head"), by_path[paths[0]])
-    )
+    patched.setattr(recipe, "predict", lambda source, model, *_: predict_head(model.get_layer("head"), of_test))
 
 
 @pytest.fixture(scope="module")
