@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from common.classification.export import labelled, prove_labels
 from common.exporting import check_float32, save_servable
-from common.images.batches import decode_images
+from common.images.decoding import decode_images
 
 
 def export_image_classifier(

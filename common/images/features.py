@@ -18,6 +18,7 @@ from common.checkpoints import stop_at_next_step
 from common.files import room_for, write_json
 from common.images.batches import augment_images, image_batches
 from common.images.dataset import ImageSet
+from common.images.pixels import Pixels
 from common.images.sources import Source, load_source
 from common.linear_head import REFIT_PENALTY, fit_on_both
 from common.progress import ProgressLine
@@ -26,11 +27,10 @@ from common.training import copy_weights, dtype_policy
 
 def extract_features(
     source: Source,
-    paths: Sequence[str],
+    pixels: Pixels,
     cache: Path,
     *,
     batch_size: int = 64,
-    resize: str = "crop",
     augment: Sequence[str] = (),
     views: int = 1,
     seed: int = 0,
@@ -41,10 +41,9 @@ def extract_features(
 
     Args:
         source: the frozen model.
-        paths: n image files.
+        pixels: n images, of the source's input size: `read_images(PATHS, source.image_size)`.
         cache: folder for the feature files; one file per source, set of images and preprocessing.
         batch_size: images per batch.
-        resize: as for `decode_image`.
         augment: augmentations of the extra views, as for `augment_images`.
         views: views per image: the original, then augmented copies.
         seed: of the augmentation.
@@ -57,11 +56,11 @@ def extract_features(
     Raises:
         UserError: not enough disk space.
     """
-    key = _cache_key(source, paths, resize, views, *((tuple(augment), seed) if views > 1 else ()))
+    key = _cache_key(source, pixels, views, *((tuple(augment), seed) if views > 1 else ()))
     final = cache / f"{key}.npy"
     if not final.exists():
         cache.mkdir(parents=True, exist_ok=True)
-        _write_features(final, source, paths, batch_size, resize, augment, views, seed, title, save_every)
+        _write_features(final, source, pixels, batch_size, augment, views, seed, title, save_every)
     return np.load(final, mmap_mode="r")
 
 
@@ -73,13 +72,12 @@ def in_bfloat16(source: Source) -> Source:
     return twin
 
 
-def faster_if_it_agrees(source: Source, paths: Sequence[str], resize: str = "crop", count: int = 32) -> Source:
+def faster_if_it_agrees(source: Source, pixels: Pixels, count: int = 32) -> Source:
     """Return a bfloat16 copy of a source if the features of some images agree, else the source itself.
 
     Args:
         source: computes in float32.
-        paths: image files; the first of them are compared.
-        resize: as for `decode_image`.
+        pixels: images; the first of them are compared.
         count: number of images to compare.
 
     Returns:
@@ -87,7 +85,7 @@ def faster_if_it_agrees(source: Source, paths: Sequence[str], resize: str = "cro
         printed.
     """
     twin = in_bfloat16(source)
-    some = next(iter(image_batches(paths[:count], source.image_size, count, resize=resize)))
+    some = next(iter(image_batches(pixels.take(slice(count)), count)))
     ours, theirs = (np.asarray(one.forward(some), "float64") for one in (source, twin))
     lengths = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
     cosine = float(np.min(np.sum(ours * theirs, axis=1) / np.maximum(lengths, 1e-12)))
@@ -97,7 +95,7 @@ def faster_if_it_agrees(source: Source, paths: Sequence[str], resize: str = "cro
 
 
 def refit_head(
-    head: keras.layers.Dense, source: Source, data: ImageSet, cache: Path, resize: str = "crop", *,
+    head: keras.layers.Dense, source: Source, data: ImageSet, cache: Path, *,
     sample_weights: np.ndarray, val_weights: np.ndarray, penalty: float, save_every: float = 30.0,
 ) -> np.ndarray:  # fmt: skip
     """Fit the head on the features of a fine-tuned source, on train and validation.
@@ -110,7 +108,6 @@ def refit_head(
         source: fine-tuned.
         data: its images of train and val are read.
         cache: as for `extract_features`.
-        resize: as for `decode_image`.
         sample_weights: of the training images, float32 [n].
         val_weights: of the validation images, float32 [m].
         penalty: of the head on the frozen source; a weak one is raised to REFIT_PENALTY.
@@ -119,8 +116,8 @@ def refit_head(
     Returns:
         Probabilities for validation, float32 [m, classes], as of `linear_head.fit_on_both`.
     """
-    paths, n = [*data.train.paths, *data.val.paths], len(data.train)
-    found = extract_features(source, paths, cache, resize=resize, save_every=save_every, title="new head")
+    pixels, n = data.train.pixels + data.val.pixels, len(data.train)
+    found = extract_features(source, pixels, cache, save_every=save_every, title="new head")
     return fit_on_both(
         head, found[:, :n], data.train.labels, found[0, n:], data.val.labels, sample_weights=sample_weights,
         val_weights=val_weights, val_groups=data.val.groups, penalty=max(penalty, REFIT_PENALTY),
@@ -128,30 +125,30 @@ def refit_head(
 
 
 def _write_features(
-    final: Path, source: Source, paths, batch_size, resize, augment, views, seed, title, save_every
+    final: Path, source: Source, pixels: Pixels, batch_size, augment, views, seed, title, save_every
 ) -> None:
     """Fill a .partial file batch by batch, continuing that of a killed process, and rename it when complete."""
     partial, finished = final.with_suffix(".partial.npy"), final.with_suffix(".finished.json")
-    shape = (views, len(paths), source.feature_width)
-    steps = -(-len(paths) // batch_size)
+    shape = (views, len(pixels), source.feature_width)
+    steps = -(-len(pixels) // batch_size)
     done = json.loads(finished.read_text())["batches"] if finished.exists() and partial.exists() else 0
     if not done:
         _reserve(partial, shape)
     written = np.lib.format.open_memmap(partial, mode="r+")
 
-    progress = ProgressLine(title, len(paths) * views)
+    progress = ProgressLine(title, len(pixels) * views)
     saved_at = time.monotonic()
     with stop_at_next_step() as stop:
         for view in range(done // steps, views):
             first = done % steps
-            batches = image_batches(paths[first * batch_size :], source.image_size, batch_size, resize=resize)
+            batches = image_batches(pixels.take(slice(first * batch_size, None)), batch_size)
             for step, images in enumerate(batches, start=first):
                 if view:
                     images = augment_images(images, augment, seed=tf.constant([seed * 1000 + view, step], tf.int64))
                 start = step * batch_size
                 written[view, start : start + len(images)] = source.forward(images)
                 done += 1
-                progress.update(view * len(paths) + start + len(images))
+                progress.update(view * len(pixels) + start + len(images))
                 if stop.asked or time.monotonic() - saved_at > save_every:
                     written.flush()  # first the rows, then the record of them
                     write_json(finished, {"batches": done})
@@ -177,10 +174,8 @@ def _reserve(path: Path, shape: tuple[int, ...]) -> None:
             raise
 
 
-def _cache_key(source: Source, paths: Sequence[str], resize: str, *settings) -> str:
+def _cache_key(source: Source, pixels: Pixels, *settings) -> str:
     digest = hashlib.sha256(source.fingerprint().encode())
-    digest.update(json.dumps([resize, source.image_size, *settings], default=str).encode())
-    for path in paths:
-        status = os.stat(path)
-        digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    digest.update(json.dumps([pixels.resize, pixels.size, *settings], default=str).encode())
+    digest.update("\n".join(pixels.hashes).encode())
     return digest.hexdigest()[:24]

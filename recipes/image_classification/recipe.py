@@ -34,11 +34,12 @@ from common.exporting import Predictor
 from common.images import explain, export, features
 from common.images.batches import image_batches, seconds_of_steps, stage_inputs, steps_per_epoch
 from common.images.data_quality import group_advice
-from common.images.dataset import ImageSet, draw_shots, load_image_set
+from common.images.dataset import ImageSet, draw_shots, split_images
 from common.images.files import read_image
+from common.images.listing import list_images
 from common.images.preview import thumbnails, write_sample_grid
 from common.images.readers import ImageColumns
-from common.images.sources import Source, load_fitting
+from common.images.sources import Source, load_fitting, load_source
 from common.progress import format_seconds
 from common.results import Outcome, measured_from_scratch
 from common.runs import Run
@@ -122,13 +123,16 @@ class Config:
         flags.check_range(self, 0, flags.LARGEST_SEED, "seed")
 
 
-def load_data(config: Config) -> ImageSet:
-    """Read, check and split the images."""
-    columns = ImageColumns(config.path_column, config.label_column, config.split_column)
-    data = load_image_set(
-        config.data, Path(config.out), columns=columns, group=config.group, limit=config.limit, strict=config.strict
+def load_data(config: Config) -> tuple[ImageSet, Source]:
+    """Load the source, then read, check, decode and split the images at its input size."""
+    columns, out = ImageColumns(config.path_column, config.label_column, config.split_column), Path(config.out)
+    listed = list_images(config.data, out, columns=columns, group=config.group, limit=config.limit)
+    keras.utils.set_random_seed(config.seed)
+    source = load_fitting(config.source, config.image_size, listed.shorter_side)
+    data = split_images(
+        listed, source.image_size, resize=config.resize, folder=out, limit=config.limit, strict=config.strict
     )
-    return draw_shots(data, config.shots, config.seed) if config.shots else data
+    return draw_shots(data, config.shots, config.seed) if config.shots else data, source
 
 
 def build_model(source: Source, classes: int, config: Config) -> keras.Model:
@@ -142,11 +146,11 @@ def build_model(source: Source, classes: int, config: Config) -> keras.Model:
 def extract_features(source: Source, data: ImageSet, config: Config) -> dict[str, np.ndarray]:
     """Return the features of each split from the frozen source, float32 [views, n, width]."""
     augment = augmentations(config, data)
-    faster = features.faster_if_it_agrees(source, data.train.paths, config.resize) if config.mixed_precision else source
+    faster = features.faster_if_it_agrees(source, data.train.pixels) if config.mixed_precision else source
     views = dict(views=config.views if augment else 1, augment=augment, seed=config.seed)
     return {
         split: features.extract_features(
-            source if split == "test" else faster, getattr(data, split).paths, title=f"features of {split}",
+            source if split == "test" else faster, getattr(data, split).pixels, title=f"features of {split}",
             **feature_files(config), **(views if split == "train" else {}),
         )
         for split in ("train", "val", "test")
@@ -173,7 +177,7 @@ def train(run: Run, data: ImageSet, of: dict[str, np.ndarray], seed: int) -> Tra
     """Fit the head on the features of the frozen source, fine-tune both, and keep what is better on validation."""
     config, clock = run.config, run.clock
     keras.utils.set_random_seed(config.seed)  # of a source @random: the weights that these features come from
-    source = load_fitting(config.source, config.image_size, data.shorter_side)
+    source = load_source(config.source, data.train.pixels.size)
     keras.utils.set_random_seed(seed)
     model = build_model(source, len(data.class_names), config)
     head, parameters = model.get_layer("head"), {"total": model.count_params()}
@@ -205,7 +209,7 @@ def train(run: Run, data: ImageSet, of: dict[str, np.ndarray], seed: int) -> Tra
         else:
             model.set_weights(alone)
     with clock("evaluate"):  # the frozen source's features of test are there
-        answers = predict(source, model, data, config) if share else linear_head.predict_head(head, of["test"][0])
+        answers = predict(model, data) if share else linear_head.predict_head(head, of["test"][0])
     return Trained(source, model, answers, frozen, on_val, temperature, history, parameters, choice)
 
 
@@ -216,12 +220,12 @@ def fine_tune(run: Run, source: Source, model: keras.Model, data: ImageSet, seed
     if config.mixed_precision or config.mirrored:  # a copy is trained; the float32 model gets its weights
         precision = "mixed_bfloat16" if config.mixed_precision else "float32"
         with training.devices(config.mirrored), training.dtype_policy(precision):
-            trained_source = load_fitting(config.source, config.image_size, data.shorter_side)
+            trained_source = load_source(config.source, source.image_size)
             trained = build_model(trained_source, len(data.class_names), config)
         training.copy_weights(model, trained)
     counts = freezing.freeze(trained, trained_source.backbone, policy_of(config), config.batch_norm)
     print(f"finetune: {counts}")
-    epochs, shared = fine_tuning_epochs(data, config), stage_settings(data, source, seed, config)
+    epochs, shared = fine_tuning_epochs(data, config), stage_settings(data, seed, config)
     with training.devices(config.mirrored):
         optimizer = training.DiscriminativeAdamW(
             learning_rate=training.warmup_cosine(config.learning_rate, epochs * shared["steps"]),
@@ -248,11 +252,11 @@ def baseline(name: str, trained: Trained, run: Run, data: ImageSet, seed: int):
     if name == "scratch":
         return importlib.import_module("common.images.scratch").train_from_scratch(
             data, (config.source, trained.source.image_size), lambda source: build_model(source, classes, config),
-            lambda source: stage_settings(data, source, seed, config), epochs=config.scratch_epochs, seed=seed,
-            weight_decay=config.weight_decay, save=lambda stage: run.saves(stage, seed), resize=config.resize,
+            lambda own: stage_settings(own, seed, config), epochs=config.scratch_epochs, seed=seed,
+            weight_decay=config.weight_decay, save=lambda stage: run.saves(stage, seed), folder=run.out,
         )  # fmt: skip
     measure = importlib.import_module("common.images.baselines").BY_PIXELS[name]
-    return measure(data, weights_of_images(data, config), config.resize)
+    return measure(data, weights_of_images(data, config))
 
 
 def main(config: Config) -> dict:
@@ -260,11 +264,9 @@ def main(config: Config) -> dict:
     run = Run(config)
     config, out, clock = run.config, run.out, run.clock
     with clock("data"):
-        data = load_data(config)
+        data, source = load_data(config)
     print(f"{config.data}: {data.counts()}, {len(data.class_names)} classes")
     print(describe_class_weights(data, config.class_weights))
-    keras.utils.set_random_seed(config.seed)
-    source = load_fitting(config.source, config.image_size, data.shorter_side)
     run.remember(data, source)
     with clock("features"):
         of = extract_features(source, data, config)
@@ -293,7 +295,7 @@ def main(config: Config) -> dict:
             explanation = explain.explain(
                 out, chosen.source, model, data, features={split: views[0] for split, views in of.items()},
                 probabilities=chosen.probabilities, val_probabilities=chosen.val_probabilities,
-                applied_temperature=chosen.temperature, resize=config.resize,
+                applied_temperature=chosen.temperature,
             )  # fmt: skip
 
     outcome = Outcome(
@@ -310,13 +312,12 @@ def main(config: Config) -> dict:
 
 def check(config: Config) -> None:
     """Print what a run would read and how long it would take, and write a sheet of samples; nothing is trained."""
-    data = load_data(config)
+    data, source = load_data(config)
     print(describe_counts(data), *group_advice(data), describe_class_weights(data, config.class_weights), sep="\n  ")
-    source = load_fitting(config.source, config.image_size, data.shorter_side)
     model = build_model(source, len(data.class_names), config)
     print(f"source: {source.card}\ninput {source.image_size} pixels, {source.feature_width} features")
 
-    batches = stage_settings(data, source, config.seed, config)["batches_from"](0, 0)
+    batches = stage_settings(data, config.seed, config)["batches_from"](0, 0)
     images, targets, _ = next(batches.as_numpy_iterator())
     titles = [data.class_names[number] for number in targets[:24].argmax(axis=1)]
     print(f"samples as trained on: {write_sample_grid(Path(config.out) / 'samples.png', images[:24], titles)}")
@@ -333,23 +334,23 @@ def check(config: Config) -> None:
 # --- helpers of the steps above ------------------------------------------------------------------------------
 
 
-def predict(source: Source, model: keras.Model, data: ImageSet, config: Config) -> np.ndarray:
+def predict(model: keras.Model, data: ImageSet) -> np.ndarray:
     """Return class probabilities of the test split, through the decoder that serving runs, float32 [n, classes]."""
-    return model.predict(image_batches(data.test.paths, source.image_size, 64, resize=config.resize), verbose=0)
+    return model.predict(image_batches(data.test.pixels, 64), verbose=0)
 
 
 def feature_files(config: Config) -> dict:
-    """Return where and how often stored features are written, and how images become square."""
-    return {"cache": Path(config.out) / "features", "resize": config.resize, "save_every": config.save_every}
+    """Return where and how often stored features are written."""
+    return {"cache": Path(config.out) / "features", "save_every": config.save_every}
 
 
-def stage_settings(data: ImageSet, source: Source, seed: int, config: Config) -> dict:
+def stage_settings(data: ImageSet, seed: int, config: Config) -> dict:
     """Return the arguments of `fit_stage` that fine-tuning and training from scratch share."""
     return {
         "loss": keras.losses.CategoricalCrossentropy(label_smoothing=config.label_smoothing),
         **stage_inputs(
-            data.train, data.val, weights_of_images(data, config), len(data.class_names), source.image_size,
-            config.batch_size, seed=seed, augment=augmentations(config, data), resize=config.resize,
+            data.train, data.val, weights_of_images(data, config), len(data.class_names), config.batch_size,
+            seed=seed, augment=augmentations(config, data),
         ),
     }  # fmt: skip
 

@@ -33,6 +33,7 @@ from common.images.dataset import ImageSet, load_image_set
 from common.images.export import export_image_classifier, prove_image_classifier
 from common.images.features import extract_features
 from common.images.files import read_image
+from common.images.pixels import read_images
 from common.images.preview import thumbnails, write_sample_grid
 from common.images.sources import load_source
 from common.linear_head import mean_and_std
@@ -87,10 +88,11 @@ class Config:
 
 
 def load_data(config: Config) -> ImageSet:
-    """Read, check and split the images."""
+    """Read, check, decode and split the images."""
     return load_image_set(
-        config.data, Path(config.out), limit=config.limit, strict=config.strict, val_share=config.val_share
-    )
+        config.data, Path(config.out), (config.image_size, config.image_size), limit=config.limit,
+        strict=config.strict, val_share=config.val_share,
+    )  # fmt: skip
 
 
 def build_model(config: Config, classes: int, teacher_width: int) -> tuple[keras.Model, keras.Model]:
@@ -135,10 +137,9 @@ def load_teacher(config: Config, data: ImageSet) -> Teacher | None:
         source = load_source(config.teacher)
     except UserError as error:
         raise UserError(str(error).replace("--source", "--teacher")) from error
-    features = extract_features(
-        source, data.train.paths, Path(config.out) / "features", title="teacher",
-        save_every=config.save_every,
-    )  # fmt: skip
+    out = Path(config.out)
+    pixels = read_images(data.train.paths, source.image_size, folder=out)
+    features = extract_features(source, pixels, out / "features", title="teacher", save_every=config.save_every)
     return Teacher(features[0], *mean_and_std(features))
 
 
@@ -171,8 +172,7 @@ def train(run: Run, data: ImageSet, model: keras.Model, teacher: Teacher | None)
     classifier = classifier_of(model)
 
     def validate(epoch, logs):
-        images = image_batches(data.val.paths, model.input.shape[1:3], config.batch_size)
-        probabilities = classifier.predict(images, verbose=0)
+        probabilities = classifier.predict(image_batches(data.val.pixels, config.batch_size), verbose=0)
         logs["val_accuracy"] = float(np.mean(probabilities.argmax(axis=1) == data.val.labels))
 
     return fit_with_checkpoints(
@@ -205,9 +205,8 @@ def finish(run: Run, data: ImageSet, model: keras.Model, backbone: keras.Model, 
     config, out, clock = run.config, run.out, run.clock
     preset = save_preset(config, backbone)
     served = build_served(preset, model)
-    size = (config.image_size, config.image_size)
     with clock("evaluate"):
-        probabilities = served.predict(image_batches(data.test.paths, size, config.batch_size), verbose=0)
+        probabilities = served.predict(image_batches(data.test.pixels, config.batch_size), verbose=0)
     with clock("export"):
         example, folder = Path(data.train.paths[0]), out / "serving" / "pretraining"
         version = export_image_classifier(served, folder, data.class_names, example=example)
@@ -249,9 +248,8 @@ def check(config: Config) -> None:
 def shuffled_batches(config: Config, data: ImageSet, targets, first: tuple[int, int] = (0, 0)) -> tf.data.Dataset:
     """Stream augmented training images with their targets, a function of indices, from (epoch, step) on."""
     return training_batches(
-        data.train.paths, targets, (config.image_size, config.image_size), config.batch_size,
-        seed=config.seed, augment=data.safe_augmentations(), first=first,
-    )  # fmt: skip
+        data.train.pixels, targets, config.batch_size, seed=config.seed, augment=data.safe_augmentations(), first=first
+    )
 
 
 def classifier_of(model: keras.Model) -> keras.Model:
