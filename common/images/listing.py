@@ -87,6 +87,17 @@ def list_images(
     return ImageList(data, _enough(rows, limit) if limit else rows, bool(group))
 
 
+def refuse_early(settings) -> None:
+    """Raise UserError for a table or folder that cannot work, before TensorFlow is imported, which takes seconds.
+
+    Args:
+        settings: of a recipe: `data`, and `path_column`, `label_column`, `split_column`, `group` where it has them.
+    """
+    if parse_data(settings.data, DATA_KINDS)[0] in ("folder", "csv"):
+        columns = ImageColumns(*(getattr(settings, f"{name}_column", name) for name in ("path", "label", "split")))
+        list_images(settings.data, Path(settings.out), columns=columns, group=getattr(settings, "group", None))
+
+
 def _enough(rows: Sequence[Row], limit: int) -> list[Row]:
     """Return what is needed for so many images in each split: of a given one a few spare ones, else for all splits."""
     chosen = []

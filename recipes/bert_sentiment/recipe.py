@@ -52,6 +52,7 @@ SCORES = ("accuracy", "macro_f1", "ece")
 SOURCES = ("bert_mini", "minilm")
 GALLERY = {"in": "table of labelled texts", "out": "label, probabilities", "row": "sst2"}
 QUICK = "--limit 40 --epochs 1 --max-length 32 --calibrate"  # a run of seconds, for tests
+EARLY = "common.texts.dataset:refuse_early"  # called before TensorFlow is imported
 INPUT = "text"  # of the served model
 PREDICTOR = Predictor(INPUT, encode_text, LABELS)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.util
 import os
 import shlex
@@ -31,6 +32,13 @@ def load_recipe(recipe: Recipe) -> ModuleType:
     with quiet_tensorflow():
         specification.loader.exec_module(module)
     return module
+
+
+def refuse_early(recipe: Recipe, settings) -> None:
+    """Raise UserError for data that cannot work, found without TensorFlow by the function that the recipe names."""
+    if where := recipe.literal("EARLY"):
+        module, _, name = where.partition(":")
+        getattr(importlib.import_module(module), name)(settings)
 
 
 def parse_flags(command: str, recipe: Recipe, arguments: list[str]):

@@ -52,8 +52,8 @@ CHEAP = ("frozen", "neighbours", "pixels")  # they run unless --baselines none
 SCORES = ("accuracy", "macro_f1", "ece")
 SOURCES = ("resnet_mini", "mobilenet_v2", "efficientnet_v2_b0", "resnet50", "mobilenet_v2_hub")
 GALLERY = {"in": "photos in class folders", "out": "label, probabilities", "row": "demo", "first": True}
-# A run of seconds, for tests.
-QUICK = "--limit 40 --epochs 1 --source keras:MobileNet(alpha=0.25,size=32)@random"
+QUICK = "--limit 40 --epochs 1 --source keras:MobileNet(alpha=0.25,size=32)@random"  # a run of seconds, for tests
+EARLY = "common.images.listing:refuse_early"  # called before TensorFlow is imported
 INPUT = "image"  # of the served model
 PREDICTOR = Predictor(INPUT, read_image, LABELS)
 CONVERTER = "common.images.convert:CLASSIFIER"  # imported by `convert` alone

@@ -49,6 +49,7 @@ SCORES = ("ap50", "ap", "ap75")
 SOURCES = ("resnet_mini", "mobilenet_v2", "resnet50")
 GALLERY = {"in": "images with boxes", "out": "boxes, labels, scores", "row": "bccd"}
 QUICK = "--limit 12 --epochs 1 --image-size 64 --stride 8 --width 16"  # a run of seconds, for tests
+EARLY = "common.detection.readers.table:refuse_early"  # called before TensorFlow is imported
 INPUT = "image"  # of the served model
 PREDICTOR = Predictor(INPUT, read_image, BOXES)
 CONVERTER = "common.detection.convert:DETECTOR"  # imported by `convert` alone

@@ -47,6 +47,7 @@ from common.sources.specs import parse_source
 SCORES = ("accuracy", "macro_f1", "ece")
 GALLERY = {"in": "many labelled images", "out": "a source for image recipes", "row": ""}
 QUICK = "--limit 40 --epochs 1 --filters 64 64 --image-size 32"  # a run of seconds, for tests
+EARLY = "common.images.listing:refuse_early"  # called before TensorFlow is imported
 INPUT = "image"  # of the served model
 PREDICTOR = Predictor(INPUT, read_image, LABELS)
 CONVERTER = "common.images.convert:CLASSIFIER"  # imported by `convert` alone

@@ -63,6 +63,7 @@ SCORES = ("accuracy", "macro_f1", "ece")
 SOURCES = ("wav2vec2_mini", "wav2vec2_base_960h")
 GALLERY = {"in": "clips in class folders", "out": "label, probabilities", "row": "spoken_commands"}
 QUICK = "--limit 24 --epochs 1 --head-epochs 1 --baselines none"  # a run of seconds, for tests
+EARLY = "common.speech.dataset:refuse_early"  # called before TensorFlow is imported
 REPLACES = {"recipe": "speech_wav2vec", "task": "commands"}  # runs from before this recipe existed
 INPUT = "audio"  # of the served model
 PREDICTOR = Predictor(INPUT, read_clip, LABELS, batch=4)

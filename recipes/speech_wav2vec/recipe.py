@@ -62,6 +62,7 @@ SCORES = ("wer", "cer")
 SOURCES = ("wav2vec2_mini", "wav2vec2_base_960h")
 GALLERY = {"in": "recordings with transcripts", "out": "text, confidence", "row": "fsdd"}
 QUICK = "--limit 12 --epochs 1 --head-epochs 1 --baselines zero_shot"  # a run of seconds, for tests
+EARLY = "common.speech.dataset:refuse_early"  # called before TensorFlow is imported
 INPUT = "audio"  # of the served model
 PREDICTOR = Predictor(INPUT, read_recording, TRANSCRIPTS, BATCH)
 AUGMENTATIONS = ("speed", "noise", "gain", "microphone")
