@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 from common.images.pixels import Pixels
-from common.progress import median_seconds
-from common.training import use_xla
 
 AUGMENTATIONS = ("flip", "crop", "rotate", "color")
 
@@ -115,22 +112,6 @@ def stage_inputs(train, val, weights: np.ndarray, classes: int, batch_size: int,
 def steps_per_epoch(count: int, batch_size: int) -> int:
     """Return the number of batches for `count` examples."""
     return -(-count // batch_size)
-
-
-def seconds_of_steps(
-    model: keras.Model, extractor: keras.Model, images: np.ndarray, targets: np.ndarray
-) -> tuple[float, float]:
-    """Return the seconds of a training step, and of the features of one image; this changes the weights of the model.
-
-    Args:
-        model: pixels -> class probabilities, with its trainable weights as in training.
-        extractor: its part up to the features.
-        images: a batch, float32 [n, height, width, 3].
-        targets: of these images, float32 [n, classes].
-    """
-    model.compile("adam", "categorical_crossentropy", jit_compile=use_xla())
-    step = median_seconds(lambda: model.train_on_batch(images, targets))
-    return step, median_seconds(lambda: extractor.predict_on_batch(images)) / len(images)
 
 
 def augment_images(images: tf.Tensor, names: Sequence[str], seed: tf.Tensor) -> tf.Tensor:

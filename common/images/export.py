@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import tensorflow as tf
 from common.classification.export import labelled, prove_labels
 from common.exporting import check_float32, save_servable
 from common.images.decoding import decode_images
+from common.proof.prove import FreshProcess
 
 
 def export_image_classifier(
@@ -71,7 +71,7 @@ def export_image_classifier(
 
 def prove_image_classifier(
     version: Path, paths: Sequence[str], probabilities: np.ndarray, class_names: Sequence[str],
-    *, python: str = sys.executable,
+    process: FreshProcess | None = None,
 ) -> dict:  # fmt: skip
     """Send the raw files to the SavedModel in a fresh process that imports only tensorflow, and compare.
 
@@ -80,10 +80,10 @@ def prove_image_classifier(
         paths: n image files.
         probabilities: from the evaluation, float32 [n, classes].
         class_names: one per probability.
-        python: interpreter of that process.
+        process: as for `prove`.
 
     Returns:
         {"examples", "agreement", "max_abs_diff", "ops_outside_tf_serving", "tolerance", "passed"}, and
         "error" where the process failed.
     """
-    return prove_labels(version, "image", "paths", paths, probabilities, class_names, python=python)
+    return prove_labels(version, "image", "paths", paths, probabilities, class_names, process)

@@ -32,15 +32,17 @@ from common.classification.choice import BOLD, best_on_validation, keep_what_hel
 from common.classification.training import describe_class_weights, fit_stage, sample_weights
 from common.exporting import Predictor
 from common.images import explain, export, features
-from common.images.batches import image_batches, seconds_of_steps, stage_inputs, steps_per_epoch
+from common.images.batches import image_batches, stage_inputs, steps_per_epoch
 from common.images.data_quality import group_advice
 from common.images.dataset import ImageSet, draw_shots, split_images
+from common.images.estimate import seconds_of_run
 from common.images.files import read_image
 from common.images.listing import list_images
 from common.images.preview import thumbnails, write_sample_grid
 from common.images.readers import ImageColumns
 from common.images.sources import Source, load_fitting, load_source
 from common.progress import format_seconds
+from common.proof.prove import FreshProcess, in_background
 from common.results import Outcome, measured_from_scratch
 from common.runs import Run
 from common.serving.kit.write import write_serving_files
@@ -147,11 +149,12 @@ def extract_features(source: Source, data: ImageSet, config: Config) -> dict[str
     """Return the features of each split from the frozen source, float32 [views, n, width]."""
     augment = augmentations(config, data)
     faster = features.faster_if_it_agrees(source, data.train.pixels) if config.mixed_precision else source
+    files = dict(cache=Path(config.out) / "features", save_every=config.save_every)
     views = dict(views=config.views if augment else 1, augment=augment, seed=config.seed)
     return {
         split: features.extract_features(
             source if split == "test" else faster, getattr(data, split).pixels, title=f"features of {split}",
-            **feature_files(config), **(views if split == "train" else {}),
+            **files, **(views if split == "train" else {}),
         )
         for split in ("train", "val", "test")
     }  # fmt: skip
@@ -192,10 +195,10 @@ def train(run: Run, data: ImageSet, of: dict[str, np.ndarray], seed: int) -> Tra
     share, auto, epochs = 0.0, config.unfreeze == "auto", fine_tuning_epochs(data, config)
     choice = too_few_errors(labels, on_val) if epochs and auto else ""
     if epochs and not choice:
-        alone, options = model.get_weights(), {**weights, **feature_files(config)}
+        alone, penalty = model.get_weights(), linear_head.chosen_penalty(history)
         head.set_weights(start)
-        before, options["penalty"] = model.get_weights(), linear_head.chosen_penalty(history)
-        refit = functools.partial(features.refit_head, head, source, data, **options)
+        before, files = model.get_weights(), {"cache": run.out / "features", "save_every": config.save_every}
+        refit = functools.partial(features.refit_head, head, source, data, **weights, **files, penalty=penalty)
         with clock("finetune"):
             rows, parameters["trainable_finetune"] = fine_tune(run, source, model, data, seed, history)
             if auto:
@@ -209,7 +212,8 @@ def train(run: Run, data: ImageSet, of: dict[str, np.ndarray], seed: int) -> Tra
         else:
             model.set_weights(alone)
     with clock("evaluate"):  # the frozen source's features of test are there
-        answers = predict(model, data) if share else linear_head.predict_head(head, of["test"][0])
+        test = image_batches(data.test.pixels, 64)
+        answers = model.predict(test, verbose=0) if share else linear_head.predict_head(head, of["test"][0])
     return Trained(source, model, answers, frozen, on_val, temperature, history, parameters, choice)
 
 
@@ -275,13 +279,15 @@ def main(config: Config) -> dict:
     chosen, model = trained[best], trained[best].model
 
     with clock("export"):  # before the baselines: if one is stopped, the model is there
+        process = FreshProcess()  # imports TensorFlow meanwhile
         exporting.save_keras_model(model, out / "model.keras")  # to continue training; the rest is for serving
         version = export.export_image_classifier(
             model, out / "serving" / "image_classification", data.class_names,
             resize=config.resize, example=Path(data.train.paths[0]),
         )  # fmt: skip
         write_serving_files(out / "serving", "image_classification", input_name=INPUT, example=Path(data.test.paths[0]))
-        proof = export.prove_image_classifier(version, data.test.paths, chosen.probabilities, data.class_names)
+        expected = data.test.paths, chosen.probabilities, data.class_names
+        later = in_background(export.prove_image_classifier, version, *expected, process)
 
     baselines, rows, notes = run_baselines(
         flags.parse_baselines(config.baselines, BASELINES, CHEAP),
@@ -298,6 +304,8 @@ def main(config: Config) -> dict:
                 applied_temperature=chosen.temperature,
             )  # fmt: skip
 
+    with clock("proof"):
+        proof = later.result()
     outcome = Outcome(
         [*chosen.history, *rows], stage_seconds(clock), chosen.parameters, source.card, proof,
         exporting.size_report(version, model),
@@ -323,25 +331,16 @@ def check(config: Config) -> None:
     print(f"samples as trained on: {write_sample_grid(Path(config.out) / 'samples.png', images[:24], titles)}")
 
     freezing.freeze(model, source.backbone, policy_of(config), config.batch_norm)
-    step, forward = seconds_of_steps(model, source.extractor, images, targets)
-    epochs, seeds = fine_tuning_epochs(data, config), len(flags.parse_seeds(config.seeds, config.seed))
-    fits = seeds * (2 if config.unfreeze == "auto" else 1) * (epochs > 0)  # of a new head, on train and validation
-    forwards = len(data.train) * (config.views + fits) + len(data.val) * (1 + fits) + (2 + seeds) * len(data.test)
-    tuning = seeds * epochs * (steps_per_epoch(len(data.train), config.batch_size) * step + len(data.val) * forward)
-    print(f"estimate: {format_seconds(forwards * forward + tuning)}, and half a minute for export and proof")
+    epochs = fine_tuning_epochs(data, config)
+    seconds = seconds_of_run(
+        model, source.extractor, data, images, targets, views=config.views, epochs=epochs,
+        new_heads=(2 if config.unfreeze == "auto" else 1) if epochs else 0,
+        seeds=len(flags.parse_seeds(config.seeds, config.seed)),
+    )  # fmt: skip
+    print(f"estimate: {format_seconds(seconds)}, and half a minute for export and proof")
 
 
 # --- helpers of the steps above ------------------------------------------------------------------------------
-
-
-def predict(model: keras.Model, data: ImageSet) -> np.ndarray:
-    """Return class probabilities of the test split, through the decoder that serving runs, float32 [n, classes]."""
-    return model.predict(image_batches(data.test.pixels, 64), verbose=0)
-
-
-def feature_files(config: Config) -> dict:
-    """Return where and how often stored features are written."""
-    return {"cache": Path(config.out) / "features", "save_every": config.save_every}
 
 
 def stage_settings(data: ImageSet, seed: int, config: Config) -> dict:

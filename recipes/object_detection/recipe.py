@@ -39,6 +39,7 @@ from common.flags import check_choice, check_range, parse_baselines, parse_list
 from common.images.files import read_image
 from common.images.sources import Source
 from common.progress import format_seconds, median_seconds
+from common.proof.prove import FreshProcess
 from common.results import Outcome
 from common.runs import Run
 from common.serving.kit.write import write_serving_files
@@ -179,6 +180,7 @@ def main(config: Config) -> dict:
         baselines[name], history = (found, clock.report()[f"baseline_{name}"]), history + rows
 
     with clock("export"):
+        process = FreshProcess()  # imports TensorFlow meanwhile
         exporting.save_keras_model(detector.model, out / "model.keras")  # to continue training; the rest is for serving
         version = export_detector(
             detector, out / "serving" / "object_detection", data.class_names,
@@ -187,7 +189,7 @@ def main(config: Config) -> dict:
         )  # fmt: skip
         example = Path(data.test.paths[0])
         write_serving_files(out / "serving", "object_detection", input_name=INPUT, example=example)
-        proof = prove_detector(version, data.test, detections, data.class_names)
+        proof = prove_detector(version, data.test, detections, data.class_names, process)
 
     card, size = {"spec": config.source, **source.card}, exporting.size_report(version, detector.model)
     return results.conclude(

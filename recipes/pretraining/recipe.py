@@ -38,6 +38,7 @@ from common.images.preview import thumbnails, write_sample_grid
 from common.images.sources import load_source
 from common.linear_head import mean_and_std
 from common.progress import format_seconds, median_seconds
+from common.proof.prove import FreshProcess
 from common.results import Outcome
 from common.runs import Run
 from common.serving.kit.write import write_serving_files
@@ -209,10 +210,11 @@ def finish(run: Run, data: ImageSet, model: keras.Model, backbone: keras.Model, 
     with clock("evaluate"):
         probabilities = served.predict(image_batches(data.test.pixels, config.batch_size), verbose=0)
     with clock("export"):
+        process = FreshProcess()  # imports TensorFlow meanwhile
         example, folder = Path(data.train.paths[0]), out / "serving" / "pretraining"
         version = export_image_classifier(served, folder, data.class_names, example=example)
         write_serving_files(out / "serving", "pretraining", input_name=INPUT, example=Path(data.test.paths[0]))
-        proof = prove_image_classifier(version, data.test.paths, probabilities, data.class_names)
+        proof = prove_image_classifier(version, data.test.paths, probabilities, data.class_names, process)
     use = f"python -m recipes run image_classification --source preset:{preset} --data folder:PHOTOS"
     parameters = {"total": served.count_params(), "backbone": backbone.count_params()}
     card = {"spec": f"preset:{preset}", "origin": "this run", "licence": config.licence, "data": config.data}
