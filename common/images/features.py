@@ -7,7 +7,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import keras
@@ -18,6 +18,7 @@ from common.checkpoints import stop_at_next_step
 from common.files import room_for, write_json
 from common.images.batches import augment_images, image_batches
 from common.images.dataset import ImageSet
+from common.images.engine import Engine, choose_engine
 from common.images.pixels import Pixels
 from common.images.sources import Source, load_source
 from common.linear_head import REFIT_PENALTY, fit_on_both
@@ -36,6 +37,7 @@ def extract_features(
     seed: int = 0,
     title: str = "features",
     save_every: float = 30.0,
+    engine: Engine | None = None,
 ) -> np.ndarray:
     """Extract the features of images, or read them from the cache of an earlier run.
 
@@ -49,6 +51,7 @@ def extract_features(
         seed: of the augmentation.
         title: of the progress line.
         save_every: seconds between saves; a killed process continues from the last one.
+        engine: what computes the features of this source; None for TensorFlow.
 
     Returns:
         A read-only memory map, float32 [views, n, feature_width].
@@ -56,12 +59,52 @@ def extract_features(
     Raises:
         UserError: not enough disk space.
     """
-    key = _cache_key(source, pixels, views, *((tuple(augment), seed) if views > 1 else ()))
+    forward = engine.forward if engine else source.forward
+    settings = [
+        views,
+        *((tuple(augment), seed) if views > 1 else ()),
+        *((engine.name,) if engine and engine.name != "tensorflow" else ()),
+    ]
+    key = _cache_key(source, pixels, *settings)
     final = cache / f"{key}.npy"
     if not final.exists():
         cache.mkdir(parents=True, exist_ok=True)
-        _write_features(final, source, pixels, batch_size, augment, views, seed, title, save_every)
+        _write_features(final, source, forward, pixels, batch_size, augment, views, seed, title, save_every)
     return np.load(final, mmap_mode="r")
+
+
+def extract_splits(
+    source: Source, data: ImageSet, cache: Path, *, augment: Sequence[str], views: int, seed: int, save_every: float,
+    bfloat16: bool,
+) -> tuple[dict[str, np.ndarray], dict]:  # fmt: skip
+    """Extract the features of each split from a frozen source, with the engine that is fastest here.
+
+    Those of test are always TensorFlow's in float32, as the exported model computes them.
+
+    Args:
+        source, cache, augment, seed, save_every: as for `extract_features`.
+        data: the images.
+        views: of each training image.
+        bfloat16: whether a copy of the source in bfloat16 may be used.
+
+    Returns:
+        (float32 [views, n, width] of each split, one view of val and test; what `Engine.report` returns).
+    """
+    if bfloat16:
+        faster, engine = faster_if_it_agrees(source, data.train.pixels), None
+        report = {"name": "tensorflow, bfloat16" if faster is not source else "tensorflow"}
+    else:
+        faster, engine = source, choose_engine(source, data.train.pixels, views * len(data.train) + len(data.val))
+        report = engine.report()
+    options = dict(cache=cache, save_every=save_every)
+    return {
+        "train": extract_features(
+            faster, data.train.pixels, title="features of train", engine=engine, augment=augment, views=views,
+            seed=seed, **options,
+        ),
+        "val": extract_features(faster, data.val.pixels, title="features of val", engine=engine, **options),
+        "test": extract_features(source, data.test.pixels, title="features of test", **options),
+    }, report  # fmt: skip
 
 
 def in_bfloat16(source: Source) -> Source:
@@ -125,7 +168,7 @@ def refit_head(
 
 
 def _write_features(
-    final: Path, source: Source, pixels: Pixels, batch_size, augment, views, seed, title, save_every
+    final: Path, source: Source, forward: Callable, pixels: Pixels, batch_size, augment, views, seed, title, save_every
 ) -> None:
     """Fill a .partial file batch by batch, continuing that of a killed process, and rename it when complete."""
     partial, finished = final.with_suffix(".partial.npy"), final.with_suffix(".finished.json")
@@ -146,7 +189,7 @@ def _write_features(
                 if view:
                     images = augment_images(images, augment, seed=tf.constant([seed * 1000 + view, step], tf.int64))
                 start = step * batch_size
-                written[view, start : start + len(images)] = source.forward(images)
+                written[view, start : start + len(images)] = forward(images)
                 done += 1
                 progress.update(view * len(pixels) + start + len(images))
                 if stop.asked or time.monotonic() - saved_at > save_every:

@@ -145,19 +145,13 @@ def build_model(source: Source, classes: int, config: Config) -> keras.Model:
     return keras.Model(pixels, probabilities, name="classifier")
 
 
-def extract_features(source: Source, data: ImageSet, config: Config) -> dict[str, np.ndarray]:
-    """Return the features of each split from the frozen source, float32 [views, n, width]."""
+def extract_features(source: Source, data: ImageSet, config: Config) -> tuple[dict[str, np.ndarray], dict]:
+    """Return the features of each split from the frozen source, float32 [views, n, width], and what computed them."""
     augment = augmentations(config, data)
-    faster = features.faster_if_it_agrees(source, data.train.pixels) if config.mixed_precision else source
-    files = dict(cache=Path(config.out) / "features", save_every=config.save_every)
-    views = dict(views=config.views if augment else 1, augment=augment, seed=config.seed)
-    return {
-        split: features.extract_features(
-            source if split == "test" else faster, getattr(data, split).pixels, title=f"features of {split}",
-            **files, **(views if split == "train" else {}),
-        )
-        for split in ("train", "val", "test")
-    }  # fmt: skip
+    return features.extract_splits(
+        source, data, Path(config.out) / "features", augment=augment, views=config.views if augment else 1,
+        seed=config.seed, save_every=config.save_every, bfloat16=config.mixed_precision,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -273,7 +267,7 @@ def main(config: Config) -> dict:
     print(describe_class_weights(data, config.class_weights))
     run.remember(data, source)
     with clock("features"):
-        of = extract_features(source, data, config)
+        of, engine = extract_features(source, data, config)
     trained = {seed: train(run, data, of, seed) for seed in flags.parse_seeds(config.seeds, config.seed)}
     best = best_on_validation(data.val.labels, {seed: one.val_probabilities for seed, one in trained.items()})
     chosen, model = trained[best], trained[best].model
@@ -313,7 +307,7 @@ def main(config: Config) -> dict:
     return results.conclude(
         "image_classification", config, data, outcome, exported=best,
         probabilities={seed: one.probabilities for seed, one in trained.items()}, baselines=baselines,
-        titles=BASELINES, what="images", preview=thumbnails(data.test.paths), explanation=explanation,
+        titles=BASELINES, what="images", preview=thumbnails(data.test.paths), explanation=explanation, more={"engine": engine},
         advice=[chosen.choice, *notes, *measured_from_scratch(__file__, config, data.counts())],
     )  # fmt: skip
 
