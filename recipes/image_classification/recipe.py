@@ -307,7 +307,8 @@ def main(config: Config) -> dict:
     return results.conclude(
         "image_classification", config, data, outcome, exported=best,
         probabilities={seed: one.probabilities for seed, one in trained.items()}, baselines=baselines,
-        titles=BASELINES, what="images", preview=thumbnails(data.test.paths), explanation=explanation, more={"engine": engine},
+        titles=BASELINES, what="images", preview=thumbnails(data.test.paths), explanation=explanation,
+        more={"engine": engine},
         advice=[chosen.choice, *notes, *measured_from_scratch(__file__, config, data.counts())],
     )  # fmt: skip
 
