@@ -28,7 +28,7 @@ def photo(source: Image.Image, width: int, rng: np.random.Generator) -> Image.Im
     enlarged = np.asarray(source.resize((width, height), Image.Resampling.BICUBIC, box=box), "float32")
     noise = rng.standard_normal(enlarged.shape, dtype="float32") * np.sqrt(4 + 0.25 * enlarged)
     noisy = Image.fromarray(np.clip(enlarged + noise, 0, 255).astype("uint8"))
-    return noisy.filter(ImageFilter.GaussianBlur(0.6))
+    return noisy.filter(ImageFilter.GaussianBlur(0.5))
 
 
 def main() -> None:
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--count", type=int, default=200, help="photos")
     parser.add_argument("--width", type=int, default=4000, help="pixels")
-    parser.add_argument("--quality", type=int, default=88, help="of the JPEG")
+    parser.add_argument("--quality", type=int, default=95, help="of the JPEG")
     given = parser.parse_args()
     sources = sorted(PHOTOS.glob("*/*/*.jpg"))
     size = 0
