@@ -4,10 +4,11 @@
     python benchmarks/side_by_side.py                            # everything; hours on 2 cores, resumable
     python benchmarks/side_by_side.py clothing10_96 --seeds 0    # one data set, one seed
 
-Of each seed, another nine tenths of the training pictures are trained on, by all ways. The ways alternate, seed by seed,
-each in a process of its own. Seconds count from the first look at the pictures; imports, the loading of weights and the
-measuring of test accuracy count for nobody. A mark is the mean accuracy over the seeds at the end of the tutorial's head,
-and at its end, less half a point; each way, the tutorial too, is timed to the first time that it is at the mark.
+For each seed, another nine tenths of the training pictures are trained on, by all ways. The ways alternate, seed by
+seed, each in a process of its own. Seconds count from the first look at the pictures; imports, the loading of weights
+and the measuring of test accuracy count for nobody. A mark is the mean accuracy over the seeds at the end of the
+tutorial's head, and at its end, less half a point; each way, the tutorial too, is timed to the first time that it is at
+the mark.
 
 The tutorial way is https://www.tensorflow.org/tutorials/images/transfer_learning: the frozen backbone inside the graph
 behind augmentation layers, 10 epochs of the head, then the layers from 100 on at 1e-5 for 5 more. KerasHub's way is the
