@@ -88,7 +88,8 @@ def list_images(
         reasons = [f"{printable(row.path)} {read_bytes(row)[1]}" for row in rows if not row.label]
         skipped = f"; {len(reasons):,} file(s) skipped, the first: {reasons[0]}" if reasons else ""
         raise UserError(
-            f"--data {data!r} has {len(classes)} class(es); at least 2 are required. Received: {some(classes)}{skipped}."
+            f"--data {data!r} has {len(classes)} class(es); at least 2 are required. "
+            f"Received: {some(classes)}{skipped}."
         )
     return ImageList(data, _enough(rows, limit) if limit else rows, bool(group))
 
