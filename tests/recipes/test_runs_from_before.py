@@ -72,8 +72,8 @@ def test_a_stopped_run_of_the_digits_says_that_the_demo_is_another_one(
 
 def test_a_finished_run_of_the_digits_converts_with_digits(tmp_path: Path) -> None:
     before = {"data": "demo", "limit": 40}
-    assert convert.load_data(before, tmp_path).class_names == tuple("0123456789")
-    assert "hat" in convert.load_data(before | {"group": None}, tmp_path).class_names
+    assert convert.load_data(before, tmp_path, (8, 8)).class_names == tuple("0123456789")
+    assert "hat" in convert.load_data(before | {"group": None}, tmp_path, (8, 8)).class_names
 
 
 def test_a_run_of_spoken_commands_belongs_to_its_own_recipe_now(tmp_path: Path) -> None:
