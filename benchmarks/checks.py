@@ -82,7 +82,7 @@ def extraction(repeats: int = 3) -> dict:
         source.extractor.predict(pixels[:64], batch_size=64, verbose=0)
         rates: dict[str, list[float]] = {"predict": [], "extract_features": []}
         with tempfile.TemporaryDirectory() as cache:
-            extract_features(source, read_images(paths[:64], source.image_size), Path(cache))  # both have traced their graph once
+            extract_features(source, read_images(paths[:64], source.image_size), Path(cache))  # both are traced now
             for repeat in range(repeats):
                 began = time.monotonic()
                 source.extractor.predict(pixels, batch_size=64, verbose=0)
