@@ -12,6 +12,7 @@ import tensorflow as tf
 from common import exporting
 from common.images import export
 from common.images.batches import image_batches
+from common.images.pixels import read_images
 from common.images.sources import load_source
 
 SIZE = (32, 32)
@@ -37,7 +38,7 @@ def small_classifier(names: int = 2) -> keras.Model:
 
 
 def predicted(model: keras.Model, paths: list[str]) -> np.ndarray:
-    return model.predict(image_batches(paths, SIZE, 16), verbose=0)
+    return model.predict(image_batches(read_images(paths, SIZE), 16), verbose=0)
 
 
 def encoded(paths: list[str]) -> tf.Tensor:
@@ -79,7 +80,7 @@ def test_signatures_take_what_the_outside_world_has(tmp_path: Path, pictures: li
     inputs = {name: sig.structured_input_signature[1] for name, sig in loaded.signatures.items()}
     assert inputs["serving_default"] == {"image": tf.TensorSpec([None], tf.string, name="image")}
     assert inputs["tensors"] == {"pixels": tf.TensorSpec((None, *SIZE, 3), tf.float32, name="pixels")}
-    batch = next(iter(image_batches(pictures[:4], SIZE, 4)))
+    batch = next(iter(image_batches(read_images(pictures[:4], SIZE), 4)))
     tensors = loaded.signatures["tensors"](pixels=batch)
     by_bytes = loaded.signatures["serving_default"](image=encoded(pictures[:4]))
     np.testing.assert_allclose(tensors["probabilities"], by_bytes["probabilities"], atol=1e-6)

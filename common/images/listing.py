@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,16 +12,18 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from common.data.folders import printable
 from common.data.splits import SPLITS, limit_per_class, some
 from common.errors import UserError
 from common.flags import parse_data
 from common.images import readers
-from common.images.files import Row
+from common.images.files import Row, read_bytes
 from common.images.readers import ImageColumns
 
 DATA_KINDS = ("demo", "demo:digits", "folder", "csv", "tfds")
 MEASURED = 500  # images whose headers tell how large the images are
-SPARE = {True: 2, False: 7}  # times --limit images are read of a given split, and where splits are made by content
+# Times --limit images are read: of a given split, and of images of which 15 % become a split of their own.
+SPARE, SPARE_TO_DIVIDE = 2, 10
 
 
 @dataclass(frozen=True)
@@ -81,8 +85,11 @@ def list_images(
         )
     classes = sorted({row.label for row in rows if row.label})
     if len(classes) < 2:
+        reasons = [f"{printable(row.path)} {read_bytes(row)[1]}" for row in rows if not row.label]
+        skipped = f"; {len(reasons):,} file(s) skipped, the first: {reasons[0]}" if reasons else ""
         raise UserError(
-            f"--data {data!r} has {len(classes)} class(es); at least 2 are required. Received: {some(classes)}."
+            f"--data {data!r} has {len(classes)} class(es); at least 2 are required. "
+            f"Received: {some(classes)}{skipped}."
         )
     return ImageList(data, _enough(rows, limit) if limit else rows, bool(group))
 
@@ -99,18 +106,24 @@ def refuse_early(settings) -> None:
 
 
 def _enough(rows: Sequence[Row], limit: int) -> list[Row]:
-    """Return what is needed for so many images in each split: of a given one a few spare ones, else for all splits."""
-    chosen = []
+    """Return what is needed for so many images in each split: spare ones too, and more where a split is divided."""
+    complete, of_group, turns, chosen = set(SPLITS) <= {row.split for row in rows}, Counter(), [], []
+    for row in rows:  # the first image of each group, then the second of each: few groups could not be split
+        turns.append(of_group[row.group] if row.group else 0)
+        of_group[row.group] += 1
     for split in (None, *SPLITS):
-        own = [number for number, row in enumerate(rows) if row.split == split]
+        own = sorted((number for number, row in enumerate(rows) if row.split == split), key=turns.__getitem__)
         names = {name: number for number, name in enumerate(sorted({rows[number].label for number in own}))}
         labels = np.array([names[rows[number].label] for number in own], dtype=np.int64)
-        chosen += [own[place] for place in limit_per_class(labels, limit * SPARE[split is not None])] if own else []
+        times = SPARE if split in ("val", "test") or (complete and split) else SPARE_TO_DIVIDE
+        chosen += [own[place] for place in limit_per_class(labels, max(limit, len(names)) * times)]
     return [rows[number] for number in sorted(chosen)]
 
 
 def _shorter_side(path: str) -> int | None:
     """Return the shorter side of an image in pixels, from its header; None where it cannot be read."""
+    if not os.path.isfile(path):  # opening a pipe would never end
+        return None
     try:
         with warnings.catch_warnings():  # of a large image, which is not decoded here
             warnings.simplefilter("ignore")

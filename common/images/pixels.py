@@ -143,7 +143,7 @@ def check_images(
         try:
             small, tiny = decode(tf.constant(encoded))
         except tf.errors.OpError as error:
-            said = _first_line(error.message)
+            said = _message_of_node(error.message)
             return "", False, f"cannot be decoded ({said}). Allowed: {READABLE}; convert it to JPEG or PNG"
         thumbnails[number] = tiny.numpy()
         if kept is not None:
@@ -196,6 +196,7 @@ def _room_for_pixels(shape: tuple[int, ...], folder: Path | None) -> np.ndarray 
             return None
 
 
-def _first_line(message: str) -> str:
-    said = message.split("}} ")[-1].splitlines()[0].partition(" [Op:")[0]
-    return said[:160]
+def _message_of_node(message: str) -> str:
+    """Return what the failed operation says, without the traceback before it and the names of nodes."""
+    said = message.partition("\n\t [[")[0].splitlines()[-1]
+    return said.split("}} ")[-1].partition(" [Op:")[0][:160]

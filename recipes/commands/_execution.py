@@ -67,6 +67,9 @@ def parse_flags(command: str, recipe: Recipe, arguments: list[str]):
     return config
 
 
+READING = ("ReadFile", "DecodeImage", "DecodeJpeg", "ExtractJpegShape")  # operations that fail where a file changed
+
+
 @contextlib.contextmanager
 def failures_as_user_errors(recipe: Recipe, settings) -> Iterator[None]:
     """Turn a full disk or a file that disappears during a run into a UserError. A bug keeps its traceback."""
@@ -95,7 +98,7 @@ def _lost_file(error: Exception) -> str:
         return "" if file.absolute().is_relative_to(ROOT) else f"{error.filename} ({error.strerror})"
     # TensorFlow names the file where it cannot be read, and the operation where it cannot be decoded.
     by_tensorflow = type(error).__module__.startswith("tensorflow.") and hasattr(error, "message")
-    if by_tensorflow and ("ReadFile" in error.message or "DecodeImage" in error.message):
+    if by_tensorflow and any(operation in error.message for operation in READING):
         return reason_of(error.message)
     return ""
 

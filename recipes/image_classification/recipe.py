@@ -340,13 +340,11 @@ def check(config: Config) -> None:
 
 def stage_settings(data: ImageSet, seed: int, config: Config) -> dict:
     """Return the arguments of `fit_stage` that fine-tuning and training from scratch share."""
+    weights, options = weights_of_images(data, config), {"seed": seed, "augment": augmentations(config, data)}
     return {
         "loss": keras.losses.CategoricalCrossentropy(label_smoothing=config.label_smoothing),
-        **stage_inputs(
-            data.train, data.val, weights_of_images(data, config), len(data.class_names), config.batch_size,
-            seed=seed, augment=augmentations(config, data),
-        ),
-    }  # fmt: skip
+        **stage_inputs(data.train, data.val, weights, len(data.class_names), config.batch_size, **options),
+    }
 
 
 def augmentations(config: Config, data: ImageSet) -> tuple[str, ...]:

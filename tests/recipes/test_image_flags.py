@@ -53,7 +53,7 @@ def loaded(settings):
     """The images, a source, its features, and a classifier whose head is not fitted."""
     keras.utils.set_random_seed(0)
     config = settings(views=2)
-    data, source = recipe.load_data(config), load_source(config.source, config.image_size)
+    data, source = recipe.load_data(config)
     features = recipe.extract_features(source, data, config)
     return SimpleNamespace(data=data, source=source, features=features, model=recipe.build_model(source, 2, config))
 
@@ -76,7 +76,8 @@ def stage(loaded, settings, monkeypatch):
 
         monkeypatch.setattr(recipe, "fit_stage", fit_stage)
         config = settings(**flags)
-        recipe.fine_tune(Run(config), loaded.source, loaded.model, loaded.data, config.seed, UNSURE)
+        data = recipe.load_data(config)[0] if "resize" in flags else loaded.data
+        recipe.fine_tune(Run(config), loaded.source, loaded.model, data, config.seed, UNSURE)
         return SimpleNamespace(**found)
 
     return given
@@ -244,9 +245,10 @@ def share(patched: pytest.MonkeyPatch, loaded) -> None:
     """Load no source again, and predict from its features, which no test below changes: it saves seconds of tracing."""
     data, of = loaded.data, loaded.features
     by_path = {data.val.paths[0]: of["val"][0], data.test.paths[0]: of["test"][0]}
-    patched.setattr(recipe, "load_fitting", lambda *_: loaded.source)
+    for load in ("load_fitting", "load_source"):
+        patched.setattr(recipe, load, lambda *_: loaded.source)
     patched.setattr(
-        recipe, "predict", lambda source, model, paths, config: predict_head(model.get_layer("head"), by_path[paths[0]])
+        recipe, "predict", lambda model, data: predict_head(model.get_layer("head"), by_path[data.test.paths[0]])
     )
 
 
@@ -296,22 +298,26 @@ def test_unfreeze_auto_keeps_only_what_validation_supports(frozen, train, loaded
 
 def test_the_weights_of_a_random_source_are_those_that_its_features_come_from(settings, monkeypatch):
     """They follow from --seed, whichever of --seeds trains; a resumed run has them again."""
-    sources, load = [], recipe.load_fitting
+    sources, fitting, again = [], recipe.load_fitting, recipe.load_source
 
-    def remember(*arguments):
-        sources.append(load(*arguments))
-        return sources[-1]
+    def remember(load):
+        def remembered(*arguments):
+            sources.append(load(*arguments))
+            return sources[-1]
+
+        return remembered
 
     def features(source, data, config):
         return {split: np.zeros((1, len(getattr(data, split)), 256), "float32") for split in ("train", "val", "test")}
 
-    monkeypatch.setattr(recipe, "load_fitting", remember)
+    monkeypatch.setattr(recipe, "load_fitting", remember(fitting))
+    monkeypatch.setattr(recipe, "load_source", remember(again))
     monkeypatch.setattr(recipe, "extract_features", features)
     monkeypatch.setattr(recipe.exporting, "save_keras_model", lambda *_: pytest.fail("trained"))
     with pytest.raises(pytest.fail.Exception, match="trained"):
         recipe.main(settings(source=TINY, unfreeze="frozen", seeds="1,2", seed=0))
     keras.utils.set_random_seed(0)
-    wanted = load(TINY, 32, None).extractor.get_weights()
+    wanted = fitting(TINY, 32, None).extractor.get_weights()
     assert len(sources) == 3  # of main, and of each seed
     for source in sources:
         for weights, expected in zip(source.extractor.get_weights(), wanted, strict=True):
@@ -400,12 +406,12 @@ def test_two_seeds_and_a_stop_between_them(settings, monkeypatch):
     assert whole["std"]["test"]["accuracy"] == pytest.approx(np.std(each, ddof=1))
     assert {"frozen", "neighbours", "pixels"} == set(whole["mean"]["baselines"])
 
-    val = recipe.load_data(config).val
+    val = recipe.load_data(config)[0].val
     assert not np.allclose(trained[0].probabilities, trained[1].probabilities, atol=1e-3)
     best = best_on_validation(val.labels, {seed: one.val_probabilities for seed, one in trained.items()})
     assert whole["test"]["ece"] == pytest.approx(whole["seeds"][str(best)]["test"]["ece"], abs=1e-6)
     exported = tf.saved_model.load(str(Path(config.out) / "serving" / "image_classification" / "1"))
-    paths = recipe.load_data(config).test.paths
+    paths = recipe.load_data(config)[0].test.paths
     answer = exported.signatures["serving_default"](image=tf.stack([tf.io.read_file(str(path)) for path in paths]))
     np.testing.assert_allclose(answer["probabilities"], trained[best].probabilities, atol=1e-4)
 
