@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -57,8 +56,6 @@ def choose_engine(source: Source, pixels: Pixels, passes: int, *, worth: float =
         passes: images whose features are needed, each view counted.
         worth: seconds of TensorFlow from which another engine is tried.
     """
-    if importlib.util.find_spec("openvino") is None:
-        return Engine(source.forward, "tensorflow", "openvino is not installed", {})
     some = next(iter(image_batches(pixels.take(slice(_TIMED)), _TIMED)))
     expected = source.forward(some).numpy()  # also warms up
     rates = {"tensorflow": round(len(some) / median_seconds(lambda: source.forward(some).numpy()), 1)}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
+import importlib.util
 import json
 import math
 import os
@@ -18,7 +20,6 @@ from common.checkpoints import stop_at_next_step
 from common.files import room_for, write_json
 from common.images.batches import augment_images, image_batches
 from common.images.dataset import ImageSet
-from common.images.engine import Engine, choose_engine
 from common.images.pixels import Pixels
 from common.images.sources import Source, load_source
 from common.linear_head import REFIT_PENALTY, fit_on_both
@@ -37,7 +38,8 @@ def extract_features(
     seed: int = 0,
     title: str = "features",
     save_every: float = 30.0,
-    engine: Engine | None = None,
+    forward: Callable | None = None,
+    engine: str = "tensorflow",
 ) -> np.ndarray:
     """Extract the features of images, or read them from the cache of an earlier run.
 
@@ -51,7 +53,9 @@ def extract_features(
         seed: of the augmentation.
         title: of the progress line.
         save_every: seconds between saves; a killed process continues from the last one.
-        engine: what computes the features of this source; None for TensorFlow.
+        forward: pixels float32 [batch, height, width, 3] -> features float32 [batch, feature_width]; None for
+            `source.forward`.
+        engine: name of what that runs on; each has files of its own.
 
     Returns:
         A read-only memory map, float32 [views, n, feature_width].
@@ -59,17 +63,18 @@ def extract_features(
     Raises:
         UserError: not enough disk space.
     """
-    forward = engine.forward if engine else source.forward
     settings = [
         views,
         *((tuple(augment), seed) if views > 1 else ()),
-        *((engine.name,) if engine and engine.name != "tensorflow" else ()),
+        *((engine,) if engine != "tensorflow" else ()),
     ]
     key = _cache_key(source, pixels, *settings)
     final = cache / f"{key}.npy"
     if not final.exists():
         cache.mkdir(parents=True, exist_ok=True)
-        _write_features(final, source, forward, pixels, batch_size, augment, views, seed, title, save_every)
+        _write_features(
+            final, source, forward or source.forward, pixels, batch_size, augment, views, seed, title, save_every
+        )
     return np.load(final, mmap_mode="r")
 
 
@@ -90,19 +95,21 @@ def extract_splits(
     Returns:
         (float32 [views, n, width] of each split, one view of val and test; what `Engine.report` returns).
     """
+    faster, report, options = source, {"name": "tensorflow"}, dict(cache=cache, save_every=save_every)
+    engine = {}
     if bfloat16:
-        faster, engine = faster_if_it_agrees(source, data.train.pixels), None
-        report = {"name": "tensorflow, bfloat16" if faster is not source else "tensorflow"}
-    else:
-        faster, engine = source, choose_engine(source, data.train.pixels, views * len(data.train) + len(data.val))
-        report = engine.report()
-    options = dict(cache=cache, save_every=save_every)
+        faster = faster_if_it_agrees(source, data.train.pixels)
+        report["bfloat16"] = faster is not source
+    elif importlib.util.find_spec("openvino"):  # optional: requirements-fast.txt
+        choose = importlib.import_module("common.images.engine").choose_engine
+        chosen = choose(source, data.train.pixels, views * len(data.train) + len(data.val))
+        engine, report = {"forward": chosen.forward, "engine": chosen.name}, chosen.report()
     return {
         "train": extract_features(
-            faster, data.train.pixels, title="features of train", engine=engine, augment=augment, views=views,
-            seed=seed, **options,
+            faster, data.train.pixels, title="features of train", augment=augment, views=views, seed=seed,
+            **engine, **options,
         ),
-        "val": extract_features(faster, data.val.pixels, title="features of val", engine=engine, **options),
+        "val": extract_features(faster, data.val.pixels, title="features of val", **engine, **options),
         "test": extract_features(source, data.test.pixels, title="features of test", **options),
     }, report  # fmt: skip
 

@@ -31,11 +31,9 @@ from common.classification.check import describe_counts
 from common.classification.choice import BOLD, best_on_validation, keep_what_helps, too_few_errors
 from common.classification.training import describe_class_weights, fit_stage, sample_weights
 from common.exporting import Predictor
-from common.images import explain, export, features
+from common.images import export, features
 from common.images.batches import image_batches, stage_inputs, steps_per_epoch
-from common.images.data_quality import group_advice
 from common.images.dataset import ImageSet, draw_shots, split_images
-from common.images.estimate import seconds_of_run
 from common.images.files import read_image
 from common.images.listing import list_images
 from common.images.preview import thumbnails, write_sample_grid
@@ -292,7 +290,7 @@ def main(config: Config) -> dict:
     explanation = None
     if config.explain:
         with clock("explain"):
-            explanation = explain.explain(
+            explanation = importlib.import_module("common.images.explain").explain(
                 out, chosen.source, model, data, features={split: views[0] for split, views in of.items()},
                 probabilities=chosen.probabilities, val_probabilities=chosen.val_probabilities,
                 applied_temperature=chosen.temperature,
@@ -316,7 +314,8 @@ def main(config: Config) -> dict:
 def check(config: Config) -> None:
     """Print what a run would read and how long it would take, and write a sheet of samples; nothing is trained."""
     data, source = load_data(config)
-    print(describe_counts(data), *group_advice(data), describe_class_weights(data, config.class_weights), sep="\n  ")
+    advice = importlib.import_module("common.images.data_quality").group_advice(data)
+    print(describe_counts(data), *advice, describe_class_weights(data, config.class_weights), sep="\n  ")
     model = build_model(source, len(data.class_names), config)
     print(f"source: {source.card}\ninput {source.image_size} pixels, {source.feature_width} features")
 
@@ -327,7 +326,7 @@ def check(config: Config) -> None:
 
     freezing.freeze(model, source.backbone, policy_of(config), config.batch_norm)
     epochs = fine_tuning_epochs(data, config)
-    seconds = seconds_of_run(
+    seconds = importlib.import_module("common.images.estimate").seconds_of_run(
         model, source.extractor, data, images, targets, views=config.views, epochs=epochs,
         new_heads=(2 if config.unfreeze == "auto" else 1) if epochs else 0,
         seeds=len(flags.parse_seeds(config.seeds, config.seed)),

@@ -54,7 +54,7 @@ def loaded(settings):
     keras.utils.set_random_seed(0)
     config = settings(views=2)
     data, source = recipe.load_data(config)
-    features = recipe.extract_features(source, data, config)
+    features, _ = recipe.extract_features(source, data, config)
     return SimpleNamespace(data=data, source=source, features=features, model=recipe.build_model(source, 2, config))
 
 
@@ -171,7 +171,7 @@ def test_views(loaded, settings):
     assert loaded.features["train"].shape == (2, 20, 1280) and loaded.features["val"].shape == (1, 8, 1280)
     assert np.abs(loaded.features["train"][0] - loaded.features["train"][1]).max(axis=1).min() > 1e-5
     small = dataclasses.replace(loaded.data, test=loaded.data.val, train=loaded.data.val)
-    assert recipe.extract_features(loaded.source, small, settings(views=3, augment="none"))["train"].shape[0] == 1
+    assert recipe.extract_features(loaded.source, small, settings(views=3, augment="none"))[0]["train"].shape[0] == 1
 
 
 def test_resize(stage):
@@ -308,7 +308,7 @@ def test_the_weights_of_a_random_source_are_those_that_its_features_come_from(se
         return remembered
 
     def features(source, data, config):
-        return {split: np.zeros((1, len(getattr(data, split)), 256), "float32") for split in ("train", "val", "test")}
+        return {split: np.zeros((1, len(getattr(data, split)), 256), "float32") for split in ("train", "val", "test")}, {}
 
     monkeypatch.setattr(recipe, "load_fitting", remember(fitting))
     monkeypatch.setattr(recipe, "load_source", remember(again))
