@@ -35,7 +35,6 @@ from common import linear_head  # noqa: E402
 from common.classification.choice import within_standard_errors  # noqa: E402
 from common.files import write_json  # noqa: E402
 from common.images import features  # noqa: E402
-from common.images.batches import image_batches  # noqa: E402
 from common.images.sources import load_source  # noqa: E402
 from common.runs import Run  # noqa: E402
 from recipes.image_classification import recipe  # noqa: E402
@@ -96,16 +95,16 @@ def measure(name: str, size: str, penalty: float, seed: int) -> dict:
         before = model.get_weights()
         recipe.fine_tune(run, source, model, data, seed, history)
         after = model.get_weights()
-        not_refitted = predict(model, data)
+        not_refitted = recipe.predict(model, data)
         for share in SHARES:
             model.set_weights([(1 - share) * one + share * two for one, two in zip(before, after, strict=True)])
             chosen = linear_head.chosen_penalty(history)
             val = features.refit_head(head, source, data, cache=run.out / "features", penalty=chosen, **weights)
-            found[share] = val, predict(model, data)
+            found[share] = val, recipe.predict(model, data)
         for candidate in REFIT_PENALTIES if seed == 0 and penalty == next(iter(SEEDS)) else ():
             features.REFIT_PENALTY = candidate  # the features of the end of the way are stored
             features.refit_head(head, source, data, cache=run.out / "features", penalty=chosen, **weights)
-            by_penalty[candidate] = accuracy_of(predict(model, data), data)
+            by_penalty[candidate] = accuracy_of(recipe.predict(model, data), data)
         features.REFIT_PENALTY = linear_head.REFIT_PENALTY
     accuracy = {share: accuracy_of(test, data) for share, (_, test) in found.items()}
     wrong = int(np.sum(found[0.0][0].argmax(axis=1) != labels))
@@ -121,11 +120,6 @@ def measure(name: str, size: str, penalty: float, seed: int) -> dict:
         "by_refit_penalty": by_penalty,
         "by_rule": rules,
     }
-
-
-def predict(model, data) -> np.ndarray:
-    """Return the probabilities of the development split, float32 [n, classes]."""
-    return model.predict(image_batches(data.test.pixels, 64), verbose=0)
 
 
 def accuracy_of(probabilities: np.ndarray, data) -> float:

@@ -204,8 +204,7 @@ def train(run: Run, data: ImageSet, of: dict[str, np.ndarray], seed: int) -> Tra
         else:
             model.set_weights(alone)
     with clock("evaluate"):  # the frozen source's features of test are there
-        test = image_batches(data.test.pixels, 64)
-        answers = model.predict(test, verbose=0) if share else linear_head.predict_head(head, of["test"][0])
+        answers = predict(model, data) if share else linear_head.predict_head(head, of["test"][0])
     return Trained(source, model, answers, frozen, on_val, temperature, history, parameters, choice)
 
 
@@ -335,6 +334,11 @@ def check(config: Config) -> None:
 
 
 # --- helpers of the steps above ------------------------------------------------------------------------------
+
+
+def predict(model: keras.Model, data: ImageSet) -> np.ndarray:
+    """Return class probabilities of the test split, float32 [n, classes]."""
+    return model.predict(image_batches(data.test.pixels, 64), verbose=0)
 
 
 def stage_settings(data: ImageSet, seed: int, config: Config) -> dict:
