@@ -31,6 +31,7 @@ from common.classification.check import describe_counts
 from common.classification.choice import BOLD, best_on_validation, keep_what_helps, too_few_errors
 from common.classification.training import describe_class_weights, fit_stage, sample_weights
 from common.exporting import Predictor
+from common.folding import fold_batch_norm
 from common.images import export, features
 from common.images.batches import image_batches, stage_inputs, steps_per_epoch
 from common.images.dataset import ImageSet, draw_shots, split_images
@@ -230,7 +231,7 @@ def fine_tune(run: Run, source: Source, model: keras.Model, data: ImageSet, seed
         limit = min(row["val_cross_entropy"] for row in of_head)
         hopeless = [training.StopIfHopeless(epochs, limit)] * (config.unfreeze == "auto")
         history = fit_stage(
-            trained, stage="finetune", epochs=epochs, optimizer=optimizer, patience=config.patience,
+            fold_batch_norm(trained), stage="finetune", epochs=epochs, optimizer=optimizer, patience=config.patience,
             keep_best=config.unfreeze != "auto", callbacks=[*run.watchers("finetune", seed), *hopeless],
             **run.saves("finetune", seed), **shared,
         )  # fmt: skip
@@ -326,7 +327,7 @@ def check(config: Config) -> None:
     freezing.freeze(model, source.backbone, policy_of(config), config.batch_norm)
     epochs = fine_tuning_epochs(data, config)
     seconds = importlib.import_module("common.images.estimate").seconds_of_run(
-        model, source.extractor, data, images, targets, views=config.views, epochs=epochs,
+        model, source, data, images, targets, views=config.views, epochs=epochs,
         new_heads=(2 if config.unfreeze == "auto" else 1) if epochs else 0,
         seeds=len(flags.parse_seeds(config.seeds, config.seed)),
     )  # fmt: skip

@@ -14,7 +14,7 @@ Measured results, with commands and machine: `python -m recipes show object_dete
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, inf
 from pathlib import Path
 
@@ -36,6 +36,7 @@ from common.detection.matching import recommend_threshold, threshold_table
 from common.detection.metrics import Detections, evaluate
 from common.exporting import Predictor
 from common.flags import check_choice, check_range, parse_baselines, parse_list
+from common.folding import fold_batch_norm
 from common.images.files import read_image
 from common.images.sources import Source
 from common.progress import format_seconds, median_seconds
@@ -138,6 +139,7 @@ def train(run: Run, source: Source, detector: Detector, data: BoxSet, stage: str
     def batches_from(epoch, step):
         return training_stream(data, source.image_size, config, first=(epoch, step)).map(detector.targets, 2)
 
+    detector = replace(detector, model=fold_batch_norm(model))  # shares the weights
     find = build_finder(detector)
 
     def validate(epoch, logs):  # the best epoch is chosen by its boxes
@@ -146,7 +148,7 @@ def train(run: Run, source: Source, detector: Detector, data: BoxSet, stage: str
 
     compile_detector(detector, source, config, steps=epochs * steps, scratch=stage == "scratch")
     history = fit_with_checkpoints(
-        model, batches_from, epochs=epochs, lines=training.EpochLines(stage, epochs, steps, ("ap50",)),
+        detector.model, batches_from, epochs=epochs, lines=training.EpochLines(stage, epochs, steps, ("ap50",)),
         # By AP, not AP50: with a small val split, many epochs have the same AP50, early ones by chance. By the loss
         # while nothing is found yet.
         keep=training.KeepBest(None, rank=lambda logs: (round(logs["val_ap"], 4), logs["val_ap50"], -logs["loss"])),
