@@ -45,7 +45,8 @@ def test_updates_are_those_of_keras(clip):
     for optimizer in (training.DiscriminativeAdamW, keras.optimizers.Adam):
         keras.utils.set_random_seed(0)
         model = two_layers()
-        model.compile(optimizer(learning_rate=0.01, global_clipnorm=clip), "categorical_crossentropy", jit_compile=False)
+        adam = optimizer(learning_rate=0.01, global_clipnorm=clip)
+        model.compile(adam, "categorical_crossentropy", jit_compile=False)
         for _ in range(5):
             model.train_on_batch(*data())
         found.append([*model.get_weights(), *(np.asarray(one) for one in model.optimizer.variables)])
