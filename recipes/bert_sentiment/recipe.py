@@ -153,7 +153,7 @@ def train(
     run: Run, pretrained: keras.Model, data: TextSet, tokens, embeddings, seed: int, clock: Stopwatch, fold: str = ""
 ) -> Trained:
     """Train by --method: the head on embeddings of the pretrained encoder, then a copy of that encoder too."""
-    config, classes, choice = run.config, len(data.class_names), ""
+    config, classes, choice, temperature = run.config, len(data.class_names), "", None
     keras.utils.set_random_seed(seed)
     source, encoder, model = models.load_classifier(config.source, classes, config.dropout)
     training.copy_weights(pretrained, encoder)  # with @random, each seed would load others
@@ -175,18 +175,19 @@ def train(
     elif config.method != "frozen":
         start = model.get_weights()
         with clock("finetune"):
-            rows, counts = fine_tune(run, source, model, encoder, tokens, data, seed, fold=fold)
+            rows, counts = fine_tune(run, source, model, encoder, tokens, data, seed, history, fold=fold)
             if config.method == "auto":
-                choice = keep_what_helps(
+                _, val_probabilities, choice = keep_what_helps(
                     model, start, frozen["val"], lambda: predict(encoder, model, tokens["val"]), data.val.labels
-                )[2]
+                )
         history, parameters["trainable_finetune"] = history + rows, counts.parameters
     if config.method == "lora":
         adapted = model
         _, encoder, model = models.load_classifier(config.source, classes, config.dropout)
         models.merge_adapters(adapted, model)
     with clock("evaluate"):
-        val_probabilities, temperature = predict(encoder, model, tokens["val"]), None
+        if config.method != "auto":
+            val_probabilities = predict(encoder, model, tokens["val"])
         if config.calibrate:
             temperature = calibration.calibrate(model.get_layer("head"), data.val.labels, val_probabilities)
         probabilities = predict(encoder, model, tokens["test"])
@@ -206,7 +207,7 @@ def train_head(head: keras.layers.Dense, embeddings, data: TextSet, config: Conf
     )  # fmt: skip
 
 
-def fine_tune(run: Run, source: TextSource, model, encoder, tokens, data: TextSet, seed: int, *, fold: str = ""):
+def fine_tune(run: Run, source: TextSource, model, encoder, tokens, data: TextSet, seed: int, of_head, *, fold=""):
     """Train the encoder with its head; return history rows and what was trained."""
     config, auto = run.config, run.config.method == "auto"
     if config.method == "lora":
@@ -223,7 +224,7 @@ def fine_tune(run: Run, source: TextSource, model, encoder, tokens, data: TextSe
         weight_decay=config.weight_decay, global_clipnorm=config.gradient_norm,
         slower=[(layer, rate * config.layer_decay**depth) for depth, layer in enumerate(depths)],
     )  # fmt: skip
-    hopeless = [training.StopIfHopeless(epochs, shared["score"]()["cross_entropy"])] if auto else []
+    hopeless = [training.StopIfHopeless(epochs, min(row["val_cross_entropy"] for row in of_head))] * auto
     history = fit_stage(
         model, stage="finetune", epochs=epochs, optimizer=optimizer, patience=config.patience,
         start_counts=not auto, keep_best=not auto, callbacks=[*run.watchers(f"finetune{fold}", seed), *hopeless],

@@ -62,7 +62,8 @@ def stage(loaded, reviews, tmp_path, monkeypatch):
             recipe, "fit_stage", lambda model, **named: found.update(named, batches=named["batches_from"])
         )
         run = Run(settings(reviews, out=str(tmp_path / f"{len(list(tmp_path.iterdir()))}"), **flags))
-        recipe.fine_tune(run, of.source, of.model, of.encoder, of.tokens, of.data, train_with)
+        of_head = [{"val_cross_entropy": 0.7}]
+        recipe.fine_tune(run, of.source, of.model, of.encoder, of.tokens, of.data, train_with, of_head)
         found["variables"] = of.model.trainable_variables
         return SimpleNamespace(**found)
 
