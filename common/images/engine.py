@@ -1,4 +1,4 @@
-"""The engine of the frozen pass: TensorFlow, or OpenVINO where it is installed, agrees and is faster."""
+"""What computes the features of a frozen source: TensorFlow, or what agrees with it and is faster."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ import tensorflow as tf
 from common.errors import first_line
 from common.images.batches import image_batches
 from common.images.pixels import Pixels
-from common.images.sources import Source
+from common.images.sources import Source, load_source
 from common.progress import median_seconds
+from common.training import copy_weights, dtype_policy
 
 WORTH = 60.0  # seconds of TensorFlow from which converting the network, which takes up to ten, may pay
-AGREES = 0.9999  # smallest cosine similarity of the features of an image
+AGREES, AGREES_IN_BFLOAT16 = 0.9999, 0.999  # smallest cosine similarity of the features of an image
 _TIMED = 32  # images
 
 
@@ -72,8 +73,7 @@ def choose_engine(source: Source, pixels: Pixels, passes: int, *, worth: float =
     except Exception as error:  # an old version, or a processor without its instructions: any error may be raised
         engine = tensorflow(f"openvino cannot run this network here: {first_line(error)}")
     else:
-        lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1)
-        agreement = float(np.min(np.sum(found * expected, axis=1) / np.maximum(lengths, 1e-12)))
+        agreement = _agreement(found, expected)
         if not agreement >= AGREES:  # also where it is NaN
             engine = tensorflow("the features of openvino differ", agreement=agreement)
         elif rates["openvino"] <= rates["tensorflow"]:
@@ -83,6 +83,33 @@ def choose_engine(source: Source, pixels: Pixels, passes: int, *, worth: float =
     said = ", ".join(f"{name} {rate:,.0f} images a second" for name, rate in rates.items())
     print(f"  features by {engine.name}: {engine.reason} ({said})")
     return engine
+
+
+def choose_bfloat16(source: Source, pixels: Pixels, _passes: int = 0) -> Engine:
+    """Return a copy of a source in bfloat16 if it agrees, for `--mixed-precision`; the choice is printed."""
+    some = next(iter(image_batches(pixels.take(slice(_TIMED)), _TIMED)))
+    twin = _in_bfloat16(source)
+    agreement = _agreement(twin.forward(some).numpy(), source.forward(some).numpy())
+    agrees = agreement >= AGREES_IN_BFLOAT16
+    dtype = "bfloat16" if agrees else "float32"
+    reason = f"the smallest cosine similarity of both is {agreement:.5f}"
+    print(f"  features in {dtype}: {reason}")
+    return Engine((twin if agrees else source).forward, f"tensorflow, {dtype}", reason, {}, agreement)
+
+
+def _agreement(found: np.ndarray, expected: np.ndarray) -> float:
+    """Return the smallest cosine similarity of two features of an image, float32 [n, width]."""
+    found, expected = found.astype("float64"), expected.astype("float64")
+    lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1)
+    return float(np.min(np.sum(found * expected, axis=1) / np.maximum(lengths, 1e-12)))
+
+
+def _in_bfloat16(source: Source) -> Source:
+    """Return a copy of a source that computes in bfloat16 and returns float32 features."""
+    with dtype_policy("mixed_bfloat16"):
+        twin = load_source(source.spec, source.image_size)
+    copy_weights(source.extractor, twin.extractor)
+    return twin
 
 
 def _in_openvino(source: Source) -> Callable[[tf.Tensor], np.ndarray]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import keras
 import numpy as np
 
-from common.folding import fold_batch_norm
 from common.images.batches import steps_per_epoch
 from common.images.dataset import ImageSet
+from common.images.folding import fold_batch_norm
 from common.images.sources import Source
 from common.progress import median_seconds
 from common.training import use_xla

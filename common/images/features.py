@@ -21,10 +21,9 @@ from common.files import room_for, write_json
 from common.images.batches import augment_images, image_batches
 from common.images.dataset import ImageSet
 from common.images.pixels import Pixels
-from common.images.sources import Source, load_source
+from common.images.sources import Source
 from common.linear_head import REFIT_PENALTY, fit_on_both
 from common.progress import ProgressLine
-from common.training import copy_weights, dtype_policy
 
 
 def extract_features(
@@ -90,58 +89,25 @@ def extract_splits(
         source, cache, augment, seed, save_every: as for `extract_features`.
         data: the images.
         views: of each training image.
-        bfloat16: whether a copy of the source in bfloat16 may be used.
+        bfloat16: whether a copy of the source in bfloat16 may compute those of train and validation.
 
     Returns:
         (float32 [views, n, width] of each split, one view of val and test; what `Engine.report` returns).
     """
-    faster, report, options = source, {"name": "tensorflow"}, dict(cache=cache, save_every=save_every)
-    engine = {}
-    if bfloat16:
-        faster = faster_if_it_agrees(source, data.train.pixels)
-        report["bfloat16"] = faster is not source
-    elif importlib.util.find_spec("openvino"):  # optional: requirements-fast.txt
-        choose = importlib.import_module("common.images.engine").choose_engine
+    engine, report, options = {}, {"name": "tensorflow"}, dict(cache=cache, save_every=save_every)
+    if bfloat16 or importlib.util.find_spec("openvino"):  # optional: requirements-fast.txt
+        of = importlib.import_module("common.images.engine")
+        choose = of.choose_bfloat16 if bfloat16 else of.choose_engine
         chosen = choose(source, data.train.pixels, views * len(data.train) + len(data.val))
         engine, report = {"forward": chosen.forward, "engine": chosen.name}, chosen.report()
     return {
         "train": extract_features(
-            faster, data.train.pixels, title="features of train", augment=augment, views=views, seed=seed,
+            source, data.train.pixels, title="features of train", augment=augment, views=views, seed=seed,
             **engine, **options,
         ),
-        "val": extract_features(faster, data.val.pixels, title="features of val", **engine, **options),
+        "val": extract_features(source, data.val.pixels, title="features of val", **engine, **options),
         "test": extract_features(source, data.test.pixels, title="features of test", **options),
     }, report  # fmt: skip
-
-
-def in_bfloat16(source: Source) -> Source:
-    """Return a copy of a source that computes in bfloat16 and returns float32 features."""
-    with dtype_policy("mixed_bfloat16"):
-        twin = load_source(source.spec, source.image_size[0])
-    copy_weights(source.extractor, twin.extractor)
-    return twin
-
-
-def faster_if_it_agrees(source: Source, pixels: Pixels, count: int = 32) -> Source:
-    """Return a bfloat16 copy of a source if the features of some images agree, else the source itself.
-
-    Args:
-        source: computes in float32.
-        pixels: images; the first of them are compared.
-        count: number of images to compare.
-
-    Returns:
-        The copy where the cosine similarity of both features is at least 0.999 for each of the images; the choice is
-        printed.
-    """
-    twin = in_bfloat16(source)
-    some = next(iter(image_batches(pixels.take(slice(count)), count)))
-    ours, theirs = (np.asarray(one.forward(some), "float64") for one in (source, twin))
-    lengths = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
-    cosine = float(np.min(np.sum(ours * theirs, axis=1) / np.maximum(lengths, 1e-12)))
-    agrees = cosine >= 0.999
-    print(f"  features in {'bfloat16' if agrees else 'float32'}: smallest cosine similarity of both {cosine:.5f}")
-    return twin if agrees else source
 
 
 def refit_head(

@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from common.errors import UserError, first_line
-from common.folding import fold_batch_norm
+from common.images.folding import fold_batch_norm
 from common.images.keras_applications import load_application
 from common.sources.cards import card_entries
 from common.sources.specs import BUNDLED_FOLDER, SourceSpec, parse_source

@@ -31,11 +31,11 @@ from common.classification.check import describe_counts
 from common.classification.choice import BOLD, best_on_validation, keep_what_helps, too_few_errors
 from common.classification.training import describe_class_weights, fit_stage, sample_weights
 from common.exporting import Predictor
-from common.folding import fold_batch_norm
 from common.images import export, features
 from common.images.batches import image_batches, stage_inputs, steps_per_epoch
 from common.images.dataset import ImageSet, draw_shots, split_images
 from common.images.files import read_image
+from common.images.folding import fold_batch_norm
 from common.images.listing import list_images
 from common.images.preview import thumbnails, write_sample_grid
 from common.images.readers import ImageColumns

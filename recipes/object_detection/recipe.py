@@ -36,8 +36,8 @@ from common.detection.matching import recommend_threshold, threshold_table
 from common.detection.metrics import Detections, evaluate
 from common.exporting import Predictor
 from common.flags import check_choice, check_range, parse_baselines, parse_list
-from common.folding import fold_batch_norm
 from common.images.files import read_image
+from common.images.folding import fold_batch_norm
 from common.images.sources import Source
 from common.progress import format_seconds, median_seconds
 from common.proof.prove import FreshProcess

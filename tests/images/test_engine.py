@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from common.images import engine
-from common.images.engine import choose_engine
+from common.images.engine import choose_bfloat16, choose_engine
 from common.images.pixels import read_images
-from common.images.sources import Source
+from common.images.sources import Source, load_source
 
 
 @pytest.fixture
@@ -71,3 +71,30 @@ def test_openvino_computes_the_same_features(source, pixels):
     for count in (1, 5):  # any batch
         some = np.random.default_rng(1).uniform(0, 255, (count, 16, 16, 3)).astype("float32")
         np.testing.assert_allclose(forward(some), source.forward(some), rtol=1e-4, atol=1e-5)
+
+
+def test_bfloat16_is_used_only_where_it_agrees(tmp_path, pixels, monkeypatch, capsys):
+    sharp = load_source("bundled:resnet_mini", 32)
+    files = read_images(list(pixels.paths), (32, 32))
+    chosen = choose_bfloat16(sharp, files)
+    assert chosen.name == "tensorflow, bfloat16" and 0.999 <= chosen.agreement < 1
+    assert "features in bfloat16: the smallest cosine similarity of both is 0.999" in capsys.readouterr().out
+    assert keras.config.dtype_policy().name == "float32"
+
+    class Rough(keras.layers.Layer):
+        """Loses small differences on a large offset, in bfloat16."""
+
+        def call(self, pixels):
+            offset = keras.ops.cast(1000.0, self.compute_dtype)
+            return (keras.ops.mean(keras.ops.cast(pixels, self.compute_dtype), axis=(1, 2)) / 255 + offset) - offset
+
+    def build(dtype: str) -> Source:
+        inputs = keras.Input((16, 16, 3))
+        extractor = keras.Model(inputs, keras.layers.Activation("linear", dtype="float32")(Rough(dtype=dtype)(inputs)))
+        return Source("rough", extractor, extractor, (16, 16), {})
+
+    monkeypatch.setattr(engine, "_in_bfloat16", lambda source: build("mixed_bfloat16"))
+    rough = build("float32")
+    chosen = choose_bfloat16(rough, pixels)
+    assert chosen.name == "tensorflow, float32" and chosen.forward is rough.forward
+    assert "features in float32" in capsys.readouterr().out

@@ -10,12 +10,11 @@ import pytest
 from PIL import Image
 
 from common import progress
-from common.images import features
 from common.images.batches import image_batches
 from common.images.dataset import Examples, ImageSet
-from common.images.features import extract_features, faster_if_it_agrees, refit_head
+from common.images.features import extract_features, refit_head
 from common.images.pixels import Pixels, read_images
-from common.images.sources import Source, load_source
+from common.images.sources import Source
 from common.linear_head import REFIT_PENALTY, fit_on_both
 
 WIDTH = 6
@@ -170,39 +169,6 @@ def test_views_are_clean_first_then_augmented_and_reproducible(source, pixels, t
     other_seed = extract_features(source, pixels, tmp_path / "b", **settings | {"seed": 4})
     np.testing.assert_array_equal(other_seed[0], views[0])
     assert not np.array_equal(other_seed[1], views[1])
-
-
-# --- bfloat16 ---------------------------------------------------------------------------------------------
-
-
-def test_bfloat16_is_used_only_where_it_says_the_same(two_classes, capsys):
-    paths = sorted(str(path) for path in two_classes.rglob("*.png"))
-    source = load_source("bundled:resnet_mini", 32)
-    pixels = read_images(paths, (32, 32))
-    twin = faster_if_it_agrees(source, pixels)
-    assert twin is not source and twin.backbone.dtype_policy.compute_dtype == "bfloat16"
-    assert "features in bfloat16: smallest cosine similarity of both 0.999" in capsys.readouterr().out
-    assert keras.config.dtype_policy().name == "float32"
-
-    class Rough(keras.layers.Layer):
-        """Loses in bfloat16 what it is there to tell: small differences on a large offset."""
-
-        def call(self, pixels):
-            offset = keras.ops.cast(1000.0, self.compute_dtype)
-            return (keras.ops.mean(keras.ops.cast(pixels, self.compute_dtype), axis=(1, 2)) / 255 + offset) - offset
-
-    def build(dtype: str) -> Source:
-        inputs = keras.Input((32, 32, 3))
-        extractor = keras.Model(inputs, keras.layers.Activation("linear", dtype="float32")(Rough(dtype=dtype)(inputs)))
-        return Source("rough", extractor, extractor, (32, 32), {})
-
-    rough = build("float32")
-    features.in_bfloat16, kept = lambda source: build("mixed_bfloat16"), features.in_bfloat16
-    try:
-        assert faster_if_it_agrees(rough, pixels) is rough
-    finally:
-        features.in_bfloat16 = kept
-    assert "features in float32" in capsys.readouterr().out
 
 
 # --- the head on a fine-tuned source ----------------------------------------------------------------------

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from common import freezing
-from common.folding import FoldedConvolution, fold_batch_norm
+from common.images.folding import FoldedConvolution, fold_batch_norm
 
 LAYERS = keras.layers
 
