@@ -87,6 +87,9 @@ class Config:
     pair_steps: int | None = None  # Steps of --method fewshot; 40 by default, more for more texts
     pair_rate: float = 1e-4  # Peak learning rate of --method fewshot
     rank: int = 4  # Rank of the adapters of --method lora
+    precision: str = (
+        "auto"  # Of fine-tuning: float32, bfloat16, auto (bfloat16 where it saves time); exports are float32
+    )
     class_weights: str = "auto"  # none, balanced (equal totals), softened (between), auto: softened if imbalanced
     patience: int | None = None  # Stop fine-tuning after this many epochs without improvement on validation
     baselines: str = "frozen,words"  # To compare with: frozen, words, vectors, scratch (takes as long), or none
@@ -110,6 +113,11 @@ class Config:
             raise ValueError("--method lora requires layers, and a SavedModel has none. Try: --method finetune")
         if self.method == "fewshot" and self.batch_size < 4:
             raise ValueError("--method fewshot contrasts texts within a batch: --batch-size must be at least 4.")
+        flags.check_choice("--precision", self.precision, ("auto", "float32", "bfloat16"))
+        if self.precision == "bfloat16" and (self.method == "lora" or parse_source(self.source).kind == "hub"):
+            raise ValueError(
+                "--method lora and SavedModels train in float32. Received: --precision bfloat16. Try: auto"
+            )
         flags.check_choice("--long-text", self.long_text, ("truncate", "windows"))
         flags.check_choice("--class-weights", self.class_weights, ("auto", "none", "softened", "balanced"))
         chosen = flags.parse_baselines(self.baselines, BASELINES)
@@ -147,13 +155,15 @@ class Trained:
     history: list[dict]
     parameters: dict[str, int]
     choice: str
+    precision: str
 
 
 def train(
     run: Run, pretrained: keras.Model, data: TextSet, tokens, embeddings, seed: int, clock: Stopwatch, fold: str = ""
 ) -> Trained:
     """Train by --method: the head on embeddings of the pretrained encoder, then a copy of that encoder too."""
-    config, classes, choice, temperature = run.config, len(data.class_names), "", None
+    config, classes, choice = run.config, len(data.class_names), ""
+    temperature, precision = None, "float32"
     keras.utils.set_random_seed(seed)
     source, encoder, model = models.load_classifier(config.source, classes, config.dropout)
     training.copy_weights(pretrained, encoder)  # with @random, each seed would load others
@@ -175,7 +185,7 @@ def train(
     elif config.method != "frozen":
         start = model.get_weights()
         with clock("finetune"):
-            rows, counts = fine_tune(run, source, model, encoder, tokens, data, seed, history, fold=fold)
+            rows, counts, precision = fine_tune(run, source, model, encoder, tokens, data, seed, history, fold=fold)
             if config.method == "auto":
                 _, val_probabilities, choice = keep_what_helps(
                     model, start, frozen["val"], lambda: predict(encoder, model, tokens["val"]), data.val.labels
@@ -191,7 +201,9 @@ def train(
         if config.calibrate:
             temperature = calibration.calibrate(model.get_layer("head"), data.val.labels, val_probabilities)
         probabilities = predict(encoder, model, tokens["test"])
-    return Trained(encoder, model, probabilities, val_probabilities, temperature, frozen, history, parameters, choice)
+    return Trained(
+        encoder, model, probabilities, val_probabilities, temperature, frozen, history, parameters, choice, precision
+    )
 
 
 def predict(encoder: keras.Model, model: keras.Model, tokens: batches.Tokens) -> np.ndarray:
@@ -208,14 +220,21 @@ def train_head(head: keras.layers.Dense, embeddings, data: TextSet, config: Conf
 
 
 def fine_tune(run: Run, source: TextSource, model, encoder, tokens, data: TextSet, seed: int, of_head, *, fold=""):
-    """Train the encoder with its head; return history rows and what was trained."""
+    """Train the encoder with its head; return history rows, what was trained, and the dtype policy."""
     config, auto = run.config, run.config.method == "auto"
     if config.method == "lora":
         counts = models.add_adapters(model, source.backbone, config.rank)
     else:
         counts = models.unfreeze(model, source.backbone, tables=False)
     print(f"finetune: {counts}")
-    epochs, shared = fine_tuning_epochs(tokens, config), stage_settings(model, encoder, tokens, data, seed, config)
+    trained, epochs = model, fine_tuning_epochs(tokens, config)
+    precision = precision_of(config, epochs * ceil(len(tokens["train"]) / config.batch_size))
+    if precision != "float32":  # a copy is trained; the float32 model gets its weights
+        with training.dtype_policy(precision):
+            source, encoder, trained = models.load_classifier(config.source, len(data.class_names), config.dropout)
+        training.copy_weights(model, trained)
+        models.unfreeze(trained, source.backbone, tables=False)
+    shared = stage_settings(trained, encoder, tokens, data, seed, config)
     depths = models.layers_by_depth(source.backbone)  # the first layers, which are most general, change least
     default = 3e-3 if config.method == "lora" else 1e-4  # adapters start at zero
     rate = (default if config.learning_rate is None else config.learning_rate) / config.head_rate
@@ -226,11 +245,13 @@ def fine_tune(run: Run, source: TextSource, model, encoder, tokens, data: TextSe
     )  # fmt: skip
     hopeless = [training.StopIfHopeless(epochs, min(row["val_cross_entropy"] for row in of_head))] * auto
     history = fit_stage(
-        model, stage="finetune", epochs=epochs, optimizer=optimizer, patience=config.patience,
+        trained, stage="finetune", epochs=epochs, optimizer=optimizer, patience=config.patience,
         start_counts=not auto, keep_best=not auto, callbacks=[*run.watchers(f"finetune{fold}", seed), *hopeless],
         **run.saves(f"finetune{fold}", seed), **shared,
     )  # fmt: skip
-    return history, counts
+    if trained is not model:
+        training.copy_weights(trained, model)
+    return history, counts, precision
 
 
 def stage_settings(model, encoder, tokens, data: TextSet, seed: int, config: Config) -> dict:
@@ -309,7 +330,8 @@ def main(config: Config) -> dict:
     return results.conclude(
         "bert_sentiment", config, data, Outcome(rows, seconds, chosen.parameters, card, proof, size),
         exported=best, probabilities={seed: one.probabilities for seed, one in trained.items()}, baselines=baselines,
-        titles=BASELINES, what="texts", preview=short_texts(data.test.texts), explanation=explanation, more=more,
+        titles=BASELINES, what="texts", preview=short_texts(data.test.texts), explanation=explanation,
+        more=more | {"precision": chosen.precision},
         advice=[chosen.choice, *advice, *notes, *measured_from_scratch(__file__, config, data.counts())],
     )  # fmt: skip
 
@@ -329,7 +351,8 @@ def check(config: Config) -> None:
         models.add_adapters(model, source.backbone, config.rank)
     else:
         models.unfreeze(model, source.backbone, tables=False)
-    step, forward = batches.seconds_of_steps(model, encoder, tokens["train"], data.train.labels, config.batch_size)
+    measure = importlib.import_module("common.texts.estimate").seconds_of_steps
+    step, forward = measure(model, encoder, tokens["train"], data.train.labels, config.batch_size)
     epochs = 0 if config.method == "frozen" else fine_tuning_epochs(tokens, config)
     steps = epochs * ceil(len(tokens["train"]) / config.batch_size)
     if config.method == "fewshot":
@@ -374,6 +397,13 @@ def fine_tuning_epochs(tokens, config: Config) -> int:
     """Return the number of fine-tuning epochs: by default at least 3 epochs and 60 steps."""
     steps = ceil(len(tokens["train"]) / config.batch_size)
     return max(3, ceil(60 / steps)) if config.epochs is None else config.epochs
+
+
+def precision_of(config: Config, steps: int) -> str:
+    """Return the dtype policy of so many steps of fine-tuning."""
+    if config.method == "lora" or parse_source(config.source).kind == "hub":
+        return "float32"
+    return importlib.import_module("common.texts.precision").choose_precision(config.precision, steps)
 
 
 def weights_of_texts(data: TextSet, config: Config) -> np.ndarray:

@@ -59,7 +59,7 @@ def stage(loaded, reviews, tmp_path, monkeypatch):
         keras.utils.set_random_seed(0)
         found = {}
         monkeypatch.setattr(
-            recipe, "fit_stage", lambda model, **named: found.update(named, batches=named["batches_from"])
+            recipe, "fit_stage", lambda model, **named: found.update(named, batches=named["batches_from"], model=model)
         )
         run = Run(settings(reviews, out=str(tmp_path / f"{len(list(tmp_path.iterdir()))}"), **flags))
         of_head = [{"val_cross_entropy": 0.7}]
@@ -157,6 +157,28 @@ def test_rank_and_method_lora(stage, loaded):
     adapters = [variable for variable in given.variables if "lora_kernel_a" in variable.path]
     assert len(adapters) == 15 and {variable.shape[-1] for variable in adapters} == {2}
     assert {one.path for one in given.variables if one.path.endswith("/kernel")} == {"head/kernel"}
+
+
+def test_precision_trains_a_copy_and_leaves_a_float32_model(stage, loaded, reviews, tmp_path, monkeypatch):
+    assert stage(precision="float32").model is loaded.model and stage().model is loaded.model  # a short training
+    copied = stage(precision="bfloat16").model
+    assert copied is not loaded.model and copied.get_layer("encoder").layers[-1].compute_dtype == "float32"
+    assert "bfloat16" in {layer.compute_dtype for layer in copied._flatten_layers()}
+    for ours, theirs in zip(loaded.model.get_weights(), copied.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+    def fit(model, *_, stage, **named):
+        model.set_weights([weight + 1 for weight in model.get_weights()])
+        return [{"stage": stage}]
+
+    monkeypatch.setattr(recipe, "fit_stage", fit)
+    out = str(tmp_path / "run")
+    trained = train_of(loaded, settings(reviews, method="finetune", precision="bfloat16", calibrate=False, out=out))
+    assert {layer.compute_dtype for layer in trained.model._flatten_layers()} == {"float32"}
+    for after, before in zip(trained.encoder.get_weights(), loaded.encoder.get_weights(), strict=True):
+        np.testing.assert_allclose(after, before + 1, rtol=1e-6)
+    with pytest.raises(ValueError, match="lora and SavedModels train in float32"):
+        settings(reviews, method="lora", precision="bfloat16")
 
 
 def train_of(loaded, config: Config):
@@ -362,7 +384,8 @@ EFFECTS = {
     "dropout": "test_method_frozen_trains_the_head_alone_and_dropout",
     "label_smoothing": "test_label_smoothing", "gradient_norm": "test_gradient_norm",
     "pair_steps": "test_pair_steps_and_pair_rate", "pair_rate": "test_pair_steps_and_pair_rate",
-    "rank": "test_rank_and_method_lora", "class_weights": "test_class_weights",
+    "rank": "test_rank_and_method_lora",
+    "precision": "test_precision_trains_a_copy_and_leaves_a_float32_model", "class_weights": "test_class_weights",
     "patience": "test_batches_epochs_patience_and_checkpoints",
     "baselines": "test_baselines_come_after_the_proof_and_may_fail", "word_vectors": "test_word_vectors",
     "calibrate": "test_the_frozen_method_and_its_baseline_are_the_same_and_calibrated_alike",
