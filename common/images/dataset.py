@@ -13,7 +13,7 @@ from common.data.folders import printable
 from common.data.splits import SPLITS, some, split_labelled, untested_classes
 from common.errors import UserError
 from common.images.listing import ImageList, list_images
-from common.images.pixels import Pixels, check_images, read_images
+from common.images.pixels import Pixels, check_images
 from common.images.readers import ImageColumns
 
 
@@ -174,25 +174,6 @@ def split_images(
         turned=sum(int(turned[chosen].sum()) for chosen in assigned.indices.values()),
         notes=assigned.notes, by_content=assigned.by_content,
     )  # fmt: skip
-
-
-def at_size(data: ImageSet, size: tuple[int, int], folder: Path | None = None) -> ImageSet:
-    """Return the same images decoded at another size.
-
-    Args:
-        data: the images.
-        size: (height, width), in pixels.
-        folder: as for `check_images`.
-    """
-    if data.train.pixels.size == size:
-        return data
-    whole = data.train.pixels + data.val.pixels + data.test.pixels
-    again, start, parts = read_images(whole.paths, size, whole.resize, folder), 0, {}
-    for split in SPLITS:
-        end = start + len(getattr(data, split))
-        parts[split] = replace(getattr(data, split), pixels=again.take(slice(start, end)))
-        start = end
-    return replace(data, **parts)
 
 
 def draw_shots(data: ImageSet, shots: int, seed: int) -> ImageSet:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import keras
@@ -11,8 +12,11 @@ import numpy as np
 from common import freezing, training
 from common.classification.choice import best_on_validation
 from common.classification.plateau import fit_to_plateau
+from common.data.splits import SPLITS
 from common.images.batches import image_batches
-from common.images.dataset import ImageSet, at_size
+from common.images.dataset import ImageSet
+from common.images.folding import fold_batch_norm
+from common.images.pixels import read_images
 from common.images.sources import Source, load_source
 from common.sources.specs import parse_source
 
@@ -52,7 +56,7 @@ def train_from_scratch(
         model, own = build(source), at_size(data, source.image_size, folder)
         freezing.freeze(model, source.backbone, "all", "train")
         rows, ended = fit_to_plateau(
-            model, stage=f"scratch_{number}", rate=RATE, epochs=epochs, patience=PATIENCE, save=save,
+            fold_batch_norm(model), stage=f"scratch_{number}", rate=RATE, epochs=epochs, patience=PATIENCE, save=save,
             optimizer=lambda rate: training.DiscriminativeAdamW(learning_rate=rate, weight_decay=weight_decay),
             **settings(own),
         )  # fmt: skip
@@ -64,3 +68,22 @@ def train_from_scratch(
         history += rows
     best = best_on_validation(data.val.labels, {number: of["val"] for number, of in found.items()})
     return found[best], history, sentences[best]
+
+
+def at_size(data: ImageSet, size: tuple[int, int], folder: Path | None = None) -> ImageSet:
+    """Return the same images decoded at another size.
+
+    Args:
+        data: the images.
+        size: (height, width), in pixels.
+        folder: as for `check_images`.
+    """
+    if data.train.pixels.size == size:
+        return data
+    whole = data.train.pixels + data.val.pixels + data.test.pixels
+    again, start, parts = read_images(whole.paths, size, whole.resize, folder), 0, {}
+    for split in SPLITS:
+        end = start + len(getattr(data, split))
+        parts[split] = replace(getattr(data, split), pixels=again.take(slice(start, end)))
+        start = end
+    return replace(data, **parts)

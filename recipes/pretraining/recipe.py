@@ -33,6 +33,7 @@ from common.images.dataset import ImageSet, load_image_set
 from common.images.export import export_image_classifier, prove_image_classifier
 from common.images.features import extract_features
 from common.images.files import read_image
+from common.images.folding import fold_batch_norm
 from common.images.pixels import read_images
 from common.images.preview import thumbnails, write_sample_grid
 from common.images.sources import load_source
@@ -161,7 +162,8 @@ def train(run: Run, data: ImageSet, model: keras.Model, teacher: Teacher | None)
     weights = {"classes": 1.0}
     if teacher:
         losses["teacher"], weights["teacher"] = keras.losses.CosineSimilarity(), config.teacher_weight
-    model.compile(
+    learner = fold_batch_norm(model)  # shares the weights
+    learner.compile(
         optimizer=training.DiscriminativeAdamW(
             learning_rate=training.warmup_cosine(config.learning_rate, steps * config.epochs),
             weight_decay=config.weight_decay,
@@ -178,7 +180,7 @@ def train(run: Run, data: ImageSet, model: keras.Model, teacher: Teacher | None)
         logs["val_accuracy"] = float(np.mean(probabilities.argmax(axis=1) == data.val.labels))
 
     return fit_with_checkpoints(
-        model, lambda *first: shuffled_batches(config, data, targets, first), epochs=config.epochs,
+        learner, lambda *first: shuffled_batches(config, data, targets, first), epochs=config.epochs,
         lines=training.EpochLines("pretraining", config.epochs, steps),
         callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=validate)], **run.saves("pretraining"),
     )  # fmt: skip
@@ -238,9 +240,10 @@ def check(config: Config) -> None:
     with training.dtype_policy("mixed_bfloat16" if config.mixed_precision else "float32"):
         model, backbone = build_model(config, len(data.class_names), 0)
     print(f"backbone: {backbone.count_params():,} parameters, {2 * backbone.count_params() / 2**20:.1f} MB as a preset")
-    model.compile("adam", {"classes": "sparse_categorical_crossentropy"}, jit_compile=training.use_xla())
+    learner = fold_batch_norm(model)
+    learner.compile("adam", {"classes": "sparse_categorical_crossentropy"}, jit_compile=training.use_xla())
     labels = {"classes": data.train.labels[indices]}
-    step = median_seconds(lambda: model.train_on_batch(images, labels))  # the weights are discarded
+    step = median_seconds(lambda: learner.train_on_batch(images, labels))  # the weights are discarded
     seconds = config.epochs * steps_per_epoch(len(data.train), config.batch_size) * step
     print(f"estimate: {format_seconds(seconds)} of training{', plus the teacher' if config.teacher else ''}")
 

@@ -16,9 +16,10 @@ from common.data.splits import SPLITS
 from common.errors import UserError
 from common.images import pixels
 from common.images.batches import image_batches
-from common.images.dataset import at_size, load_image_set
+from common.images.dataset import load_image_set
 from common.images.decoding import decode_image
 from common.images.pixels import Pixels, read_images
+from common.images.scratch import at_size
 
 SIZE = (6, 8)
 BYTES = 6 * 8 * 3
