@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import statistics
@@ -178,6 +179,7 @@ def _ours(source, rows, classes, config, note: Callable) -> None:
     from dataclasses import replace
 
     from common import linear_head
+    from common.classification.choice import BOLD, keep_what_helps
     from common.images import features
     from common.images.dataset import split_images
     from common.images.listing import ImageList
@@ -200,13 +202,19 @@ def _ours(source, rows, classes, config, note: Callable) -> None:
     train = features.extract_features(source, data.train.pixels, **cache)
     val = features.extract_features(source, data.val.pixels, **cache)[0]
     splits = train, data.train.labels, val, data.val.labels
-    history, _, start = linear_head.fit_final_head(head, *splits, **weights, val_groups=data.val.groups)
+    history, on_val, start = linear_head.fit_final_head(head, *splits, **weights, val_groups=data.val.groups)
+    alone = model.get_weights()
     note("head", 0, lambda images: model.predict_on_batch(images))
     head.set_weights(start)
-    rows, _ = recipe.fine_tune(run, source, model, data, config.seed, history)
-    penalty = linear_head.chosen_penalty(history)
-    features.refit_head(head, source, data, penalty=penalty, **weights, **cache)
-    note("finetune", len(rows), lambda images: model.predict_on_batch(images))
+    before = model.get_weights()
+    tuning, _ = recipe.fine_tune(run, source, model, data, config.seed, history)
+    refit = functools.partial(
+        features.refit_head, head, source, data, penalty=linear_head.chosen_penalty(history), **weights, **cache
+    )
+    share, _, _ = keep_what_helps(model, before, on_val, refit, data.val.labels, order=BOLD, head=head)
+    if not share:
+        model.set_weights(alone)
+    note("finetune", len(tuning), lambda images: model.predict_on_batch(images))
 
 
 def recipe_examples(data, pixels):
