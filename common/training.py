@@ -100,7 +100,7 @@ class DiscriminativeAdamW(keras.optimizers.Adam):
         rate, decay = learning_rate * self._factors[number], self._decays[number]
         if decay:
             self.assign_sub(variable, variable * keras.ops.cast(rate * decay, variable.dtype))
-        if not isinstance(gradient, tf.Tensor) or tf.distribute.has_strategy():
+        if not isinstance(gradient, tf.Tensor) or self.amsgrad or tf.distribute.has_strategy():
             super().update_step(gradient, variable, rate)
             return
         # The same as Keras' update, in one operation: for large networks on a CPU, a dozen passes over all weights cost

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import json
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
 from common.errors import first_line
+from common.files import write_json
 from common.images.batches import image_batches
 from common.images.pixels import Pixels
 from common.images.sources import Source, load_source
@@ -48,15 +52,29 @@ class Engine:
         }  # fmt: skip
 
 
-def choose_engine(source: Source, pixels: Pixels, passes: int, *, worth: float = WORTH) -> Engine:
+def choose_engine(source: Source, pixels: Pixels, passes: int, kept: Path, *, worth: float = WORTH) -> Engine:
     """Return the faster engine for the features of a frozen source; the choice is printed where there was one.
 
     Args:
         source: frozen, in float32.
         pixels: images of its input size; the first of them are timed.
         passes: images whose features are needed, each view counted.
+        kept: file of the choice, by which a resumed run goes on with the same engine.
         worth: seconds of TensorFlow from which another engine is tried.
     """
+    if kept.exists():
+        report = json.loads(kept.read_text("utf-8"))
+        if report["name"] == "tensorflow":
+            return Engine(source.forward, **report)
+        with contextlib.suppress(Exception):  # where OpenVINO was removed since, the engine is chosen again
+            return Engine(_in_openvino(source), **report)
+    engine = _fastest(source, pixels, passes, worth)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    write_json(kept, engine.report())
+    return engine
+
+
+def _fastest(source: Source, pixels: Pixels, passes: int, worth: float) -> Engine:
     some = next(iter(image_batches(pixels.take(slice(_TIMED)), _TIMED)))
     expected = source.forward(some).numpy()  # also warms up
     rates = {"tensorflow": round(len(some) / median_seconds(lambda: source.forward(some).numpy()), 1)}
@@ -85,7 +103,7 @@ def choose_engine(source: Source, pixels: Pixels, passes: int, *, worth: float =
     return engine
 
 
-def choose_bfloat16(source: Source, pixels: Pixels, _passes: int = 0) -> Engine:
+def choose_bfloat16(source: Source, pixels: Pixels, *_) -> Engine:
     """Return a copy of a source in bfloat16 if it agrees, for `--mixed-precision`; the choice is printed."""
     some = next(iter(image_batches(pixels.take(slice(_TIMED)), _TIMED)))
     twin = _in_bfloat16(source)

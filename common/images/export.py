@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -71,7 +73,7 @@ def export_image_classifier(
 
 def prove_image_classifier(
     version: Path, paths: Sequence[str], probabilities: np.ndarray, class_names: Sequence[str],
-    process: FreshProcess | None = None,
+    process: FreshProcess | None = None, hashes: Sequence[str] = (),
 ) -> dict:  # fmt: skip
     """Send the raw files to the SavedModel in a fresh process that imports only tensorflow, and compare.
 
@@ -81,9 +83,18 @@ def prove_image_classifier(
         probabilities: from the evaluation, float32 [n, classes].
         class_names: one per probability.
         process: as for `prove`.
+        hashes: SHA-256 of the files when they were evaluated.
 
     Returns:
         {"examples", "agreement", "max_abs_diff", "ops_outside_tf_serving", "tolerance", "passed"}, and
         "error" where the process failed.
+
+    Raises:
+        FileNotFoundError: the proof failed, and a file is not what was evaluated.
     """
-    return prove_labels(version, "image", "paths", paths, probabilities, class_names, process)
+    proof = prove_labels(version, "image", "paths", paths, probabilities, class_names, process)
+    if not proof["passed"]:
+        for path, evaluated in zip(paths, hashes, strict=False):
+            if hashlib.sha256(Path(path).read_bytes()).hexdigest() != evaluated:
+                raise FileNotFoundError(errno.ENOENT, "its content has changed", str(path))
+    return proof

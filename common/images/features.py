@@ -98,7 +98,7 @@ def extract_splits(
     if bfloat16 or importlib.util.find_spec("openvino"):  # optional: requirements-fast.txt
         of = importlib.import_module("common.images.engine")
         choose = of.choose_bfloat16 if bfloat16 else of.choose_engine
-        chosen = choose(source, data.train.pixels, views * len(data.train) + len(data.val))
+        chosen = choose(source, data.train.pixels, views * len(data.train) + len(data.val), cache / "engine.json")
         engine, report = {"forward": chosen.forward, "engine": chosen.name}, chosen.report()
     return {
         "train": extract_features(

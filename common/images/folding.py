@@ -106,6 +106,8 @@ def _pairs(model: keras.Model) -> Iterator[tuple[keras.layers.Layer, keras.layer
             and getattr(convolution, "groups", 1) == 1
             and convolution.data_format == "channels_last"
             and norm.axis in (-1, 3)
+            and not norm.renorm
+            and not norm.synchronized
             and convolution.compute_dtype == norm.compute_dtype == "float32"
         ):
             yield convolution, norm

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -170,8 +172,9 @@ def _decoder(size: tuple[int, int], resize: str) -> Callable:
 
     @tf.function(input_signature=[tf.TensorSpec((), tf.string)])
     def decode(encoded):
-        image = decode_scaled(encoded, size)
-        return tf.cast(fit_to_size(image, size, resize), tf.uint8), thumbnail(image)
+        with tf.device("/CPU:0"):  # not each image to a GPU and back
+            image = decode_scaled(encoded, size)
+            return tf.cast(fit_to_size(image, size, resize), tf.uint8), thumbnail(image)
 
     return decode
 
@@ -185,13 +188,15 @@ def _room_for_pixels(shape: tuple[int, ...], folder: Path | None) -> np.ndarray 
     # Without a name: its space is free again when this process ends, however it ends.
     with tempfile.TemporaryFile(dir=folder) as file:
         try:
+            if 2 * needed > shutil.disk_usage(folder).free:  # features, checkpoints and the export need room as well
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             if hasattr(os, "posix_fallocate"):  # not on macOS. A memory map without space would kill the process later
                 os.posix_fallocate(file.fileno(), 0, needed)
             return np.memmap(file, "uint8", "w+", shape=shape)
         except OSError as error:
             print(
-                f"  {needed / 1e9:,.1f} GB for decoded images are not free in {folder} ({error.strerror}): each pass "
-                "decodes the files again, which is slower"
+                f"  decoded images would take {needed / 1e9:,.1f} GB, more than half of what is free in {folder} "
+                f"({error.strerror}): each pass decodes the files again, which is slower"
             )
             return None
 

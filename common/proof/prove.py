@@ -7,8 +7,9 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import weakref
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ class FreshProcess:
         # -I: no PYTHONPATH and no current directory, so that nothing of this project can be imported.
         self._process = subprocess.Popen(
             [python, "-I", str(FRESH_PROCESS)], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=self._errors,
-            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}, start_new_session=True,  # Ctrl-C is for this process
         )  # fmt: skip
         weakref.finalize(self, self._process.kill)
 
@@ -47,9 +48,16 @@ class FreshProcess:
 
 def in_background(prove_something, *arguments, **options) -> Future:
     """Start a proof, to go on meanwhile with what does not depend on it; `.result()` waits for its end."""
-    with_one_thread = ThreadPoolExecutor(1, thread_name_prefix="proof")
-    future = with_one_thread.submit(prove_something, *arguments, **options)
-    with_one_thread.shutdown(wait=False)
+    future = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(prove_something(*arguments, **options))
+        except BaseException as error:  # raised by `.result()`
+            future.set_exception(error)
+
+    # A daemon: a run that is stopped does not wait for it, and `FreshProcess` ends the process with this one.
+    threading.Thread(target=work, name="proof", daemon=True).start()
     return future
 
 

@@ -27,7 +27,6 @@ from common.classification.answers import LABELS
 from common.classification.baselines import run_baselines, stage_seconds
 from common.classification.check import describe_counts
 from common.classification.choice import best_on_validation, keep_what_helps
-from common.classification.cross_validation import cross_validate
 from common.classification.training import describe_class_weights, fit_stage, sample_weights
 from common.data.splits import SPLITS
 from common.exporting import Predictor
@@ -114,9 +113,11 @@ class Config:
         if self.method == "fewshot" and self.batch_size < 4:
             raise ValueError("--method fewshot contrasts texts within a batch: --batch-size must be at least 4.")
         flags.check_choice("--precision", self.precision, ("auto", "float32", "bfloat16"))
-        if self.precision == "bfloat16" and (self.method == "lora" or parse_source(self.source).kind == "hub"):
+        trains_in_any = self.method in ("auto", "finetune") and not self.source.startswith(("hub:", "kaggle:"))
+        if self.precision == "bfloat16" and not trains_in_any:
             raise ValueError(
-                "--method lora and SavedModels train in float32. Received: --precision bfloat16. Try: auto"
+                "--precision bfloat16 needs --method auto or finetune and a source of layers (not hub: or kaggle:). "
+                f"Received: --method {self.method} --source {self.source}. Try: --precision auto"
             )
         flags.check_choice("--long-text", self.long_text, ("truncate", "windows"))
         flags.check_choice("--class-weights", self.class_weights, ("auto", "none", "softened", "balanced"))
@@ -228,7 +229,7 @@ def fine_tune(run: Run, source: TextSource, model, encoder, tokens, data: TextSe
         counts = models.unfreeze(model, source.backbone, tables=False)
     print(f"finetune: {counts}")
     trained, epochs = model, fine_tuning_epochs(tokens, config)
-    precision = precision_of(config, epochs * ceil(len(tokens["train"]) / config.batch_size))
+    precision = precision_of(run, epochs * ceil(len(tokens["train"]) / config.batch_size))
     if precision != "float32":  # a copy is trained; the float32 model gets its weights
         with training.dtype_policy(precision):
             source, encoder, trained = models.load_classifier(config.source, len(data.class_names), config.dropout)
@@ -293,6 +294,7 @@ def main(config: Config) -> dict:
             inputs = with_fold(data, tokens, embeddings, *rows)
             return train(run, encoder, *inputs, seeds[0], Stopwatch(), f"_fold{number}").probabilities
 
+        cross_validate = importlib.import_module("common.classification.cross_validation").cross_validate
         with clock("folds"):
             folds = folds_of(data, config.folds)
             more["cross_validation"], *advice = cross_validate(folds, data.train.labels, of_fold)
@@ -317,14 +319,14 @@ def main(config: Config) -> dict:
                 lengths=tokens["test"].lengths, max_length=reader.max_length, probabilities=probabilities,
                 val_probabilities=chosen.val_probabilities, applied_temperature=chosen.temperature,
             )  # fmt: skip
+    with clock("proof"):
+        proof = later.result()
     baselines, rows, notes = run_baselines(
         flags.parse_baselines(config.baselines, BASELINES),
         lambda name, seed: baseline(name, chosen, run, data, tokens, seed), data.val.labels, clock,
         calibrate=config.calibrate, part_of_run={"frozen": ("features", "head")},
         seeds=sorted(seeds, key=lambda seed: seed != best),
     )  # fmt: skip
-    with clock("proof"):
-        proof = later.result()
     card, size = {"spec": config.source, **source.card}, exporting.size_report(version, model)
     rows, seconds = [*chosen.history, *rows], stage_seconds(clock)
     return results.conclude(
@@ -399,11 +401,12 @@ def fine_tuning_epochs(tokens, config: Config) -> int:
     return max(3, ceil(60 / steps)) if config.epochs is None else config.epochs
 
 
-def precision_of(config: Config, steps: int) -> str:
+def precision_of(run: Run, steps: int) -> str:
     """Return the dtype policy of so many steps of fine-tuning."""
-    if config.method == "lora" or parse_source(config.source).kind == "hub":
+    if run.config.method == "lora" or parse_source(run.config.source).kind == "hub":
         return "float32"
-    return importlib.import_module("common.texts.precision").choose_precision(config.precision, steps)
+    kept = run.out / "checkpoints" / "precision.json"
+    return importlib.import_module("common.texts.precision").choose_precision(run.config.precision, steps, kept)
 
 
 def weights_of_texts(data: TextSet, config: Config) -> np.ndarray:

@@ -27,7 +27,6 @@ from common import exporting, flags, freezing, linear_head, training
 from common.classification import calibration, results
 from common.classification.answers import LABELS
 from common.classification.baselines import run_baselines, stage_seconds
-from common.classification.check import describe_counts
 from common.classification.choice import BOLD, best_on_validation, keep_what_helps, too_few_errors
 from common.classification.training import describe_class_weights, fit_stage, sample_weights
 from common.exporting import Predictor
@@ -279,14 +278,8 @@ def main(config: Config) -> dict:
         )  # fmt: skip
         write_serving_files(out / "serving", "image_classification", input_name=INPUT, example=Path(data.test.paths[0]))
         expected = data.test.paths, chosen.probabilities, data.class_names
-        later = in_background(export.prove_image_classifier, version, *expected, process)
-
-    baselines, rows, notes = run_baselines(
-        flags.parse_baselines(config.baselines, BASELINES, CHEAP),
-        lambda name, seed: baseline(name, trained[seed], run, data, seed), data.val.labels, clock,
-        calibrate=config.calibrate, part_of_run={"frozen": ("features", "head")},
-        seeds=(best, *(seed for seed in trained if seed != best)), per_seed=("frozen", "scratch"),
-    )  # fmt: skip
+        hashes = data.test.pixels.hashes
+        later = in_background(export.prove_image_classifier, version, *expected, process, hashes)
     explanation = None
     if config.explain:
         with clock("explain"):
@@ -295,9 +288,15 @@ def main(config: Config) -> dict:
                 probabilities=chosen.probabilities, val_probabilities=chosen.val_probabilities,
                 applied_temperature=chosen.temperature,
             )  # fmt: skip
-
     with clock("proof"):
         proof = later.result()
+
+    baselines, rows, notes = run_baselines(
+        flags.parse_baselines(config.baselines, BASELINES, CHEAP),
+        lambda name, seed: baseline(name, trained[seed], run, data, seed), data.val.labels, clock,
+        calibrate=config.calibrate, part_of_run={"frozen": ("features", "head")},
+        seeds=(best, *(seed for seed in trained if seed != best)), per_seed=("frozen", "scratch"),
+    )  # fmt: skip
     outcome = Outcome(
         [*chosen.history, *rows], stage_seconds(clock), chosen.parameters, source.card, proof,
         exporting.size_report(version, model),
@@ -315,7 +314,8 @@ def check(config: Config) -> None:
     """Print what a run would read and how long it would take, and write a sheet of samples; nothing is trained."""
     data, source = load_data(config)
     advice = importlib.import_module("common.images.data_quality").group_advice(data)
-    print(describe_counts(data), *advice, describe_class_weights(data, config.class_weights), sep="\n  ")
+    counts = importlib.import_module("common.classification.check").describe_counts(data)
+    print(counts, *advice, describe_class_weights(data, config.class_weights), sep="\n  ")
     model = build_model(source, len(data.class_names), config)
     print(f"source: {source.card}\ninput {source.image_size} pixels, {source.feature_width} features")
 

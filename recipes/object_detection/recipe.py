@@ -208,6 +208,8 @@ def check(config: Config) -> None:
         print(f"  boxes in {split}: " + ", ".join(f"{count} {name}" for name, count in counts.items()))
     print(*(f"  {sentence}" for sentence in data.advice()), sep="\n")
     source, detector = build_model(data, config)
+    freezing.freeze(detector.model, source.backbone, "all", config.batch_norm)
+    detector = replace(detector, model=fold_batch_norm(detector.model))  # as it is trained
     model = detector.model
     print(f"source: {source.card}\ninput: {source.image_size} pixels, {model.count_params():,} parameters")
 

@@ -216,7 +216,9 @@ def finish(run: Run, data: ImageSet, model: keras.Model, backbone: keras.Model, 
         example, folder = Path(data.train.paths[0]), out / "serving" / "pretraining"
         version = export_image_classifier(served, folder, data.class_names, example=example)
         write_serving_files(out / "serving", "pretraining", input_name=INPUT, example=Path(data.test.paths[0]))
-        proof = prove_image_classifier(version, data.test.paths, probabilities, data.class_names, process)
+        proof = prove_image_classifier(
+            version, data.test.paths, probabilities, data.class_names, process, data.test.pixels.hashes
+        )
     use = f"python -m recipes run image_classification --source preset:{preset} --data folder:PHOTOS"
     parameters = {"total": served.count_params(), "backbone": backbone.count_params()}
     card = {"spec": f"preset:{preset}", "origin": "this run", "licence": config.licence, "data": config.data}

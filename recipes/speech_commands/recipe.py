@@ -32,7 +32,7 @@ from common.data.splits import SPLITS
 from common.exporting import Predictor
 from common.flags import check_range, parse_baselines, parse_data, parse_list, parse_policy, parse_seeds
 from common.progress import format_seconds
-from common.proof.prove import FreshProcess, in_background
+from common.proof.prove import FreshProcess
 from common.results import Outcome
 from common.runs import Run
 from common.serving.kit.write import write_serving_files
@@ -245,11 +245,11 @@ def main(config: Config) -> dict:
             command_model(source, model, data), out / "serving" / "speech_commands", example=Path(paths[0]),
             longest_seconds=max(LONGEST_SECONDS, config.max_seconds),
         )  # fmt: skip
-        later = in_background(prove_commands, version, paths, probabilities, data.class_names, process)
         example = served_wav(Path(paths[0]))
         write_serving_files(out / "serving", "speech_commands", input_name=INPUT, example=example)
+        proof = prove_commands(version, paths, probabilities, data.class_names, process)
 
-    baselines, endings = {}, []  # during the proof: a baseline that is stopped takes no export with it
+    baselines, endings = {}, []  # after the proof: a baseline that is stopped takes no export with it
     for name in wanted_baselines(config):
         if name == "frozen":
             baselines[name] = {seed: one.frozen for seed, one in trained.items()}, clock.report()["head"]
@@ -260,8 +260,6 @@ def main(config: Config) -> dict:
         baselines[name], history = (of_test, clock.report()[f"baseline_{name}"]), history + theirs[best][1]
         endings.append(f"{BASELINES[name]}: {theirs[best][2]}.")
 
-    with clock("proof"):
-        proof = later.result()
     card, size = {"spec": config.source, **source.card}, exporting.size_report(version, model)
     return results.conclude(
         "speech_commands", config, data, Outcome(history, clock.report(), chosen.parameters, card, proof, size),

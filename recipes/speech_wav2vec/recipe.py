@@ -28,7 +28,7 @@ from common.data.splits import SPLITS
 from common.exporting import Predictor
 from common.flags import check_choice, check_range, parse_baselines, parse_data, parse_list, parse_policy
 from common.progress import format_seconds
-from common.proof.prove import FreshProcess, in_background
+from common.proof.prove import FreshProcess
 from common.results import Outcome
 from common.runs import Run
 from common.serving.kit.write import write_serving_files
@@ -220,19 +220,17 @@ def main(config: Config) -> dict:
             longest_seconds=max(LONGEST_SECONDS, config.max_seconds),
         )  # fmt: skip
         expected = transcripts.texts, transcripts.confidences
-        later = in_background(prove_recogniser, version, paths, *expected, process)
         example = served_wav(Path(paths[0]))
         write_serving_files(out / "serving", "speech_wav2vec", input_name=INPUT, example=example)
+        proof = prove_recogniser(version, paths, *expected, process)
 
-    baselines = {}  # during the proof: a baseline that is stopped takes no export with it
+    baselines = {}  # after the proof: a baseline that is stopped takes no export with it
     for name in wanted_baselines(config, source):
         with clock("baselines"), clock(f"baseline_{name}"):
             texts, rows, ending = baseline(name, run, corpus, transcripts)
         baselines[name] = results.Baseline(texts, clock.report()[f"baseline_{name}"], ending)
         history += rows
 
-    with clock("proof"):
-        proof = later.result()
     card, size = {"spec": config.source, **source.card}, exporting.size_report(version, model)
     return results.conclude(
         "speech_wav2vec", config, corpus.data, Outcome(history, clock.report(), parameters, card, proof, size),

@@ -30,9 +30,9 @@ def pixels(tmp_path):
     return read_images(sorted(map(str, tmp_path.glob("*.png"))), (16, 16))
 
 
-def test_little_work_is_not_worth_another_engine(source, pixels, monkeypatch):
+def test_little_work_is_not_worth_another_engine(source, pixels, tmp_path, monkeypatch):
     monkeypatch.setattr(engine, "_in_openvino", lambda _: pytest.fail("was converted"))
-    chosen = choose_engine(source, pixels, 100)
+    chosen = choose_engine(source, pixels, 100, tmp_path / "kept.json")
     assert chosen.name == "tensorflow" and "take less than 60 s" in chosen.reason and chosen.agreement is None
     assert set(chosen.report()) == {"name", "reason", "images_per_second", "agreement"}
 
@@ -49,20 +49,26 @@ def broken(_):
         (lambda source: lambda images: source.forward(images).numpy() * np.nan, "the features of openvino differ"),
     ],
 )
-def test_an_engine_that_fails_or_differs_is_not_used(source, pixels, monkeypatch, capsys, convert, said):
+def test_an_engine_that_fails_or_differs_is_not_used(source, pixels, tmp_path, monkeypatch, capsys, convert, said):
     monkeypatch.setattr(engine, "_in_openvino", convert)
-    chosen = choose_engine(source, pixels, 10, worth=0)
+    chosen = choose_engine(source, pixels, 10, tmp_path / "kept.json", worth=0)
     assert chosen.name == "tensorflow" and chosen.reason == said and said in capsys.readouterr().out
     np.testing.assert_allclose(chosen.forward(np.ones((2, 16, 16, 3), "float32")).shape, (2, 6))
 
 
-def test_the_faster_one_of_two_that_agree_is_used(source, pixels, monkeypatch):
+def test_the_faster_one_of_two_that_agree_is_used_and_kept(source, pixels, tmp_path, monkeypatch):
     seconds = iter([1.0, 0.5, 1.0, 2.0])  # of TensorFlow and the other one, twice
     monkeypatch.setattr(engine, "median_seconds", lambda _: next(seconds))
     monkeypatch.setattr(engine, "_in_openvino", lambda source: lambda images: source.forward(images).numpy())
-    faster, slower = (choose_engine(source, pixels, 10, worth=0) for _ in range(2))
+    files = tmp_path / "a.json", tmp_path / "b.json"
+    faster, slower = (choose_engine(source, pixels, 10, file, worth=0) for file in files)
     assert (faster.name, slower.name) == ("openvino", "tensorflow") and faster.agreement == pytest.approx(1)
     assert faster.images_per_second == {"tensorflow": 5.0, "openvino": 10.0}
+    again = [choose_engine(source, pixels, 10, file, worth=0) for file in files]  # nothing is timed: `next` would fail
+    assert [one.report() for one in again] == [faster.report(), slower.report()]
+    monkeypatch.setattr(engine, "_in_openvino", broken)  # removed since
+    monkeypatch.setattr(engine, "median_seconds", lambda _: 1.0)
+    assert choose_engine(source, pixels, 10, files[0], worth=0).name == "tensorflow"
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("openvino"), reason="openvino is not installed")

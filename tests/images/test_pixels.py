@@ -6,6 +6,7 @@ import errno
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -98,7 +99,9 @@ def test_space_on_the_disk_is_reserved_before_the_first_image(paths, tmp_path, m
 def test_without_room_the_files_are_decoded_in_each_pass(resize, paths, tmp_path, no_room, capsys):
     found = read_images(paths, SIZE, resize, folder=tmp_path / "run")
     said = capsys.readouterr().out
-    assert f"0.0 GB for decoded images are not free in {tmp_path / 'run'} (No space left on device): " in said
+    assert (
+        f"would take 0.0 GB, more than half of what is free in {tmp_path / 'run'} (No space left on device): " in said
+    )
     assert "each pass decodes the files again, which is slower" in said
     assert found.kept is None and list((tmp_path / "run").iterdir()) == []
     wanted = decoded(paths, resize=resize)
@@ -106,6 +109,14 @@ def test_without_room_the_files_are_decoded_in_each_pass(resize, paths, tmp_path
     np.testing.assert_array_equal(streamed(found.take([7, 2, 2])), wanted[[7, 2, 2]])
     np.testing.assert_array_equal(streamed(found.take(slice(5, 9)) + found.take(slice(1))), wanted[[5, 6, 7, 8, 0]])
     assert np.unique(found.hashes).size == 10  # they are read and checked all the same
+
+
+def test_a_disk_is_not_filled(paths, tmp_path, monkeypatch):
+    """Features, checkpoints and the export need room as well."""
+    monkeypatch.setattr(pixels, "IN_MEMORY", 0)
+    for free, kept in ((2 * 10 * BYTES, True), (2 * 10 * BYTES - 1, False)):
+        monkeypatch.setattr(pixels.shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
+        assert (read_images(paths, SIZE, folder=tmp_path).kept is not None) == kept
 
 
 # --- what is kept -----------------------------------------------------------------------------------------

@@ -177,8 +177,9 @@ def test_precision_trains_a_copy_and_leaves_a_float32_model(stage, loaded, revie
     assert {layer.compute_dtype for layer in trained.model._flatten_layers()} == {"float32"}
     for after, before in zip(trained.encoder.get_weights(), loaded.encoder.get_weights(), strict=True):
         np.testing.assert_allclose(after, before + 1, rtol=1e-6)
-    with pytest.raises(ValueError, match="lora and SavedModels train in float32"):
-        settings(reviews, method="lora", precision="bfloat16")
+    for flags in ({"method": "lora"}, {"method": "fewshot"}, {"method": "frozen"}, {"source": "hub:FOLDER"}):
+        with pytest.raises(ValueError, match="--precision bfloat16 needs --method auto or finetune"):
+            settings(reviews, precision="bfloat16", **flags)
 
 
 def train_of(loaded, config: Config):

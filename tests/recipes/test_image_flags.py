@@ -355,9 +355,8 @@ def test_baselines(main):
     assert main.metrics["baselines"]["frozen"]["accuracy"] == main.metrics["test"]["accuracy"] > 0.6
 
 
-def test_the_export_is_written_before_a_baseline_begins(main):
-    """Its proof runs meanwhile, and is waited for at the end."""
-    assert main.steps == ["export", "frozen", "neighbours", "pixels", "proof"]
+def test_the_export_is_proved_before_a_baseline_begins(main):
+    assert main.steps == ["export", "proof", "frozen", "neighbours", "pixels"]
 
 
 def test_seconds_of_the_baselines(main):

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from recipes.__main__ import RECIPES, main
-from recipes.commands._discovery import find_recipes
+from recipes.commands._discovery import find_recipe, find_recipes
+from recipes.commands._execution import refuse_early
 
 QUICK_PRETRAINING = ["--limit", "40", "--epochs", "1", "--filters", "64", "64", "--image-size", "32"]
 
@@ -167,6 +170,13 @@ def test_data_that_cannot_work_is_refused_before_tensorflow(tmp_path: Path):
     said = done.stderr.splitlines()
     assert all("Found: 'a', 'b'" in line or "Received: 'a', 'b'" in line or "Found: a, b" in line for line in said[:-4])
     assert all("has 1 class(es)" in line for line in said[-4:])
+
+
+def test_a_table_from_a_pipe_is_not_read_early(tmp_path: Path):
+    """It can be read only once; here, reading would never end."""
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("bert_sentiment", "image_classification", "object_detection", "speech_wav2vec"):
+        refuse_early(find_recipe(RECIPES, name), SimpleNamespace(data=f"csv:{tmp_path}/pipe"))
 
 
 @pytest.mark.slow

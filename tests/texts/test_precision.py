@@ -14,10 +14,18 @@ from common.texts.precision import LONG, choose_precision, speedup_of_bfloat16
         ("auto", LONG, 1.3, "mixed_bfloat16"), ("auto", LONG, 1.29, "float32"), ("auto", LONG - 1, 9.0, "float32"),
     ],
 )  # fmt: skip
-def test_choice(monkeypatch, capsys, asked, steps, times, expected):
+def test_choice(tmp_path, monkeypatch, capsys, asked, steps, times, expected):
     monkeypatch.setattr(precision, "speedup_of_bfloat16", lambda: times)
-    assert choose_precision(asked, steps) == expected
+    kept = tmp_path / "checkpoints" / "precision.json"
+    assert choose_precision(asked, steps, kept) == expected and kept.exists() == (asked == "auto")
     assert bool(capsys.readouterr().out) == (asked == "auto" and expected != "float32")  # what is chosen is said
+
+
+def test_further_seeds_and_a_resumed_run_train_as_the_first(tmp_path, monkeypatch):
+    times = iter([2.0])
+    monkeypatch.setattr(precision, "speedup_of_bfloat16", lambda: next(times))
+    found = [choose_precision("auto", steps, tmp_path / "precision.json") for steps in (LONG, LONG, 1)]
+    assert found == 3 * ["mixed_bfloat16"]
 
 
 def test_the_speedup_is_that_of_the_products(monkeypatch):
