@@ -68,6 +68,7 @@ def extraction(repeats: int = 3) -> dict:
 
     from common.images.batches import image_batches
     from common.images.features import extract_features
+    from common.images.pixels import read_images
     from common.images.sources import load_source
 
     rows = {}
@@ -77,17 +78,17 @@ def extraction(repeats: int = 3) -> dict:
     ):
         paths = sorted(str(path) for path in folder.rglob("*.jpg"))[:384]
         source = load_source(MOBILENET, side)
-        pixels = np.concatenate(list(image_batches(paths, source.image_size, 64).as_numpy_iterator()))
+        pixels = np.concatenate(list(image_batches(read_images(paths, source.image_size), 64).as_numpy_iterator()))
         source.extractor.predict(pixels[:64], batch_size=64, verbose=0)
         rates: dict[str, list[float]] = {"predict": [], "extract_features": []}
         with tempfile.TemporaryDirectory() as cache:
-            extract_features(source, paths[:64], Path(cache))  # both have traced their graph once
+            extract_features(source, read_images(paths[:64], source.image_size), Path(cache))  # both are traced now
             for repeat in range(repeats):
                 began = time.monotonic()
                 source.extractor.predict(pixels, batch_size=64, verbose=0)
                 rates["predict"].append(len(paths) / (time.monotonic() - began))
                 began = time.monotonic()
-                extract_features(source, paths, Path(cache, str(repeat)))
+                extract_features(source, read_images(paths, source.image_size), Path(cache, str(repeat)))
                 rates["extract_features"].append(len(paths) / (time.monotonic() - began))
         medians = {way: statistics.median(found) for way, found in rates.items()}
         rows[name] = {

@@ -25,6 +25,8 @@ from unfreeze_policies import GROUPS, SETS  # noqa: E402
 
 from common.files import write_json  # noqa: E402
 from common.images.features import extract_features  # noqa: E402
+from common.images.listing import list_images  # noqa: E402
+from common.images.pixels import read_images  # noqa: E402
 from common.images.sources import load_source  # noqa: E402
 from common.linear_head import linear_head_weights  # noqa: E402
 from recipes.image_classification import recipe  # noqa: E402
@@ -38,18 +40,20 @@ def measure(name: str, data_spec: str, group: str | None) -> dict:
     """Return the accuracy of the held-out folds at each size, for the best of the penalties, and images a second."""
     with tempfile.TemporaryDirectory() as folder:
         config = recipe.Config(data=data_spec, group=group, out=folder)
-        data = recipe.load_data(config)
+        data, _ = recipe.load_data(config)
         some = data.train.take(np.random.default_rng(0).permutation(len(data.train))[:MOST])
         folds = folds_of(some.paths, group)
         found = {}
         for pixels in PIXELS:
             began = time.monotonic()
-            features = extract_features(load_source(SOURCE, pixels), some.paths, cache=Path(folder) / "features")[0]
+            images = read_images(some.paths, (pixels, pixels), folder=Path(folder))
+            features = extract_features(load_source(SOURCE, pixels), images, Path(folder, "features"))[0]
             seconds = time.monotonic() - began
             accuracy = max(cross_validated(features, some.labels, folds, penalty) for penalty in PENALTIES)
             found[str(pixels)] = {"accuracy": round(accuracy, 4), "images_per_second": round(len(some) / seconds, 1)}
             print(f"{name} at {pixels}: {found[str(pixels)]}", flush=True)
-    return {"images": len(some), "shorter_side": data.shorter_side, "by_size": found}
+        shorter_side = list_images(data_spec, Path(folder), group=group).shorter_side
+    return {"images": len(some), "shorter_side": shorter_side, "by_size": found}
 
 
 def folds_of(paths: np.ndarray, group: str | None) -> np.ndarray:

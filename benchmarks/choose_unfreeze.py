@@ -50,7 +50,7 @@ SEEDS = {3.0: (0, 1, 2), 30.0: (0,), 0.3: (0,)}  # of each penalty
 def without_test(name: str, folder: Path, seed: int) -> Path:
     """Write a table of the training images of a data set, a third of them as the test split; return its path."""
     config = recipe.Config(data=SETS[name], group=GROUPS.get(name), out=str(folder / "whole"))
-    data, rng = recipe.load_data(config), np.random.default_rng(seed)
+    data, rng = recipe.load_data(config)[0], np.random.default_rng(seed)
     paths, pattern = list(data.train.paths), GROUPS.get(name, "(.*)")
     groups = np.array([re.search(pattern, Path(path).name)[1] for path in paths])  # who belongs together stays together
     names = rng.permutation(np.unique(groups))
@@ -72,14 +72,14 @@ def measure(name: str, size: str, penalty: float, seed: int) -> dict:
             data=f"csv:{without_test(name, Path(folder), seed)}", image_size=IMAGE_SIZE, seed=seed, unfreeze="auto",
             out=f"{folder}/out", limit=SIZES["all"]["limit"],
         )  # fmt: skip
-        run, data = Run(config), recipe.load_data(config)
+        run, data = Run(config), recipe.load_data(config)[0]
         if size != "all":  # some classes are smaller here
             shots = min(SIZES[size]["shots"], int(np.bincount(data.train.labels).min()))
             config = dataclasses.replace(config, shots=shots)
-            data = recipe.load_data(config)
+            data = recipe.load_data(config)[0]
         keras.utils.set_random_seed(seed)
         source = load_source(config.source, config.image_size)
-        of = recipe.extract_features(source, data, config)
+        of, _ = recipe.extract_features(source, data, config)
         model = recipe.build_model(source, len(data.class_names), config)
         head, labels = model.get_layer("head"), data.val.labels
         weights = {
@@ -95,16 +95,16 @@ def measure(name: str, size: str, penalty: float, seed: int) -> dict:
         before = model.get_weights()
         recipe.fine_tune(run, source, model, data, seed, history)
         after = model.get_weights()
-        not_refitted = recipe.predict(source, model, data, config)
+        not_refitted = recipe.predict(model, data)
         for share in SHARES:
             model.set_weights([(1 - share) * one + share * two for one, two in zip(before, after, strict=True)])
             chosen = linear_head.chosen_penalty(history)
-            val = features.refit_head(head, source, data, **recipe.feature_files(config), penalty=chosen, **weights)
-            found[share] = val, recipe.predict(source, model, data, config)
+            val = features.refit_head(head, source, data, cache=run.out / "features", penalty=chosen, **weights)
+            found[share] = val, recipe.predict(model, data)
         for candidate in REFIT_PENALTIES if seed == 0 and penalty == next(iter(SEEDS)) else ():
             features.REFIT_PENALTY = candidate  # the features of the end of the way are stored
-            features.refit_head(head, source, data, **recipe.feature_files(config), penalty=chosen, **weights)
-            by_penalty[candidate] = accuracy_of(recipe.predict(source, model, data, config), data)
+            features.refit_head(head, source, data, cache=run.out / "features", penalty=chosen, **weights)
+            by_penalty[candidate] = accuracy_of(recipe.predict(model, data), data)
         features.REFIT_PENALTY = linear_head.REFIT_PENALTY
     accuracy = {share: accuracy_of(test, data) for share, (_, test) in found.items()}
     wrong = int(np.sum(found[0.0][0].argmax(axis=1) != labels))

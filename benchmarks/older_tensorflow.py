@@ -28,6 +28,7 @@ import tensorflow as tf  # noqa: E402
 
 from common import files  # noqa: E402
 from common.images.export import prove_image_classifier  # noqa: E402
+from common.proof.prove import FreshProcess  # noqa: E402
 from common.serving.kit.deployment import SERVING_IMAGE  # noqa: E402
 
 RELEASE = SERVING_IMAGE.rpartition(":")[2].rsplit(".", 1)[0]  # of TensorFlow, as of TensorFlow Serving
@@ -52,7 +53,7 @@ def prove_with(python: Path, run: Path) -> dict:
     answers = [loaded.signatures["serving_default"](image=batch) for batch in batches]
     probabilities = np.concatenate([answer["probabilities"] for answer in answers])
     names = [name.decode() for name in answers[0]["class_names"].numpy()[0]]
-    return prove_image_classifier(version, paths, probabilities, names, python=str(python))
+    return prove_image_classifier(version, paths, probabilities, names, FreshProcess(str(python)))
 
 
 def main() -> None:

@@ -57,9 +57,9 @@ def measure(name: str, size: str, seed: int) -> dict:
             data=SETS[name], group=GROUPS.get(name), image_size=IMAGE_SIZE, seed=seed, out=out, **SIZES[size]
         )
         run = Run(config)
-        data = recipe.load_data(config)
+        data = recipe.load_data(config)[0]
         began = time.monotonic()
-        of = recipe.extract_features(load_source(config.source, config.image_size), data, config)
+        of, _ = recipe.extract_features(load_source(config.source, config.image_size), data, config)
         features, shared = time.monotonic() - began, set((run.out / "features").iterdir())
         for policy in POLICIES:
             run.config = dataclasses.replace(config, unfreeze=policy)

@@ -34,21 +34,21 @@ class Converter:
 
     Attributes:
         gives: the output of the signature `tensors` that is converted.
-        load_data: (settings of the run, folder for files to write) -> the data of the run, with `train`, `test`,
+        load_data: (settings of the run, folder for files to write, size) -> the data of the run, with `train`, `test`,
             `class_names` and `counts()`.
         resize: settings of the run -> how images are resized to the model's size, in one word.
-        calibrate: (data, size, resize, seed) -> the number of training images that calibrate an 8-bit model,
+        calibrate: (data, seed) -> the number of training images that calibrate an 8-bit model,
             and a function that streams them, one per batch; None where no 8-bit model is offered.
-        prove: (the SavedModel, the converted model, data, size, resize) -> the proof on the test split.
+        prove: (the SavedModel, the converted model, data, size) -> the proof on the test split.
         failure: (the proof, whether in 8 bits) -> what is wrong with the model, "" where it may be used.
         how_to_use: (file name, dtype, size, resize, number of classes) -> the README.md beside the file.
     """
 
     gives: str
-    load_data: Callable[[dict, Path], Any]
+    load_data: Callable[[dict, Path, tuple[int, int]], Any]
     resize: Callable[[dict], str]
-    calibrate: Callable[[Any, tuple[int, int], str, int], tuple[int, Callable[[], Iterable[np.ndarray]]]] | None
-    prove: Callable[[PixelFunction, PixelFunction, Any, tuple[int, int], str], dict]
+    calibrate: Callable[[Any, int], tuple[int, Callable[[], Iterable[np.ndarray]]]] | None
+    prove: Callable[[PixelFunction, PixelFunction, Any, tuple[int, int]], dict]
     failure: Callable[[dict, bool], str]
     how_to_use: Callable[[str, str, tuple[int, int], str, int], str]
 

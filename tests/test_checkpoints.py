@@ -21,6 +21,7 @@ from common.checkpoints import StageState, fit_with_checkpoints, load_stage, sav
 from common.classification.training import fit_stage
 from common.errors import UserError
 from common.images.features import extract_features
+from common.images.pixels import read_images
 from common.images.sources import Source
 
 EPOCHS, STEPS, BATCH = 4, 5, 8
@@ -270,7 +271,7 @@ def test_an_interrupted_save_leaves_the_one_before(tmp_path):
 
 
 def test_features_go_on_where_they_were_stopped(two_classes, tmp_path):
-    paths = sorted(str(path) for path in two_classes.rglob("*.png"))
+    images = read_images(sorted(str(path) for path in two_classes.rglob("*.png")), (8, 8))
     pixels = keras.Input((8, 8, 3))
     looked = []
 
@@ -281,7 +282,7 @@ def test_features_go_on_where_they_were_stopped(two_classes, tmp_path):
     extractor = keras.Model(pixels, Watch()(pixels))
     source = Source("toy", extractor, extractor, (8, 8), {})
     options = dict(batch_size=8, views=2, augment=("flip", "color"), save_every=0)
-    whole = np.array(extract_features(source, paths, tmp_path / "whole", **options))
+    whole = np.array(extract_features(source, images, tmp_path / "whole", **options))
 
     class Dying:
         """An extractor whose process ends after seven batches."""
@@ -307,9 +308,9 @@ def test_features_go_on_where_they_were_stopped(two_classes, tmp_path):
     monkey.setattr(progress.ProgressLine, "update", send_after_seven)
     try:
         with pytest.raises(KeyboardInterrupt):
-            extract_features(dying, paths, tmp_path / "cut", **options)
+            extract_features(dying, images, tmp_path / "cut", **options)
         monkey.setattr(progress.ProgressLine, "update", lambda progress, done, note="": sent.append(done))
-        resumed = np.array(extract_features(dying, paths, tmp_path / "cut", **options))
+        resumed = np.array(extract_features(dying, images, tmp_path / "cut", **options))
     finally:
         monkey.undo()
     np.testing.assert_array_equal(resumed, whole)

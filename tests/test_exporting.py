@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import keras
@@ -12,7 +17,10 @@ import tensorflow as tf
 from common import exporting
 from common.images import export
 from common.images.batches import image_batches
+from common.images.pixels import read_images
 from common.images.sources import load_source
+from common.proof.prove import in_background
+from recipes.__main__ import RECIPES
 
 SIZE = (32, 32)
 
@@ -37,7 +45,7 @@ def small_classifier(names: int = 2) -> keras.Model:
 
 
 def predicted(model: keras.Model, paths: list[str]) -> np.ndarray:
-    return model.predict(image_batches(paths, SIZE, 16), verbose=0)
+    return model.predict(image_batches(read_images(paths, SIZE), 16), verbose=0)
 
 
 def encoded(paths: list[str]) -> tf.Tensor:
@@ -79,7 +87,7 @@ def test_signatures_take_what_the_outside_world_has(tmp_path: Path, pictures: li
     inputs = {name: sig.structured_input_signature[1] for name, sig in loaded.signatures.items()}
     assert inputs["serving_default"] == {"image": tf.TensorSpec([None], tf.string, name="image")}
     assert inputs["tensors"] == {"pixels": tf.TensorSpec((None, *SIZE, 3), tf.float32, name="pixels")}
-    batch = next(iter(image_batches(pictures[:4], SIZE, 4)))
+    batch = next(iter(image_batches(read_images(pictures[:4], SIZE), 4)))
     tensors = loaded.signatures["tensors"](pixels=batch)
     by_bytes = loaded.signatures["serving_default"](image=encoded(pictures[:4]))
     np.testing.assert_allclose(tensors["probabilities"], by_bytes["probabilities"], atol=1e-6)
@@ -177,6 +185,33 @@ def test_proof_notices_ops_that_no_server_has(tmp_path: Path, pictures: list[str
     assert not proof["passed"]
     # The fresh process has no such Python function: it cannot even answer.
     assert "error" in proof or "PyFunc" in proof["ops_outside_tf_serving"]
+
+
+def test_an_image_that_has_changed_is_not_the_fault_of_the_export(tmp_path: Path, pictures: list[str]):
+    copies = [str(shutil.copy(picture, tmp_path / f"{number}.png")) for number, picture in enumerate(pictures[:3])]
+    model, hashes = small_classifier(), [hashlib.sha256(Path(copy).read_bytes()).hexdigest() for copy in copies]
+    version = export.export_image_classifier(model, tmp_path / "servable", ("dark", "hell"))
+    proved = version, copies, predicted(model, copies), ("dark", "hell")
+    shutil.copy(pictures[3], copies[1])
+    with pytest.raises(FileNotFoundError, match="its content has changed") as raised:
+        export.prove_image_classifier(*proved, hashes=hashes)
+    assert raised.value.filename == copies[1]
+    Path(copies[1]).unlink()
+    with pytest.raises(FileNotFoundError, match="No such file"):
+        export.prove_image_classifier(*proved, hashes=hashes)
+
+
+def test_a_proof_in_the_background_returns_or_raises_and_does_not_hold_up_the_end():
+    def fail():
+        raise OSError("lost")
+
+    assert in_background(lambda one, more: one + more, 1, more=2).result() == 3
+    with pytest.raises(OSError, match="lost"):
+        in_background(fail).result()
+    program = "from common.proof.prove import in_background; import time; in_background(time.sleep, 60)"
+    began = time.monotonic()
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=RECIPES.parent)
+    assert time.monotonic() - began < 30
 
 
 def test_proof_of_a_folder_that_is_no_export_fails_with_the_reason(tmp_path: Path, pictures: list[str]):

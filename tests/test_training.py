@@ -39,6 +39,22 @@ def test_slow_variables_learn_at_their_share_of_the_rate():
     np.testing.assert_allclose(moved, [0.001, 0.001, 0.01, 0.01], rtol=1e-2)
 
 
+@pytest.mark.parametrize("clip", [None, 1e-3])
+def test_updates_are_those_of_keras(clip):
+    found = []
+    for optimizer in (training.DiscriminativeAdamW, keras.optimizers.Adam):
+        keras.utils.set_random_seed(0)
+        model = two_layers()
+        adam = optimizer(learning_rate=0.01, global_clipnorm=clip)
+        model.compile(adam, "categorical_crossentropy", jit_compile=False)
+        for _ in range(5):
+            model.train_on_batch(*data())
+        found.append([*model.get_weights(), *(np.asarray(one) for one in model.optimizer.variables)])
+    assert len(found[0]) == 4 + 2 + 2 * 4
+    for ours, theirs in zip(*found, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-7)
+
+
 def test_weight_decay_is_decoupled_and_scaled():
     model = two_layers()
     slow = model.get_layer("slow")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
-from common.proof.prove import prove
+from common.proof.prove import FreshProcess, prove
 
 PROBABILITY_TOLERANCE = 1e-4
 
@@ -30,7 +29,7 @@ def labelled(names: tf.Tensor, probabilities: tf.Tensor) -> dict[str, tf.Tensor]
 
 def prove_labels(
     version: Path, input_name: str, kind: str, inputs: Sequence[str], probabilities: np.ndarray,
-    class_names: Sequence[str], *, python: str = sys.executable,
+    class_names: Sequence[str], process: FreshProcess | None = None,
 ) -> dict:  # fmt: skip
     """Send the raw inputs to the SavedModel in a fresh process that imports only tensorflow, and compare.
 
@@ -41,7 +40,7 @@ def prove_labels(
         inputs: n paths or texts.
         probabilities: from the evaluation, float32 [n, classes].
         class_names: one per probability.
-        python: interpreter of that process.
+        process: as for `prove`.
 
     Returns:
         {"examples", "agreement", "max_abs_diff", "ops_outside_tf_serving", "tolerance", "passed"}, and "error" where
@@ -49,5 +48,5 @@ def prove_labels(
     """
     questions = {"input": input_name, "kind": kind, "inputs": list(map(str, inputs)), "names": list(class_names)}
     expected = {"probabilities": probabilities}
-    proof = prove("classes", version, questions, expected, PROBABILITY_TOLERANCE, python=python)
+    proof = prove("classes", version, questions, expected, PROBABILITY_TOLERANCE, process)
     return {"examples": len(inputs), **proof}

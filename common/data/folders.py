@@ -37,6 +37,19 @@ def files_under(root: Path) -> list[Path]:
     return found
 
 
+READ_EARLY = 2**24  # bytes of texts that may be read twice, to refuse early what cannot work: less than a second
+
+
+def bytes_under(path: Path, most: int) -> int:
+    """Return the bytes of a file, or of all files under a folder; counting ends beyond `most`."""
+    total = 0
+    for file in [path] if path.is_file() else files_under(path):
+        total += file.stat().st_size if file.is_file() else 0
+        if total > most:
+            break
+    return total
+
+
 def printable(path: str) -> str:
     """Return a path that can be written to any file and terminal: names on disk need not be UTF-8."""
     return os.fsencode(path).decode(errors="replace")

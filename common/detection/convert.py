@@ -72,14 +72,14 @@ def failure(proof: dict, _int8: bool = False) -> str:
     return ""
 
 
-def load_data(config: dict, scratch: Path) -> BoxSet:
+def load_data(config: dict, scratch: Path, _size: tuple[int, int]) -> BoxSet:
     """Return the images of a run in the same splits; demo and tfds write them again, into the scratch folder."""
     return load_box_set(
         config["data"], scratch, limit=config.get("limit"), class_names=config.get("class_names") or None
     )
 
 
-def prove(saved: PixelFunction, converted: PixelFunction, data: BoxSet, size: tuple[int, int], _resize: str) -> dict:
+def prove(saved: PixelFunction, converted: PixelFunction, data: BoxSet, size: tuple[int, int]) -> dict:
     """Return the result of `prove_conversion` on the test images."""
     letterboxed = evaluation_batches(data.test, size, 8).as_numpy_iterator()
     return prove_conversion(saved, converted, (pixels for pixels, _, _ in letterboxed))

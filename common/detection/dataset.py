@@ -37,15 +37,12 @@ from common.detection.checks import (
     with_usable_boxes,
 )
 from common.detection.readers.coco import coco_rows
-from common.detection.readers.rows import BoxRow, Noticed, guess_kind
+from common.detection.readers.rows import BoxRow, Noticed, parse_boxes
 from common.detection.readers.table import csv_rows
 from common.detection.readers.tfds import demo_rows, tfds_rows
 from common.detection.readers.voc import voc_rows
 from common.detection.readers.yolo import yolo_rows
 from common.errors import UserError, did_you_mean
-from common.flags import parse_data
-
-DATA_KINDS = ("demo", "voc", "coco", "csv", "yolo", "tfds")
 
 _NOT_WANTED = "boxes of classes not in --class-names, left out: they count as background"
 
@@ -204,7 +201,7 @@ def load_box_set(
         UserError: nothing readable, a split without boxes, a class without training boxes, boxes in the wrong unit, an
             unknown class name, or an invalid annotation file.
     """
-    kind, value = _parse(data)
+    kind, value = parse_boxes(data)
     path, noticed = Path(value).expanduser(), defaultdict(list)
     rows = {
         "demo": lambda: demo_rows(out / "data"),
@@ -240,21 +237,6 @@ def load_box_set(
     loaded = BoxSet(data, names, **by_split, skipped=tuple(skipped), notes=notes, mirrors=kind != "demo")
     _refuse_unusable(loaded, limit, skips)
     return loaded
-
-
-# --- flags ------------------------------------------------------------------------------------------------
-
-
-def _parse(data: str) -> tuple[str, str]:
-    """Parse --data; for a path without a format, raise an error that suggests one."""
-    bare = data.removeprefix("folder:")
-    if bare not in DATA_KINDS and os.path.exists(os.path.expanduser(bare)):
-        kind = guess_kind(Path(bare).expanduser()) or "voc"
-        raise UserError(
-            "--data must name the format of the boxes. Allowed: "
-            f"{', '.join(kind + ':PATH' for kind in DATA_KINDS[1:-1])}. Received: {data!r}. Try: --data {kind}:{bare}"
-        )
-    return parse_data(data, DATA_KINDS)
 
 
 def _folded(label: str) -> str:

@@ -15,7 +15,7 @@ from common.detection.dataset import BoxExamples
 from common.detection.detector import Detector
 from common.detection.metrics import Detections
 from common.progress import ProgressLine
-from common.proof.prove import prove
+from common.proof.prove import FreshProcess, prove
 
 MOST = 100  # boxes per image, at most; COCO's evaluation uses as many per class
 LOWEST = 0.01  # score below which a box is dropped; lower ones do not matter even for AP
@@ -136,7 +136,10 @@ def export_detector(
     return exporting.save_servable(model, folder, signatures, requests)
 
 
-def prove_detector(version: Path, examples: BoxExamples, expected: Detections, class_names: Sequence[str]) -> dict:
+def prove_detector(
+    version: Path, examples: BoxExamples, expected: Detections, class_names: Sequence[str],
+    process: FreshProcess | None = None,
+) -> dict:  # fmt: skip
     """Send the raw files to the SavedModel in a fresh process that imports only tensorflow, and compare every box.
 
     Args:
@@ -144,6 +147,7 @@ def prove_detector(version: Path, examples: BoxExamples, expected: Detections, c
         examples: the test images.
         expected: the detections of the evaluation.
         class_names: of the classes.
+        process: as for `prove`.
 
     Returns:
         {"examples", "boxes", "agreement" (share of the boxes that are reproduced: same label, IoU >= 0.99, score
@@ -153,5 +157,5 @@ def prove_detector(version: Path, examples: BoxExamples, expected: Detections, c
     arrays = {name: np.concatenate(getattr(expected, name)) for name in ("boxes", "scores", "labels")}
     arrays["counts"] = np.array([len(scores) for scores in expected.scores])
     requests = {"paths": list(examples.paths), "names": list(class_names)}
-    proof = prove("boxes", version, requests, arrays, TOLERANCE)
+    proof = prove("boxes", version, requests, arrays, TOLERANCE, process)
     return {"examples": len(examples), "boxes": len(arrays["boxes"]), **proof}

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
+import tensorflow as tf
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -13,6 +12,7 @@ from sklearn.svm import SVC
 from common.data.splits import SPLITS
 from common.images.batches import image_batches
 from common.images.dataset import ImageSet
+from common.images.pixels import Pixels
 from common.linear_head import score
 
 NEIGHBOURS = (1, 3, 5, 9, 15)
@@ -21,9 +21,7 @@ MOST_IMAGES = 4000  # for training a support vector machine, whose time grows wi
 SIDE = 32  # pixels
 
 
-def neighbour_probabilities(
-    data: ImageSet, weights: np.ndarray, resize: str = "crop"
-) -> tuple[dict[str, np.ndarray], list[dict], str]:
+def neighbour_probabilities(data: ImageSet, weights: np.ndarray) -> tuple[dict[str, np.ndarray], list[dict], str]:
     """Return the probabilities of nearest neighbours on small images; validation chooses their number.
 
     As the frozen source, it is fitted on both train and val once that is chosen.
@@ -31,13 +29,12 @@ def neighbour_probabilities(
     Args:
         data: the images.
         weights: not used, since neighbours have none; as for `pixel_probabilities`.
-        resize: as for `decode_image`.
 
     Returns:
         (probabilities {"val", "test"}: float [n, classes], those of val before it was fitted on it; no history rows; a
         sentence on what was chosen).
     """
-    images = [_shrink(small_images(getattr(data, split).paths, resize)) for split in SPLITS]
+    images = [_shrink(small_images(getattr(data, split).pixels)) for split in SPLITS]
     numbers = [number for number in NEIGHBOURS if number <= len(data.train)]
     models = [KNeighborsClassifier(number, weights="distance") for number in numbers]
     best = max(models, key=lambda model: model.fit(images[0], data.train.labels).score(images[1], data.val.labels))
@@ -48,9 +45,7 @@ def neighbour_probabilities(
     return {"val": _floored(val), "test": _floored(test)}, [], note
 
 
-def pixel_probabilities(
-    data: ImageSet, weights: np.ndarray, resize: str = "crop"
-) -> tuple[dict[str, np.ndarray], list[dict], str]:
+def pixel_probabilities(data: ImageSet, weights: np.ndarray) -> tuple[dict[str, np.ndarray], list[dict], str]:
     """Return the probabilities of a support vector machine with an RBF kernel, without a network.
 
     On small pixels or on histograms of oriented gradients, with one of three strengths of regularisation: validation
@@ -59,14 +54,13 @@ def pixel_probabilities(
     Args:
         data: the images; of more than `MOST_IMAGES` for training that many are drawn, as `in_proportion` does.
         weights: of the training images, float32 [n].
-        resize: as for `decode_image`.
 
     Returns:
         As `neighbour_probabilities`.
     """
     places = in_proportion(data.train.labels, MOST_IMAGES)
     labels, weights = data.train.labels[places], weights[places]
-    images = [small_images(paths, resize) for paths in (data.train.paths[places], data.val.paths, data.test.paths)]
+    images = [small_images(one) for one in (data.train.pixels.take(places), data.val.pixels, data.test.pixels)]
     best = (-np.inf, None, None, None, "")
     for title, describe in (("pixels", _shrink), ("oriented gradients", oriented_gradients)):
         found = [describe(split) for split in images]
@@ -99,10 +93,10 @@ def in_proportion(labels: np.ndarray, most: int, seed: int = 0) -> np.ndarray:
 BY_PIXELS = {"neighbours": neighbour_probabilities, "pixels": pixel_probabilities}
 
 
-def small_images(paths: Sequence[str], resize: str = "crop") -> np.ndarray:
+def small_images(pixels: Pixels) -> np.ndarray:
     """Return images at `SIDE` x `SIDE` pixels, float32 [n, SIDE, SIDE, 3], 0 to 1."""
-    batches = image_batches(paths, (SIDE, SIDE), 256, resize=resize)
-    return np.concatenate([batch.numpy() for batch in batches]) / 255
+    batches = image_batches(pixels, 256)
+    return np.concatenate([tf.image.resize(batch, (SIDE, SIDE), antialias=True).numpy() for batch in batches]) / 255
 
 
 def oriented_gradients(images: np.ndarray, cell: int = 4, directions: int = 9) -> np.ndarray:

@@ -1,152 +1,60 @@
-"""Images from disk to batches: one decoder and resizer for training, evaluation and serving."""
+"""Batches of images, in order or shuffled and augmented."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import keras
 import numpy as np
 import tensorflow as tf
 
-from common.progress import median_seconds
-from common.training import use_xla
+from common.images.pixels import Pixels
 
 AUGMENTATIONS = ("flip", "crop", "rotate", "color")
-RESIZE_MODES = ("crop", "squash", "pad")
 
 
-def decode_image(encoded: tf.Tensor, size: tuple[int, int], resize: str = "crop") -> tf.Tensor:
-    """Decode one JPEG, PNG, GIF (first frame), BMP or plain WebP file and resize it. Serving runs exactly this graph.
-
-    Transparency and the EXIF orientation are ignored, here as in serving; `camera_turns` returns whether there is an
-    orientation.
+def image_batches(pixels: Pixels, batch_size: int) -> tf.data.Dataset:
+    """Stream images in their order, for evaluation and feature extraction.
 
     Args:
-        encoded: scalar string, the bytes of the file.
-        size: (height, width) of the result, in pixels.
-        resize: `crop` takes the largest centred part with this aspect ratio, `squash` ignores the aspect ratio,
-            `pad` keeps everything and fills the rest with black.
-
-    Returns:
-        float32 [height, width, 3], RGB, 0 to 255.
-    """
-    if resize not in RESIZE_MODES:
-        raise ValueError(f"resize must be one of {', '.join(RESIZE_MODES)}. Received: {resize!r}.")
-    image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
-    image = tf.ensure_shape(image, (None, None, 3))
-    if resize == "crop":
-        image = _largest_centred_part(image, size)
-    if resize == "pad":
-        # Not tf.image.resize_with_pad: not every version can antialias with a dynamic shape.
-        scale = tf.reduce_min(tf.constant(size, tf.float32) / tf.cast(tf.shape(image)[:2], tf.float32))
-        inner = tf.maximum(1, tf.cast(tf.round(tf.cast(tf.shape(image)[:2], tf.float32) * scale), tf.int32))
-        image = tf.image.resize(image, inner, antialias=True)
-        image = tf.image.resize_with_crop_or_pad(image, *size)
-    else:
-        # With antialiasing: without it a large photo becomes noise that no backbone was trained on.
-        image = tf.image.resize(image, size, antialias=True)
-    return tf.ensure_shape(tf.clip_by_value(image, 0.0, 255.0), (*size, 3))
-
-
-def _largest_centred_part(image: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
-    shape = tf.shape(image)[:2]
-    wanted = tf.constant(size, tf.float32)
-    part = tf.cast(shape, tf.float32)
-    part = tf.cast(tf.round(wanted * tf.reduce_min(part / wanted)), tf.int32)
-    part = tf.clip_by_value(part, 1, shape)
-    top_left = (shape - part) // 2
-    return tf.image.crop_to_bounding_box(image, top_left[0], top_left[1], part[0], part[1])
-
-
-def decode_images(encoded: tf.Tensor, size: tuple[int, int], resize: str = "crop") -> tf.Tensor:
-    """Decode a batch of files, as `decode_image`; for use inside an exported signature.
-
-    Args:
-        encoded: string [batch].
-        size: (height, width) of the result, in pixels.
-        resize: as for `decode_image`.
-
-    Returns:
-        float32 [batch, height, width, 3], RGB, 0 to 255.
-    """
-    spec = tf.TensorSpec((*size, 3), tf.float32)
-    return tf.map_fn(lambda one: decode_image(one, size, resize), encoded, fn_output_signature=spec)
-
-
-THUMBNAIL_SIDE = 16
-
-
-def thumbnail(image: tf.Tensor) -> np.ndarray:
-    """Return a tiny grey copy, used to find near-duplicates.
-
-    Args:
-        image: uint8 [height, width, 3].
-
-    Returns:
-        uint8 [THUMBNAIL_SIDE * THUMBNAIL_SIDE].
-    """
-    small = tf.image.resize(image, (THUMBNAIL_SIDE, THUMBNAIL_SIDE), method="area")
-    return tf.reduce_mean(small, axis=-1).numpy().round().astype("uint8").ravel()
-
-
-def image_batches(
-    paths: Sequence[str], size: tuple[int, int], batch_size: int, *, resize: str = "crop"
-) -> tf.data.Dataset:
-    """Stream images in the given order, for evaluation and feature extraction.
-
-    Args:
-        paths: image files.
-        size: (height, width), in pixels.
+        pixels: the images.
         batch_size: images per batch; the last one may be smaller.
-        resize: as for `decode_image`.
 
     Returns:
-        A dataset of float32 [batch, height, width, 3], 0 to 255. Only the paths are held in memory.
+        A dataset of float32 [batch, height, width, 3], 0 to 255.
     """
-    dataset = tf.data.Dataset.from_tensor_slices(np.asarray(paths, dtype=str))
-    dataset = dataset.map(
-        lambda path: decode_image(tf.io.read_file(path), size, resize), num_parallel_calls=tf.data.AUTOTUNE
-    )
-    return dataset.batch(batch_size).prefetch(2)
+    batches = pixels.batches(tf.data.Dataset.range(len(pixels)), batch_size)
+    return batches.map(lambda images, _: images).prefetch(2)
 
 
 def training_batches(
-    paths: Sequence[str],
+    pixels: Pixels,
     targets: Callable[[tf.Tensor], object],
-    size: tuple[int, int],
     batch_size: int,
     *,
     seed: int,
     augment: Sequence[str] = (),
-    resize: str = "crop",
     first: tuple[int, int] = (0, 0),
 ) -> tf.data.Dataset:
     """Stream shuffled, augmented images endlessly; the order and every random choice follow from the seed.
 
     Args:
-        paths: image files.
+        pixels: the images.
         targets: maps indices, int64 [batch], to what Keras `fit` takes next to the images: labels, or
             a tuple (labels, sample weights).
-        size: (height, width), in pixels.
         batch_size: images per batch; the last batch of an epoch may be smaller.
         seed: together with the epoch it determines order and augmentation, so a run can continue at any step.
         augment: names from AUGMENTATIONS.
-        resize: as for `decode_image`.
         first: (epoch, step) to begin with.
 
     Returns:
         A dataset of (float32 [batch, height, width, 3], *targets); an epoch is `steps_per_epoch` batches.
     """
-    count, steps = len(paths), steps_per_epoch(len(paths), batch_size)
-    all_paths = tf.constant(np.asarray(paths, dtype=str))
+    count, steps = len(pixels), steps_per_epoch(len(pixels), batch_size)
 
     def one_epoch(epoch):
         order = tf.random.experimental.stateless_shuffle(tf.range(count, dtype=tf.int64), seed=[seed, epoch])
         seen = tf.where(epoch == first[0], tf.constant(first[1] * batch_size, tf.int64), 0)
         return tf.data.Dataset.from_tensor_slices(order[seen:])
-
-    def load(index):
-        return decode_image(tf.io.read_file(all_paths[index]), size, resize), index
 
     def finish(step, batch):
         images, indices = batch
@@ -156,79 +64,54 @@ def training_batches(
 
     epochs = tf.data.Dataset.range(first[0], tf.int64.max)
     # Batched per epoch, so that every epoch has the same number of steps.
-    batches = epochs.flat_map(
-        lambda epoch: one_epoch(epoch).map(load, num_parallel_calls=tf.data.AUTOTUNE).batch(batch_size)
-    )
+    batches = epochs.flat_map(lambda epoch: pixels.batches(one_epoch(epoch), batch_size))
     return batches.enumerate(start=first[0] * steps + first[1]).map(finish, num_parallel_calls=2).prefetch(4)
 
 
 def labelled_batches(
-    paths: Sequence[str], labels: np.ndarray, weights: np.ndarray, classes: int, size: tuple[int, int], batch_size: int,
-    **options,
-) -> Callable[[int, int], tf.data.Dataset]:  # fmt: skip
+    pixels: Pixels, labels: np.ndarray, weights: np.ndarray, classes: int, batch_size: int, **options
+) -> Callable[[int, int], tf.data.Dataset]:
     """Return a function that streams training images with one-hot labels and weights, from (epoch, step) on.
 
     Args:
-        paths: n files.
+        pixels: n images.
         labels: int [n].
         weights: of the examples, float32 [n].
         classes: number of classes.
-        size, batch_size, **options: as for `training_batches`.
+        batch_size, **options: as for `training_batches`.
     """
     labels, weights = tf.constant(labels), tf.constant(weights)
 
     def targets(indices):
         return tf.one_hot(tf.gather(labels, indices), classes), tf.gather(weights, indices)
 
-    return lambda *first: training_batches(paths, targets, size, batch_size, first=first, **options)
+    return lambda *first: training_batches(pixels, targets, batch_size, first=first, **options)
 
 
-def labelled_images(
-    paths: Sequence[str], labels: np.ndarray, classes: int, size: tuple[int, int], *, resize: str = "crop"
-) -> tf.data.Dataset:
+def labelled_images(pixels: Pixels, labels: np.ndarray, classes: int) -> tf.data.Dataset:
     """Stream images in the given order with one-hot labels, for validation; arguments as for `labelled_batches`."""
     targets = tf.data.Dataset.from_tensor_slices(labels).batch(64).map(lambda y: tf.one_hot(y, classes))
-    return tf.data.Dataset.zip(image_batches(paths, size, 64, resize=resize), targets)
+    return tf.data.Dataset.zip(image_batches(pixels, 64), targets)
 
 
-def stage_inputs(
-    train, val, weights: np.ndarray, classes: int, size: tuple[int, int], batch_size: int, *, resize: str, **options
-) -> dict:
+def stage_inputs(train, val, weights: np.ndarray, classes: int, batch_size: int, **options) -> dict:
     """Return the arguments of `fit_stage` that follow from the data: `batches_from`, `validation` and `steps`.
 
     Args:
-        train, val: splits with `paths` and `labels`.
+        train, val: splits with `pixels` and `labels`.
         weights: of the training images, float32 [n].
-        classes, size, batch_size, resize, **options: as for `labelled_batches`.
+        classes, batch_size, **options: as for `labelled_batches`.
     """
     return {
-        "batches_from": labelled_batches(
-            train.paths, train.labels, weights, classes, size, batch_size, resize=resize, **options
-        ),
-        "validation": labelled_images(val.paths, val.labels, classes, size, resize=resize),
-        "steps": steps_per_epoch(len(train.paths), batch_size),
+        "batches_from": labelled_batches(train.pixels, train.labels, weights, classes, batch_size, **options),
+        "validation": labelled_images(val.pixels, val.labels, classes),
+        "steps": steps_per_epoch(len(train.pixels), batch_size),
     }
 
 
 def steps_per_epoch(count: int, batch_size: int) -> int:
     """Return the number of batches for `count` examples."""
     return -(-count // batch_size)
-
-
-def seconds_of_steps(
-    model: keras.Model, extractor: keras.Model, images: np.ndarray, targets: np.ndarray
-) -> tuple[float, float]:
-    """Return the seconds of a training step, and of the features of one image; this changes the weights of the model.
-
-    Args:
-        model: pixels -> class probabilities, with its trainable weights as in training.
-        extractor: its part up to the features.
-        images: a batch, float32 [n, height, width, 3].
-        targets: of these images, float32 [n, classes].
-    """
-    model.compile("adam", "categorical_crossentropy", jit_compile=use_xla())
-    step = median_seconds(lambda: model.train_on_batch(images, targets))
-    return step, median_seconds(lambda: extractor.predict_on_batch(images)) / len(images)
 
 
 def augment_images(images: tf.Tensor, names: Sequence[str], seed: tf.Tensor) -> tf.Tensor:

@@ -21,25 +21,31 @@ INT8_AGREEMENT = 0.98
 CALIBRATION_IMAGES = 200
 
 
-def load_data(config: dict, scratch: Path) -> ImageSet:
-    """Return the images of a run, split as in the run; digits and tfds images are written again, into `scratch`."""
+def load_data(config: dict, scratch: Path, size: tuple[int, int]) -> ImageSet:
+    """Return the images of a run, split as in the run; digits and tfds images are written again, into `scratch`.
+
+    Args:
+        config: settings of the run.
+        scratch: folder for files.
+        size: (height, width) of the model, in pixels.
+    """
     # A run without the setting `group` is older than the photos: its demo was the digits.
     data = "demo:digits" if config["data"] == "demo" and "group" not in config else config["data"]
     columns = ImageColumns(*(config.get(f"{name}_column", name) for name in ("path", "label", "split")))
-    kept = {name: config[name] for name in ("group", "limit", "val_share") if name in config}
-    loaded = load_image_set(data, scratch, columns=columns, **kept)
+    kept = {name: config[name] for name in ("group", "limit", "resize", "val_share") if name in config}
+    loaded = load_image_set(data, scratch, size, columns=columns, **kept)
     return draw_shots(loaded, config["shots"], config["seed"]) if config.get("shots") else loaded
 
 
-def calibrate(data: ImageSet, size: tuple[int, int], resize: str, seed: int) -> tuple[int, Callable]:
+def calibrate(data: ImageSet, seed: int) -> tuple[int, Callable]:
     """Return the number of training images that calibrate an 8-bit model, and a function that streams them singly."""
-    some = np.random.default_rng(seed).permutation(np.asarray(data.train.paths))[:CALIBRATION_IMAGES]
-    return len(some), lambda: image_batches(some, size, 1, resize=resize).as_numpy_iterator()
+    some = data.train.pixels.take(np.random.default_rng(seed).permutation(len(data.train))[:CALIBRATION_IMAGES])
+    return len(some), lambda: image_batches(some, 1).as_numpy_iterator()
 
 
-def prove(saved: PixelFunction, converted: PixelFunction, data: ImageSet, size: tuple[int, int], resize: str) -> dict:
+def prove(saved: PixelFunction, converted: PixelFunction, data: ImageSet, _size: tuple[int, int]) -> dict:
     """Return the result of `prove_conversion` on the test images."""
-    batches = image_batches(data.test.paths, size, 32, resize=resize).as_numpy_iterator()
+    batches = image_batches(data.test.pixels, 32).as_numpy_iterator()
     return prove_conversion(saved, converted, batches, data.test.labels)
 
 

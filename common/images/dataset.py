@@ -1,31 +1,20 @@
-"""Labelled images from class folders, a table, TensorFlow Datasets or the demos."""
+"""Labelled images: read, checked, decoded and split."""
 
 from __future__ import annotations
 
 import hashlib
-import os
-import sys
-import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import numpy as np
-import tensorflow as tf
 
 from common.data import splits
 from common.data.folders import printable
 from common.data.splits import SPLITS, some, split_labelled, untested_classes
 from common.errors import UserError
-from common.flags import parse_data
-from common.images import readers
-from common.images.batches import THUMBNAIL_SIDE, thumbnail
-from common.images.files import Row, camera_turns, read_bytes
+from common.images.listing import ImageList, list_images
+from common.images.pixels import Pixels, check_images
 from common.images.readers import ImageColumns
-
-DATA_KINDS = ("demo", "demo:digits", "folder", "csv", "tfds")
-_READABLE = "JPEG, PNG, GIF, BMP, and WebP without transparency"
 
 
 @dataclass(frozen=True)
@@ -33,19 +22,24 @@ class Examples:
     """The images of one split.
 
     Attributes:
-        paths: file of each image, str [n].
+        pixels: the images; their files are `paths`.
         labels: class number of each image, int64 [n].
         thumbnails: tiny grey copy of each image, uint8 [n, pixels].
         groups: number of the group of each image, int64 [n]; None without `--group`.
     """
 
-    paths: np.ndarray
+    pixels: Pixels
     labels: np.ndarray
     thumbnails: np.ndarray
     groups: np.ndarray | None = None
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.labels)
+
+    @property
+    def paths(self) -> np.ndarray:
+        """File of each image, str [n]."""
+        return self.pixels.paths
 
     @property
     def names(self) -> list[str]:
@@ -55,7 +49,7 @@ class Examples:
     def take(self, places: np.ndarray) -> Examples:
         """Return the images at these places."""
         groups = None if self.groups is None else self.groups[places]
-        return Examples(self.paths[places], self.labels[places], self.thumbnails[places], groups)
+        return Examples(self.pixels.take(places), self.labels[places], self.thumbnails[places], groups)
 
 
 @dataclass(frozen=True)
@@ -71,7 +65,6 @@ class ImageSet:
         skipped: (file, reason) of each skipped file.
         mirrors: whether a mirrored image still shows the same class (not so for digits and letters).
         turned: number of images with an EXIF orientation, which training and serving both ignore.
-        shorter_side: of the training images, in pixels, the median; None where it was not measured.
         notes: sentences on the groups of `--group`.
         by_content: the splits that were made without groups.
     """
@@ -84,7 +77,6 @@ class ImageSet:
     skipped: tuple[tuple[str, str], ...] = ()
     mirrors: bool = True
     turned: int = 0
-    shorter_side: int | None = None
     notes: tuple[str, ...] = ()
     by_content: tuple[str, ...] = ()
 
@@ -106,38 +98,43 @@ class ImageSet:
         return tuple(sentences)
 
     def fingerprint(self) -> str:
-        """Return a hash of paths, sizes, times and labels: equal for the same set of files."""
+        """Return a hash of paths, contents and labels: equal for the same set of files."""
         digest = hashlib.sha256()
         for split in SPLITS:
             examples = getattr(self, split)
-            for path, label in zip(examples.paths, examples.labels, strict=True):
-                status = os.stat(path)
-                digest.update(f"{split}\0{path}\0{status.st_size}\0{status.st_mtime_ns}\0{label}\n".encode())
+            for path, content, label in zip(examples.paths, examples.pixels.hashes, examples.labels, strict=True):
+                digest.update(f"{split}\0{path}\0{content}\0{label}\n".encode())
         return digest.hexdigest()[:16]
 
 
 def load_image_set(
-    data: str,
-    out: Path,
-    *,
-    columns: ImageColumns = ImageColumns(),  # noqa: B008 - frozen
-    group: str | None = None,
-    limit: int | None = None,
-    strict: bool = False,
-    val_share: float = splits.VALIDATION_SHARE,
-) -> ImageSet:
-    """Read a data set, check every file, and split it.
+    data: str, out: Path, size: tuple[int, int], *, columns: ImageColumns | None = None, group: str | None = None,
+    limit: int | None = None, **options,
+) -> ImageSet:  # fmt: skip
+    """List the images of a data set, then read, check, decode and split them.
+
+    Args:
+        data, out, columns, group, limit: as for `list_images`.
+        size, **options: as for `split_images`.
+    """
+    listed = list_images(data, out, columns=columns, group=group, limit=limit)
+    return split_images(listed, size, folder=out, limit=limit, **options)
+
+
+def split_images(
+    listed: ImageList, size: tuple[int, int], *, resize: str = "crop", folder: Path | None = None,
+    limit: int | None = None, strict: bool = False, val_share: float = splits.VALIDATION_SHARE,
+) -> ImageSet:  # fmt: skip
+    """Read, check, decode and split the images of a list.
 
     Images whose exact content has two labels are useless: they are removed from every split, except from a given
     test split, which stays as it is.
 
     Args:
-        data: `demo` (photos of clothes), `demo:digits`, `folder:PATH` (class folders, or train/val/test with class
-            folders inside), `csv:PATH` or `tfds:NAME`.
-        out: the run folder; `demo:digits` and `tfds` write their images into it, since images are streamed from files.
-        columns: names of the columns of a table.
-        group: splits that are not given are made of whole groups: the column of a table that names the group of an
-            image, or, for a folder, a regular expression on its path. The groups of `demo` are the senders.
+        listed: the images.
+        size: (height, width) at which they are kept, in pixels.
+        resize: as for `decode_image`.
+        folder: as for `check_images`.
         limit: keep at most this many images of each split.
         strict: treat an unreadable file as an error instead of a counted skip.
         val_share: the share of the train split that becomes validation where none is given.
@@ -146,58 +143,36 @@ def load_image_set(
         The ImageSet; exact copies across splits are removed from the split of lower priority.
 
     Raises:
-        UserError: no readable image, one class only, a class or a split without images, an invalid table or group.
+        UserError: no readable image, one class only, a class or a split without images.
     """
-    kind, value = parse_data(data, DATA_KINDS)
-    path = Path(value).expanduser()
-    if data == "demo":
-        rows, group = readers.csv_rows(readers.DEMO, readers.DEMO_COLUMNS, "sender_id"), "sender_id"
-    elif kind == "demo":
-        rows = readers.digit_rows(out / "data")
-    elif kind == "csv":
-        rows = readers.csv_rows(path, columns, group)
-    elif kind == "folder":
-        rows = readers.folder_rows(path)
-        rows = readers.groups_by_path(path, rows, group) if group else rows
-    else:
-        rows = readers.tfds_rows(value, out / "data")
-    if not rows:
-        raise UserError(f"--data {data!r} has no images. Allowed: {_READABLE}; in a folder, one folder per class.")
-    return replace(_checked(data, rows, group, limit, strict, val_share), mirrors=data != "demo:digits")
-
-
-def _checked(
-    data: str, rows: list[Row], group: str | None, limit: int | None, strict: bool, val_share: float
-) -> ImageSet:
-    """Skip unreadable files and copies, split, and reject a set that cannot be trained on."""
-    listed = {row.label for row in rows if row.label}
-    hashes, thumbnails, turned, sides, reasons = _read_all(rows)
-    skipped = [(printable(row.path), reason) for row, reason in zip(rows, reasons, strict=True) if reason]
+    data, rows = listed.data, listed.rows
+    names = {row.label for row in rows if row.label}
+    found = check_images(rows, size, resize, folder)
+    skipped = [(printable(row.path), reason) for row, reason in zip(rows, found.reasons, strict=True) if reason]
     first = f"{skipped[0][0]}: {skipped[0][1]}" if skipped else ""
     if strict and skipped:
         raise UserError(f"--strict: {len(skipped)} file(s) cannot be used; the first: {first}")
-    kept = [index for index, reason in enumerate(reasons) if not reason]
-    rows, hashes = [rows[i] for i in kept], [hashes[i] for i in kept]
-    thumbnails, turned, sides = thumbnails[kept], turned[kept], sides[kept]
+    usable = np.array([place for place, reason in enumerate(found.reasons) if not reason], dtype=np.int64)
+    rows, pixels = [rows[place] for place in usable], found.pixels.take(usable)
     left_out = f"{len(skipped)} file(s) skipped{first and ', the first: ' + first}"
-    if unreadable := listed - {row.label for row in rows} if len({row.label for row in rows}) > 1 else ():
+    if unreadable := names - {row.label for row in rows} if len({row.label for row in rows}) > 1 else ():
         raise UserError(
             f"--data {data!r} has no readable image for {some(sorted(unreadable))}. Each class needs at least one: "
             f"add images, or remove the class. {left_out}."
         )
     assigned = split_labelled(
-        data, "image", [row.label for row in rows], [row.split for row in rows], hashes,
-        limit=limit, val_share=val_share, left_out=left_out, groups=[row.group for row in rows] if group else None,
+        data, "image", [row.label for row in rows], [row.split for row in rows], pixels.hashes.tolist(),
+        limit=limit, val_share=val_share, left_out=left_out,
+        groups=[row.group for row in rows] if listed.grouped else None,
     )  # fmt: skip
     skipped += [(row.path, reason) for row, reason in zip(rows, assigned.reasons, strict=True) if reason]
-    paths = np.array([row.path for row in rows], dtype=str)
-    whole = Examples(paths, assigned.labels, thumbnails, assigned.groups)
-    splits = {name: whole.take(chosen) for name, chosen in assigned.indices.items()}
-    chosen_turned = sum(int(turned[indices].sum()) for indices in assigned.indices.values())
+    whole = Examples(pixels, assigned.labels, found.thumbnails[usable], assigned.groups)
+    turned = found.turned[usable]
     return ImageSet(
-        data, assigned.class_names, **splits, skipped=tuple(skipped), turned=chosen_turned,
-        shorter_side=int(np.median(sides[assigned.indices["train"]])), notes=assigned.notes,
-        by_content=assigned.by_content,
+        data, assigned.class_names, **{name: whole.take(chosen) for name, chosen in assigned.indices.items()},
+        skipped=tuple(skipped), mirrors=data != "demo:digits",
+        turned=sum(int(turned[chosen].sum()) for chosen in assigned.indices.values()),
+        notes=assigned.notes, by_content=assigned.by_content,
     )  # fmt: skip
 
 
@@ -209,48 +184,3 @@ def draw_shots(data: ImageSet, shots: int, seed: int) -> ImageSet:
     """
     train, val = splits.draw_shots(data.train.labels, data.val.labels, data.class_names, shots, seed, "image")
     return replace(data, train=data.train.take(train), val=data.val.take(val))
-
-
-# --- reading -------------------------------------------------------------------------------------------
-
-
-def _read_all(rows: Sequence[Row]) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray, list[str]]:
-    """Hash and decode every file once, so that an unreadable one is found before training.
-
-    Returns:
-        (content hash of each file, its thumbnail, whether EXIF says to rotate it, its shorter side in pixels, the
-        reason why it cannot be used or "").
-    """
-    hashes, reasons, shown = [], [], 0.0
-    thumbnails, turned = np.zeros((len(rows), THUMBNAIL_SIDE**2), "uint8"), np.zeros(len(rows), bool)
-    sides = np.zeros(len(rows), "int64")
-    # Threads: reading and decoding release the GIL. A futures executor would hold 2 kB per file.
-    with ThreadPool(max(2, os.cpu_count() or 2)) as pool:
-        for done, (content, small, turn, side, reason) in enumerate(pool.imap(_read_one, rows, chunksize=16), start=1):
-            hashes.append(content)
-            reasons.append(reason)
-            thumbnails[done - 1], turned[done - 1], sides[done - 1] = small, turn, side
-            if sys.stderr.isatty() and time.monotonic() - shown > 0.2:
-                print(f"\r  checking images: {done:,} of {len(rows):,}", end="", file=sys.stderr, flush=True)
-                shown = time.monotonic()
-    if shown:
-        print("\r\033[K", end="", file=sys.stderr, flush=True)
-    return hashes, thumbnails, turned, sides, reasons
-
-
-def _read_one(row: Row) -> tuple[str, np.ndarray | int, bool, int, str]:
-    """Return one row of what `_read_all` returns."""
-    encoded, reason = read_bytes(row)
-    if reason:
-        return "", 0, False, 0, reason
-    try:
-        image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
-    except tf.errors.OpError as error:
-        reason = f"cannot be decoded ({_first_line(error.message)}). Allowed: {_READABLE}; convert it to JPEG or PNG"
-        return "", 0, False, 0, reason
-    side = min(image.shape[:2])
-    return hashlib.sha256(encoded).hexdigest(), thumbnail(image), camera_turns(encoded), side, ""
-
-
-def _first_line(message: str) -> str:
-    return message.split("}} ")[-1].splitlines()[0].removesuffix(" [Op:DecodeImage]")[:160]

@@ -70,7 +70,7 @@ class Explanation:
 
 def explain(
     out: Path, source: Source, model: keras.Model, data: ImageSet, *, features: dict[str, np.ndarray],
-    probabilities: np.ndarray, val_probabilities: np.ndarray, applied_temperature: float | None, resize: str,
+    probabilities: np.ndarray, val_probabilities: np.ndarray, applied_temperature: float | None,
 ) -> Explanation:  # fmt: skip
     """Explain a classifier and check its data; also writes near_duplicates.csv and suspected_labels.csv into OUT.
 
@@ -83,7 +83,6 @@ def explain(
         probabilities: of the test split, as exported, float32 [n, classes].
         val_probabilities: of the validation split, before any temperature, float32 [m, classes].
         applied_temperature: the temperature built into the model; None without one.
-        resize: how images are resized to the model's input.
 
     Returns:
         The Explanation.
@@ -125,23 +124,21 @@ def explain(
     return Explanation(
         numbers=numbers,
         reliability=calibration.reliability(data.test.labels, probabilities),
-        heat_maps=_heat_maps(source, model, data, probabilities, resize),
+        heat_maps=_heat_maps(source, model, data, probabilities),
         near_duplicates=near,
         suspects=suspects,
         sentences=_sentences(numbers, len(paths), probabilities, data.test.labels),
     )
 
 
-def _heat_maps(source: Source, model: keras.Model, data: ImageSet, probabilities, resize: str) -> list[dict]:
+def _heat_maps(source: Source, model: keras.Model, data: ImageSet, probabilities) -> list[dict]:
     """Return heat maps of the most confident wrong and correct predictions; the correct ones class by class in turn."""
     if not gradcam.has_feature_map(source.extractor):
         return []
     predicted, surest = probabilities.argmax(axis=1), np.argsort(-probabilities.max(axis=1), kind="stable")
     right = predicted[surest] == data.test.labels[surest]
     chosen = [*surest[~right][:HEAT_MAPS], *_in_turn(surest[right], predicted)[:HEAT_MAPS]]
-    pixels = next(
-        image_batches(data.test.paths[chosen], source.image_size, 2 * HEAT_MAPS, resize=resize).as_numpy_iterator()
-    )
+    pixels = next(image_batches(data.test.pixels.take(chosen), 2 * HEAT_MAPS).as_numpy_iterator())
     heat = gradcam.grad_cam(source.extractor, model.get_layer("head"), pixels, predicted[chosen])
     return [
         {"path": str(data.test.paths[i]), "true": data.class_names[data.test.labels[i]],

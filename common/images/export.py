@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import sys
+import errno
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +13,8 @@ import tensorflow as tf
 
 from common.classification.export import labelled, prove_labels
 from common.exporting import check_float32, save_servable
-from common.images.batches import decode_images
+from common.images.decoding import decode_images
+from common.proof.prove import FreshProcess
 
 
 def export_image_classifier(
@@ -71,7 +73,7 @@ def export_image_classifier(
 
 def prove_image_classifier(
     version: Path, paths: Sequence[str], probabilities: np.ndarray, class_names: Sequence[str],
-    *, python: str = sys.executable,
+    process: FreshProcess | None = None, hashes: Sequence[str] = (),
 ) -> dict:  # fmt: skip
     """Send the raw files to the SavedModel in a fresh process that imports only tensorflow, and compare.
 
@@ -80,10 +82,19 @@ def prove_image_classifier(
         paths: n image files.
         probabilities: from the evaluation, float32 [n, classes].
         class_names: one per probability.
-        python: interpreter of that process.
+        process: as for `prove`.
+        hashes: SHA-256 of the files when they were evaluated.
 
     Returns:
         {"examples", "agreement", "max_abs_diff", "ops_outside_tf_serving", "tolerance", "passed"}, and
         "error" where the process failed.
+
+    Raises:
+        FileNotFoundError: the proof failed, and a file is not what was evaluated.
     """
-    return prove_labels(version, "image", "paths", paths, probabilities, class_names, python=python)
+    proof = prove_labels(version, "image", "paths", paths, probabilities, class_names, process)
+    if not proof["passed"]:
+        for path, evaluated in zip(paths, hashes, strict=False):
+            if hashlib.sha256(Path(path).read_bytes()).hexdigest() != evaluated:
+                raise FileNotFoundError(errno.ENOENT, "its content has changed", str(path))
+    return proof

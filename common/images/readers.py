@@ -21,6 +21,7 @@ from common.data.tfds import prepared_builder
 from common.errors import UserError
 from common.images.files import IMAGE_SUFFIXES, Row, write_image
 
+READABLE = "JPEG, PNG, GIF, BMP, and WebP without transparency"
 DEMO = Path(__file__).with_name("demo_clothing") / "images.csv"
 
 

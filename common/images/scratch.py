@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -10,8 +12,11 @@ import numpy as np
 from common import freezing, training
 from common.classification.choice import best_on_validation
 from common.classification.plateau import fit_to_plateau
+from common.data.splits import SPLITS
 from common.images.batches import image_batches
 from common.images.dataset import ImageSet
+from common.images.folding import fold_batch_norm
+from common.images.pixels import read_images
 from common.images.sources import Source, load_source
 from common.sources.specs import parse_source
 
@@ -22,8 +27,8 @@ SMALL = ("bundled:resnet_mini", 64)  # network and size in pixels: on little dat
 
 def train_from_scratch(
     data: ImageSet, same: tuple[str, tuple[int, int]], build: Callable[[Source], keras.Model],
-    settings: Callable[[Source], dict], *, epochs: int, weight_decay: float, seed: int, save: Callable[[str], dict],
-    resize: str = "crop",
+    settings: Callable[[ImageSet], dict], *, epochs: int, weight_decay: float, seed: int,
+    save: Callable[[str], dict], folder: Path | None = None,
 ) -> tuple[dict[str, np.ndarray], list[dict], str]:  # fmt: skip
     """Train a small network and that of the source from random weights, each until validation stops improving.
 
@@ -32,12 +37,12 @@ def train_from_scratch(
         same: source and (height, width) of the pretrained model, whose architecture is trained beside the small one,
             unless it is the small one.
         build: source -> classifier, pixels to probabilities.
-        settings: source -> batches, loss, steps and validation, as `fit_stage` takes them.
+        settings: images of the network's input size -> batches, loss, steps and validation, as `fit_stage` takes them.
         epochs: at most, at each of two learning rates.
         weight_decay: of AdamW.
         seed: of the initial weights.
         save: stage -> where its checkpoints are, as `Run.saves` returns it.
-        resize: as for `decode_image`.
+        folder: as for `check_images`.
 
     Returns:
         (probabilities {"val", "test"}: float32 [n, classes] of the one that is better on validation; history rows of
@@ -48,18 +53,37 @@ def train_from_scratch(
     for number, (spec, size) in enumerate((SMALL,) if is_small else (SMALL, same)):
         keras.utils.set_random_seed(seed)
         source = load_source(spec, size, random_weights=True)
-        model = build(source)
+        model, own = build(source), at_size(data, source.image_size, folder)
         freezing.freeze(model, source.backbone, "all", "train")
         rows, ended = fit_to_plateau(
-            model, stage=f"scratch_{number}", rate=RATE, epochs=epochs, patience=PATIENCE, save=save,
+            fold_batch_norm(model), stage=f"scratch_{number}", rate=RATE, epochs=epochs, patience=PATIENCE, save=save,
             optimizer=lambda rate: training.DiscriminativeAdamW(learning_rate=rate, weight_decay=weight_decay),
-            **settings(source),
+            **settings(own),
         )  # fmt: skip
         found[number] = {
-            name: model.predict(image_batches(split.paths, source.image_size, 64, resize=resize), verbose=0)
-            for name, split in (("val", data.val), ("test", data.test))
+            name: model.predict(image_batches(split.pixels, 64), verbose=0)
+            for name, split in (("val", own.val), ("test", own.test))
         }
         sentences[number] = f"From scratch: the network of {spec}, {source.image_size[0]} pixels, {ended}."
         history += rows
     best = best_on_validation(data.val.labels, {number: of["val"] for number, of in found.items()})
     return found[best], history, sentences[best]
+
+
+def at_size(data: ImageSet, size: tuple[int, int], folder: Path | None = None) -> ImageSet:
+    """Return the same images decoded at another size.
+
+    Args:
+        data: the images.
+        size: (height, width), in pixels.
+        folder: as for `check_images`.
+    """
+    if data.train.pixels.size == size:
+        return data
+    whole = data.train.pixels + data.val.pixels + data.test.pixels
+    again, start, parts = read_images(whole.paths, size, whole.resize, folder), 0, {}
+    for split in SPLITS:
+        end = start + len(getattr(data, split))
+        parts[split] = replace(getattr(data, split), pixels=again.take(slice(start, end)))
+        start = end
+    return replace(data, **parts)

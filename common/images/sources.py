@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from common.errors import UserError, first_line
+from common.images.folding import fold_batch_norm
 from common.images.keras_applications import load_application
 from common.sources.cards import card_entries
 from common.sources.specs import BUNDLED_FOLDER, SourceSpec, parse_source
@@ -52,7 +53,8 @@ class Source:
     def forward(self) -> Callable[[tf.Tensor], tf.Tensor]:
         """The extractor in inference mode as one graph, traced once for all batch sizes."""
         pixels = tf.TensorSpec((None, *self.image_size, 3), tf.float32)
-        return tf.function(lambda images: self.extractor(images, training=False), input_signature=[pixels])
+        folded = fold_batch_norm(self.extractor)
+        return tf.function(lambda images: folded(images, training=False), input_signature=[pixels])
 
     def fingerprint(self) -> str:
         """Return a hash of all weights and of the preprocessing: equal hashes, equal features."""

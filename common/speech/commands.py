@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from common import exporting
 from common.classification.export import labelled, prove_labels
+from common.proof.prove import FreshProcess
 from common.speech.batches import Clips
 from common.speech.export import (
     LONGEST_SECONDS,
@@ -106,7 +107,10 @@ def export_commands(
     return exporting.save_servable(commands.model, folder, signatures, warmup_requests(signatures, example))
 
 
-def prove_commands(version: Path, paths: Sequence[str], probabilities: np.ndarray, class_names: Sequence[str]) -> dict:
+def prove_commands(
+    version: Path, paths: Sequence[str], probabilities: np.ndarray, class_names: Sequence[str],
+    process: FreshProcess | None = None,
+) -> dict:  # fmt: skip
     """Send the raw files to the SavedModel in a fresh process that imports only tensorflow, and compare every label.
 
     Args:
@@ -114,6 +118,7 @@ def prove_commands(version: Path, paths: Sequence[str], probabilities: np.ndarra
         paths: n sound files; those that a graph cannot decode are converted first, see `as_served_wav`.
         probabilities: of the evaluation, float32 [n, classes].
         class_names: one per probability.
+        process: as for `prove`.
 
     Returns:
         As `prove_labels`, and "rewritten" (files).
@@ -123,7 +128,7 @@ def prove_commands(version: Path, paths: Sequence[str], probabilities: np.ndarra
     """
     with tempfile.TemporaryDirectory() as folder:
         sent = files_to_send(paths, Path(folder))
-        proof = prove_labels(version, "audio", "paths", list(map(str, sent)), probabilities, class_names)
+        proof = prove_labels(version, "audio", "paths", list(map(str, sent)), probabilities, class_names, process)
     return {**proof, "rewritten": count_rewritten(paths, sent)}
 
 

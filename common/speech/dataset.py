@@ -106,6 +106,34 @@ class SpeechSet:
         return digest.hexdigest()[:16]
 
 
+def refuse_early(settings) -> None:
+    """Raise UserError for a table or folder that cannot work, before TensorFlow is imported, which takes seconds.
+
+    Args:
+        settings: of a recipe: `data`, `encoding`, and the columns that it has: with labels, clips are commands; those
+            of a contrastive `objective` need no text.
+    """
+    needs_no_text = getattr(settings, "objective", "") == "contrastive"
+    task = "commands" if hasattr(settings, "label_column") else "sounds" if needs_no_text else "transcripts"
+    names = {name: getattr(settings, f"{name}_column", None) for name in ("path", "text", "label", "speaker", "split")}
+    rows = _rows(settings.data, task, SpeechColumns(**names, encoding=settings.encoding))
+    if task == "commands" and len(classes := {row.text for row in rows if row.text}) < 2:
+        raise UserError(
+            f"--data {settings.data!r} has {len(classes)} class(es); at least 2 are required. Received: "
+            f"{some(sorted(classes))}."
+        )
+
+
+def _rows(data: str, task: str, columns: SpeechColumns) -> list[SpeechRow]:
+    """Return the clips that are listed; a UserError says why there are none."""
+    kind, value = parse_data(data, DATA_KINDS)
+    rows = _demo_rows(task) if kind == "demo" else speech_rows(kind, Path(value).expanduser(), task, columns)
+    if not rows:
+        raise UserError(no_sounds_advice(data))
+    _refuse_missing_files(data, rows)
+    return rows
+
+
 def load_speech_set(
     data: str,
     *,
@@ -147,12 +175,7 @@ def load_speech_set(
     """
     if task not in TASKS:
         raise ValueError(f"task must be one of {TASKS}. Received: {task!r}.")
-    kind, value = parse_data(data, DATA_KINDS)
-    rows = _demo_rows(task) if kind == "demo" else speech_rows(kind, Path(value).expanduser(), task, columns)
-    if not rows:
-        raise UserError(no_sounds_advice(data))
-    _refuse_missing_files(data, rows)
-    rows, notes = _few(rows, limit)
+    rows, notes = _few(_rows(data, task, columns), limit)
     silence = task == "commands" if keep_silence is None else keep_silence
     needed = {"transcripts": "transcript", "commands": "label", "sounds": ""}[task]
     required = Required(needed, rate, silence, min_seconds, max_seconds)

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from common import exporting, files
 from common.errors import UserError
-from common.proof.prove import prove
+from common.proof.prove import FreshProcess, prove
 from common.speech.audio.decode import SAMPLE_RATE, UnreadableSound, read_frames
 from common.speech.audio.in_graph import check_levels, checked, prepare_wav_in_graph
 from common.speech.inference import Recogniser, build_forward, write_text
@@ -179,7 +179,10 @@ def as_served_wav(path: Path | str, folder: Path) -> Path:
     return rewritten
 
 
-def prove_recogniser(version: Path, paths: Sequence[str], texts: Sequence[str], confidences: np.ndarray) -> dict:
+def prove_recogniser(
+    version: Path, paths: Sequence[str], texts: Sequence[str], confidences: np.ndarray,
+    process: FreshProcess | None = None,
+) -> dict:  # fmt: skip
     """Send the raw files to the SavedModel in a fresh process that imports only tensorflow, and compare every text.
 
     Args:
@@ -187,6 +190,7 @@ def prove_recogniser(version: Path, paths: Sequence[str], texts: Sequence[str], 
         paths: n sound files; those that a graph cannot decode are converted first, see `as_served_wav`.
         texts: of the evaluation.
         confidences: of the texts, float32 [n].
+        process: as for `prove`.
 
     Returns:
         {"examples", "agreement" (share of identical texts), "max_abs_diff" (of a confidence), "ops_outside_tf_serving",
@@ -199,7 +203,7 @@ def prove_recogniser(version: Path, paths: Sequence[str], texts: Sequence[str], 
     with tempfile.TemporaryDirectory() as folder:
         sent = files_to_send(paths, Path(folder))
         requests = {"paths": list(map(str, sent)), "texts": list(texts)}
-        proof = prove("transcripts", version, requests, {"confidences": confidences}, TOLERANCE)
+        proof = prove("transcripts", version, requests, {"confidences": confidences}, TOLERANCE, process)
     if (first := proof.pop("first_different", None)) is not None:
         place, served = first
         proof["first_difference"] = {"path": str(paths[place]), "expected": texts[place], "served": served}

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from common.checkpoints import save_array
-from common.progress import ProgressLine, median_seconds
+from common.progress import ProgressLine
 
 _CHARACTERS_AT_ONCE = 500_000  # per call of the tokenizer, counting each text as long as the longest
 _OVERLAP = 4  # windows overlap by a fourth, so that a cut sentence is whole in the next one
@@ -264,30 +264,3 @@ def run_once_on_tokens(model: keras.Model, tokens: Tokens, folder: Path, title: 
         progress.update(int(some[-1]) + 1)
     progress.close()
     return np.concatenate(outputs)
-
-
-def seconds_of_steps(
-    model: keras.Model, encoder: keras.Model, tokens: Tokens, labels: np.ndarray, batch_size: int, seed: int = 0
-) -> tuple[float, float]:
-    """Return the seconds of a training step, and of embedding one text; this changes the weights of the model.
-
-    Args:
-        model: {"token_ids", "padding_mask"} -> class probabilities, with its trainable weights as in training.
-        encoder: its part up to the embeddings.
-        tokens: of the training texts.
-        labels: of these texts, int [n].
-        batch_size: rows per step.
-        seed: of the batches; that of median length represents all.
-    """
-    rows = median_batch(tokens, batch_size, seed)
-    targets = np.eye(model.output_shape[-1], dtype="float32")[labels[tokens.owners[rows]]]
-    inputs = tokens.batch(rows)
-    model.compile("adam", "categorical_crossentropy", jit_compile=False)
-    step = median_seconds(lambda: model.train_on_batch(inputs, targets))
-    return step, median_seconds(lambda: encoder.predict_on_batch(inputs)) / len(rows)
-
-
-def median_batch(tokens: Tokens, batch_size: int, seed: int) -> np.ndarray:
-    """Return the rows of the training batch of median length, which represents all in time estimates."""
-    order = shuffled_by_length(tokens, batch_size, (seed, 0))
-    return sorted(order, key=lambda rows: tokens.row_lengths[rows].max())[len(order) // 2]

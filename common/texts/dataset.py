@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from common.data import splits
+from common.data.folders import READ_EARLY, bytes_under
 from common.data.splits import SPLITS, split_labelled, untested_classes
 from common.errors import UserError
 from common.flags import parse_data
@@ -87,6 +88,21 @@ class TextSet:
             for text, label in zip(examples.texts, examples.labels, strict=True):
                 digest.update(f"{split}\0{label}\0{len(text)}\0{text}".encode("utf-8", "surrogatepass"))
         return digest.hexdigest()[:16]
+
+
+def refuse_early(settings) -> None:
+    """Raise UserError for a table or folder that cannot work, before TensorFlow is imported, which takes seconds.
+
+    Args:
+        settings: of a recipe: `data`, `text_column`, `label_column`, `split_column`, `encoding`, `group`, `strict`.
+    """
+    kind, value = parse_data(settings.data, DATA_KINDS)
+    if kind in ("demo", "tfds") or bytes_under(Path(value).expanduser(), READ_EARLY) > READ_EARLY:
+        return
+    names = [getattr(settings, f"{name}_column") for name in ("text", "label", "split")]
+    load_text_set(
+        settings.data, columns=Columns(*names, settings.encoding, settings.group), strict=settings.strict,
+    )  # fmt: skip
 
 
 def load_text_set(

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from common.classification.export import labelled, prove_labels
 from common.exporting import check_float32, save_servable
+from common.proof.prove import FreshProcess
 from common.texts.batches import TextReader
 
 
@@ -98,16 +99,17 @@ def _in_blocks(function: Callable, inputs: dict[str, tf.Tensor], width: int, siz
 
 
 def prove_text_classifier(
-    version: Path, texts: Sequence[str], probabilities: np.ndarray, class_names: Sequence[str]
-) -> dict:
+    version: Path, texts: Sequence[str], probabilities: np.ndarray, class_names: Sequence[str],
+    process: FreshProcess | None = None,
+) -> dict:  # fmt: skip
     """Run the SavedModel on the raw texts in a fresh process that imports only tensorflow, and compare.
 
     Args:
         version: folder of the SavedModel.
         texts: n texts.
-        probabilities, class_names: as for `prove_image_classifier`.
+        probabilities, class_names, process: as for `prove_labels`.
 
     Returns:
-        As `prove_image_classifier`.
+        As `prove_labels`.
     """
-    return prove_labels(version, "text", "texts", texts, probabilities, class_names)
+    return prove_labels(version, "text", "texts", texts, probabilities, class_names, process)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.data.folders import READ_EARLY, bytes_under
 from common.data.tables import read_text_file
 from common.errors import UserError
 from common.flags import parse_data
@@ -59,6 +60,17 @@ class Sentences:
         """Return a hash of all sentences and splits."""
         lines = "\n".join([*self.train, "", *self.val, "", *self.test])
         return hashlib.sha256(lines.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def refuse_early(settings) -> None:
+    """Raise UserError for files that cannot be read, before TensorFlow is imported, which takes seconds.
+
+    Args:
+        settings: of a recipe: `data`, `text_column`, `encoding`.
+    """
+    kind, value = parse_data(settings.data, DATA_KINDS)
+    if kind != "demo" and bytes_under(Path(value).expanduser(), READ_EARLY) <= READ_EARLY:
+        load_sentences(settings.data, column=settings.text_column, encoding=settings.encoding)
 
 
 def load_sentences(data: str, *, column: str = "text", encoding: str = "utf-8", limit: int | None = None) -> Sentences:

@@ -27,12 +27,12 @@ from common.classification.answers import LABELS
 from common.classification.baselines import run_baselines, stage_seconds
 from common.classification.check import describe_counts
 from common.classification.choice import best_on_validation, keep_what_helps
-from common.classification.cross_validation import cross_validate
 from common.classification.training import describe_class_weights, fit_stage, sample_weights
 from common.data.splits import SPLITS
 from common.exporting import Predictor
 from common.linear_head import fit_linear_head, predict_head, score
 from common.progress import format_seconds
+from common.proof.prove import FreshProcess, in_background
 from common.results import Outcome, measured_from_scratch
 from common.runs import Run, Stopwatch
 from common.serving.kit.write import write_serving_files
@@ -52,6 +52,7 @@ SCORES = ("accuracy", "macro_f1", "ece")
 SOURCES = ("bert_mini", "minilm")
 GALLERY = {"in": "table of labelled texts", "out": "label, probabilities", "row": "sst2"}
 QUICK = "--limit 40 --epochs 1 --max-length 32 --calibrate"  # a run of seconds, for tests
+EARLY = "common.texts.dataset:refuse_early"  # called before TensorFlow is imported
 INPUT = "text"  # of the served model
 PREDICTOR = Predictor(INPUT, encode_text, LABELS)
 
@@ -85,6 +86,9 @@ class Config:
     pair_steps: int | None = None  # Steps of --method fewshot; 40 by default, more for more texts
     pair_rate: float = 1e-4  # Peak learning rate of --method fewshot
     rank: int = 4  # Rank of the adapters of --method lora
+    precision: str = (
+        "auto"  # Of fine-tuning: float32, bfloat16, auto (bfloat16 where it saves time); exports are float32
+    )
     class_weights: str = "auto"  # none, balanced (equal totals), softened (between), auto: softened if imbalanced
     patience: int | None = None  # Stop fine-tuning after this many epochs without improvement on validation
     baselines: str = "frozen,words"  # To compare with: frozen, words, vectors, scratch (takes as long), or none
@@ -108,6 +112,13 @@ class Config:
             raise ValueError("--method lora requires layers, and a SavedModel has none. Try: --method finetune")
         if self.method == "fewshot" and self.batch_size < 4:
             raise ValueError("--method fewshot contrasts texts within a batch: --batch-size must be at least 4.")
+        flags.check_choice("--precision", self.precision, ("auto", "float32", "bfloat16"))
+        trains_in_any = self.method in ("auto", "finetune") and not self.source.startswith(("hub:", "kaggle:"))
+        if self.precision == "bfloat16" and not trains_in_any:
+            raise ValueError(
+                "--precision bfloat16 needs --method auto or finetune and a source of layers (not hub: or kaggle:). "
+                f"Received: --method {self.method} --source {self.source}. Try: --precision auto"
+            )
         flags.check_choice("--long-text", self.long_text, ("truncate", "windows"))
         flags.check_choice("--class-weights", self.class_weights, ("auto", "none", "softened", "balanced"))
         chosen = flags.parse_baselines(self.baselines, BASELINES)
@@ -145,6 +156,7 @@ class Trained:
     history: list[dict]
     parameters: dict[str, int]
     choice: str
+    precision: str
 
 
 def train(
@@ -152,6 +164,7 @@ def train(
 ) -> Trained:
     """Train by --method: the head on embeddings of the pretrained encoder, then a copy of that encoder too."""
     config, classes, choice = run.config, len(data.class_names), ""
+    temperature, precision = None, "float32"
     keras.utils.set_random_seed(seed)
     source, encoder, model = models.load_classifier(config.source, classes, config.dropout)
     training.copy_weights(pretrained, encoder)  # with @random, each seed would load others
@@ -173,22 +186,25 @@ def train(
     elif config.method != "frozen":
         start = model.get_weights()
         with clock("finetune"):
-            rows, counts = fine_tune(run, source, model, encoder, tokens, data, seed, fold=fold)
+            rows, counts, precision = fine_tune(run, source, model, encoder, tokens, data, seed, history, fold=fold)
             if config.method == "auto":
-                choice = keep_what_helps(
+                _, val_probabilities, choice = keep_what_helps(
                     model, start, frozen["val"], lambda: predict(encoder, model, tokens["val"]), data.val.labels
-                )[2]
+                )
         history, parameters["trainable_finetune"] = history + rows, counts.parameters
     if config.method == "lora":
         adapted = model
         _, encoder, model = models.load_classifier(config.source, classes, config.dropout)
         models.merge_adapters(adapted, model)
     with clock("evaluate"):
-        val_probabilities, temperature = predict(encoder, model, tokens["val"]), None
+        if config.method != "auto":
+            val_probabilities = predict(encoder, model, tokens["val"])
         if config.calibrate:
             temperature = calibration.calibrate(model.get_layer("head"), data.val.labels, val_probabilities)
         probabilities = predict(encoder, model, tokens["test"])
-    return Trained(encoder, model, probabilities, val_probabilities, temperature, frozen, history, parameters, choice)
+    return Trained(
+        encoder, model, probabilities, val_probabilities, temperature, frozen, history, parameters, choice, precision
+    )
 
 
 def predict(encoder: keras.Model, model: keras.Model, tokens: batches.Tokens) -> np.ndarray:
@@ -204,15 +220,22 @@ def train_head(head: keras.layers.Dense, embeddings, data: TextSet, config: Conf
     )  # fmt: skip
 
 
-def fine_tune(run: Run, source: TextSource, model, encoder, tokens, data: TextSet, seed: int, *, fold: str = ""):
-    """Train the encoder with its head; return history rows and what was trained."""
+def fine_tune(run: Run, source: TextSource, model, encoder, tokens, data: TextSet, seed: int, of_head, *, fold=""):
+    """Train the encoder with its head; return history rows, what was trained, and the dtype policy."""
     config, auto = run.config, run.config.method == "auto"
     if config.method == "lora":
         counts = models.add_adapters(model, source.backbone, config.rank)
     else:
         counts = models.unfreeze(model, source.backbone, tables=False)
     print(f"finetune: {counts}")
-    epochs, shared = fine_tuning_epochs(tokens, config), stage_settings(model, encoder, tokens, data, seed, config)
+    trained, epochs = model, fine_tuning_epochs(tokens, config)
+    precision = precision_of(run, epochs * ceil(len(tokens["train"]) / config.batch_size))
+    if precision != "float32":  # a copy is trained; the float32 model gets its weights
+        with training.dtype_policy(precision):
+            source, encoder, trained = models.load_classifier(config.source, len(data.class_names), config.dropout)
+        training.copy_weights(model, trained)
+        models.unfreeze(trained, source.backbone, tables=False)
+    shared = stage_settings(trained, encoder, tokens, data, seed, config)
     depths = models.layers_by_depth(source.backbone)  # the first layers, which are most general, change least
     default = 3e-3 if config.method == "lora" else 1e-4  # adapters start at zero
     rate = (default if config.learning_rate is None else config.learning_rate) / config.head_rate
@@ -221,13 +244,15 @@ def fine_tune(run: Run, source: TextSource, model, encoder, tokens, data: TextSe
         weight_decay=config.weight_decay, global_clipnorm=config.gradient_norm,
         slower=[(layer, rate * config.layer_decay**depth) for depth, layer in enumerate(depths)],
     )  # fmt: skip
-    hopeless = [training.StopIfHopeless(epochs, shared["score"]()["cross_entropy"])] if auto else []
+    hopeless = [training.StopIfHopeless(epochs, min(row["val_cross_entropy"] for row in of_head))] * auto
     history = fit_stage(
-        model, stage="finetune", epochs=epochs, optimizer=optimizer, patience=config.patience,
+        trained, stage="finetune", epochs=epochs, optimizer=optimizer, patience=config.patience,
         start_counts=not auto, keep_best=not auto, callbacks=[*run.watchers(f"finetune{fold}", seed), *hopeless],
         **run.saves(f"finetune{fold}", seed), **shared,
     )  # fmt: skip
-    return history, counts
+    if trained is not model:
+        training.copy_weights(trained, model)
+    return history, counts, precision
 
 
 def stage_settings(model, encoder, tokens, data: TextSet, seed: int, config: Config) -> dict:
@@ -269,6 +294,7 @@ def main(config: Config) -> dict:
             inputs = with_fold(data, tokens, embeddings, *rows)
             return train(run, encoder, *inputs, seeds[0], Stopwatch(), f"_fold{number}").probabilities
 
+        cross_validate = importlib.import_module("common.classification.cross_validation").cross_validate
         with clock("folds"):
             folds = folds_of(data, config.folds)
             more["cross_validation"], *advice = cross_validate(folds, data.train.labels, of_fold)
@@ -278,11 +304,12 @@ def main(config: Config) -> dict:
     chosen = trained[best]
     model, probabilities = chosen.model, chosen.probabilities
     with clock("export"):  # before the baselines: one that is killed costs nothing else
+        process = FreshProcess()  # imports TensorFlow meanwhile
         exporting.save_keras_model(model, out / "model.keras")  # for further training; the rest is for serving
         folder, examples = out / "serving" / "bert_sentiment", sorted(data.train.texts, key=len)[:2]
         version = export_text_classifier(model, reader, folder, data.class_names, examples=examples)
         write_serving_files(out / "serving", "bert_sentiment", input_name=INPUT, example=str(data.test.texts[0]))
-        proof = prove_text_classifier(version, data.test.texts, probabilities, data.class_names)
+        later = in_background(prove_text_classifier, version, data.test.texts, probabilities, data.class_names, process)
 
     explanation = None
     if config.explain:
@@ -292,19 +319,21 @@ def main(config: Config) -> dict:
                 lengths=tokens["test"].lengths, max_length=reader.max_length, probabilities=probabilities,
                 val_probabilities=chosen.val_probabilities, applied_temperature=chosen.temperature,
             )  # fmt: skip
+    with clock("proof"):
+        proof = later.result()
     baselines, rows, notes = run_baselines(
         flags.parse_baselines(config.baselines, BASELINES),
         lambda name, seed: baseline(name, chosen, run, data, tokens, seed), data.val.labels, clock,
         calibrate=config.calibrate, part_of_run={"frozen": ("features", "head")},
         seeds=sorted(seeds, key=lambda seed: seed != best),
     )  # fmt: skip
-
     card, size = {"spec": config.source, **source.card}, exporting.size_report(version, model)
     rows, seconds = [*chosen.history, *rows], stage_seconds(clock)
     return results.conclude(
         "bert_sentiment", config, data, Outcome(rows, seconds, chosen.parameters, card, proof, size),
         exported=best, probabilities={seed: one.probabilities for seed, one in trained.items()}, baselines=baselines,
-        titles=BASELINES, what="texts", preview=short_texts(data.test.texts), explanation=explanation, more=more,
+        titles=BASELINES, what="texts", preview=short_texts(data.test.texts), explanation=explanation,
+        more=more | {"precision": chosen.precision},
         advice=[chosen.choice, *advice, *notes, *measured_from_scratch(__file__, config, data.counts())],
     )  # fmt: skip
 
@@ -324,7 +353,8 @@ def check(config: Config) -> None:
         models.add_adapters(model, source.backbone, config.rank)
     else:
         models.unfreeze(model, source.backbone, tables=False)
-    step, forward = batches.seconds_of_steps(model, encoder, tokens["train"], data.train.labels, config.batch_size)
+    measure = importlib.import_module("common.texts.estimate").seconds_of_steps
+    step, forward = measure(model, encoder, tokens["train"], data.train.labels, config.batch_size)
     epochs = 0 if config.method == "frozen" else fine_tuning_epochs(tokens, config)
     steps = epochs * ceil(len(tokens["train"]) / config.batch_size)
     if config.method == "fewshot":
@@ -369,6 +399,14 @@ def fine_tuning_epochs(tokens, config: Config) -> int:
     """Return the number of fine-tuning epochs: by default at least 3 epochs and 60 steps."""
     steps = ceil(len(tokens["train"]) / config.batch_size)
     return max(3, ceil(60 / steps)) if config.epochs is None else config.epochs
+
+
+def precision_of(run: Run, steps: int) -> str:
+    """Return the dtype policy of so many steps of fine-tuning."""
+    if run.config.method == "lora" or parse_source(run.config.source).kind == "hub":
+        return "float32"
+    kept = run.out / "checkpoints" / "precision.json"
+    return importlib.import_module("common.texts.precision").choose_precision(run.config.precision, steps, kept)
 
 
 def weights_of_texts(data: TextSet, config: Config) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.util
 import os
 import shlex
@@ -33,6 +34,16 @@ def load_recipe(recipe: Recipe) -> ModuleType:
     return module
 
 
+def refuse_early(recipe: Recipe, settings) -> None:
+    """Raise UserError for data that cannot work, found without TensorFlow by the function that the recipe names."""
+    path = Path(settings.data.partition(":")[2]).expanduser()
+    if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe can be read only once
+        return
+    if where := recipe.literal("EARLY"):
+        module, _, name = where.partition(":")
+        getattr(importlib.import_module(module), name)(settings)
+
+
 def parse_flags(command: str, recipe: Recipe, arguments: list[str]):
     """Parse flags into a class equal to the recipe's Config; nothing heavy is imported.
 
@@ -57,6 +68,9 @@ def parse_flags(command: str, recipe: Recipe, arguments: list[str]):
     except (ValueError, OSError) as problem:
         raise UserError(str(problem)) from problem
     return config
+
+
+READING = ("ReadFile", "DecodeImage", "DecodeJpeg", "ExtractJpegShape")  # operations that fail where a file changed
 
 
 @contextlib.contextmanager
@@ -87,7 +101,7 @@ def _lost_file(error: Exception) -> str:
         return "" if file.absolute().is_relative_to(ROOT) else f"{error.filename} ({error.strerror})"
     # TensorFlow names the file where it cannot be read, and the operation where it cannot be decoded.
     by_tensorflow = type(error).__module__.startswith("tensorflow.") and hasattr(error, "message")
-    if by_tensorflow and ("ReadFile" in error.message or "DecodeImage" in error.message):
+    if by_tensorflow and any(operation in error.message for operation in READING):
         return reason_of(error.message)
     return ""
 

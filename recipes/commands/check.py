@@ -6,7 +6,7 @@ from pathlib import Path
 
 from common.errors import UserError
 from recipes.commands._discovery import asks_for_help, named_recipe
-from recipes.commands._execution import failures_as_user_errors, load_recipe, parse_flags
+from recipes.commands._execution import failures_as_user_errors, load_recipe, parse_flags, refuse_early
 
 TAKES = "NAME [flags]"
 
@@ -19,6 +19,7 @@ def main(arguments: list[str], root: Path) -> int:
     if not recipe.defines_function("check"):
         raise UserError(f"{recipe.name} has no check. Type: python -m recipes run {recipe.name} --limit 100")
     config = parse_flags("check", recipe, flags)
+    refuse_early(recipe, config)
     module = load_recipe(recipe)
     with failures_as_user_errors(recipe, config):
         module.check(module.Config(**vars(config)))

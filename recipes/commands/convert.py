@@ -58,13 +58,13 @@ def main(arguments: list[str], root: Path) -> int:
 
     # demo and tfds: write their images again, without changing those of the run.
     with tempfile.TemporaryDirectory() as scratch:
-        data = _data_of(options.run, converter, config, metrics["counts"], class_names, Path(scratch))
+        data = _data_of(options.run, converter, config, metrics["counts"], class_names, Path(scratch), size)
         began = time.monotonic()
         with files.room_for("the converted model", folder, 2 * converting.saved_model_bytes(version)):
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "conversion.json").unlink(missing_ok=True)  # it describes the model that is replaced
             if options.int8:
-                count, calibration = converter.calibrate(data, size, resize, config.get("seed", 0))
+                count, calibration = converter.calibrate(data, config.get("seed", 0))
                 print(f"calibrating with {count:,} training images ...", flush=True)
             with quiet_tensorflow():
                 function, beside = converting.with_constant_weights(loaded, converter.gives), {}
@@ -82,7 +82,7 @@ def main(arguments: list[str], root: Path) -> int:
         threads = os.cpu_count() or 1
         with quiet_tensorflow():
             ask = (converting.open_onnx if options.to == "onnx" else converting.open_litert)(model, threads)
-        proof = converter.prove(converting.open_saved_model(loaded, converter.gives), ask, data, size, resize)
+        proof = converter.prove(converting.open_saved_model(loaded, converter.gives), ask, data, size)
     failure = converter.failure(proof, options.int8)
 
     takes = "uint8" if options.int8 else "float32"
@@ -133,10 +133,10 @@ def _read_run(run: Path) -> tuple[dict, dict]:
     return config, metrics
 
 
-def _data_of(run: Path, converter, config: dict, counts: dict, class_names: list[str], scratch: Path):
+def _data_of(run: Path, converter, config: dict, counts: dict, class_names: list[str], scratch: Path, size):
     """Split the data of a run again, and raise UserError where it has changed."""
     try:
-        data = converter.load_data(config, scratch)
+        data = converter.load_data(config, scratch, size)
     except UserError as problem:
         raise UserError(
             f"The images of {run} are needed for calibration and proof, but were not found "

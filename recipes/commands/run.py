@@ -8,7 +8,7 @@ from pathlib import Path
 from common.errors import UserError
 from common.runs import has_progress, settle
 from recipes.commands._discovery import asks_for_help, named_recipe
-from recipes.commands._execution import complain, failures_as_user_errors, load_recipe, parse_flags
+from recipes.commands._execution import complain, failures_as_user_errors, load_recipe, parse_flags, refuse_early
 
 TAKES = "NAME [flags]"
 
@@ -22,6 +22,7 @@ def main(arguments: list[str], root: Path) -> int:
     resumable = hasattr(config, "resume")
     # Errors are reported before importing TensorFlow, which takes seconds.
     settings = settle(config) if resumable else config
+    refuse_early(recipe, settings)
     module = load_recipe(recipe)
     how = f" Continue it: python -m recipes run {recipe.name} --resume {settings.out}" if resumable else ""
     try:

@@ -27,19 +27,20 @@ from common import exporting, flags, freezing, linear_head, training
 from common.classification import calibration, results
 from common.classification.answers import LABELS
 from common.classification.baselines import run_baselines, stage_seconds
-from common.classification.check import describe_counts
 from common.classification.choice import BOLD, best_on_validation, keep_what_helps, too_few_errors
 from common.classification.training import describe_class_weights, fit_stage, sample_weights
 from common.exporting import Predictor
-from common.images import explain, export, features
-from common.images.batches import image_batches, seconds_of_steps, stage_inputs, steps_per_epoch
-from common.images.data_quality import group_advice
-from common.images.dataset import ImageSet, draw_shots, load_image_set
+from common.images import export, features
+from common.images.batches import image_batches, stage_inputs, steps_per_epoch
+from common.images.dataset import ImageSet, draw_shots, split_images
 from common.images.files import read_image
+from common.images.folding import fold_batch_norm
+from common.images.listing import list_images
 from common.images.preview import thumbnails, write_sample_grid
 from common.images.readers import ImageColumns
-from common.images.sources import Source, load_fitting
+from common.images.sources import Source, load_fitting, load_source
 from common.progress import format_seconds
+from common.proof.prove import FreshProcess, in_background
 from common.results import Outcome, measured_from_scratch
 from common.runs import Run
 from common.serving.kit.write import write_serving_files
@@ -51,8 +52,8 @@ CHEAP = ("frozen", "neighbours", "pixels")  # they run unless --baselines none
 SCORES = ("accuracy", "macro_f1", "ece")
 SOURCES = ("resnet_mini", "mobilenet_v2", "efficientnet_v2_b0", "resnet50", "mobilenet_v2_hub")
 GALLERY = {"in": "photos in class folders", "out": "label, probabilities", "row": "demo", "first": True}
-# A run of seconds, for tests.
-QUICK = "--limit 40 --epochs 1 --source keras:MobileNet(alpha=0.25,size=32)@random"
+QUICK = "--limit 40 --epochs 1 --source keras:MobileNet(alpha=0.25,size=32)@random"  # a run of seconds, for tests
+EARLY = "common.images.listing:refuse_early"  # called before TensorFlow is imported
 INPUT = "image"  # of the served model
 PREDICTOR = Predictor(INPUT, read_image, LABELS)
 CONVERTER = "common.images.convert:CLASSIFIER"  # imported by `convert` alone
@@ -122,13 +123,16 @@ class Config:
         flags.check_range(self, 0, flags.LARGEST_SEED, "seed")
 
 
-def load_data(config: Config) -> ImageSet:
-    """Read, check and split the images."""
-    columns = ImageColumns(config.path_column, config.label_column, config.split_column)
-    data = load_image_set(
-        config.data, Path(config.out), columns=columns, group=config.group, limit=config.limit, strict=config.strict
+def load_data(config: Config) -> tuple[ImageSet, Source]:
+    """Load the source, then read, check, decode and split the images at its input size."""
+    columns, out = ImageColumns(config.path_column, config.label_column, config.split_column), Path(config.out)
+    listed = list_images(config.data, out, columns=columns, group=config.group, limit=config.limit)
+    keras.utils.set_random_seed(config.seed)
+    source = load_fitting(config.source, config.image_size, listed.shorter_side)
+    data = split_images(
+        listed, source.image_size, resize=config.resize, folder=out, limit=config.limit, strict=config.strict
     )
-    return draw_shots(data, config.shots, config.seed) if config.shots else data
+    return draw_shots(data, config.shots, config.seed) if config.shots else data, source
 
 
 def build_model(source: Source, classes: int, config: Config) -> keras.Model:
@@ -139,18 +143,13 @@ def build_model(source: Source, classes: int, config: Config) -> keras.Model:
     return keras.Model(pixels, probabilities, name="classifier")
 
 
-def extract_features(source: Source, data: ImageSet, config: Config) -> dict[str, np.ndarray]:
-    """Return the features of each split from the frozen source, float32 [views, n, width]."""
+def extract_features(source: Source, data: ImageSet, config: Config) -> tuple[dict[str, np.ndarray], dict]:
+    """Return the features of each split from the frozen source, float32 [views, n, width], and what computed them."""
     augment = augmentations(config, data)
-    faster = features.faster_if_it_agrees(source, data.train.paths, config.resize) if config.mixed_precision else source
-    views = dict(views=config.views if augment else 1, augment=augment, seed=config.seed)
-    return {
-        split: features.extract_features(
-            source if split == "test" else faster, getattr(data, split).paths, title=f"features of {split}",
-            **feature_files(config), **(views if split == "train" else {}),
-        )
-        for split in ("train", "val", "test")
-    }  # fmt: skip
+    return features.extract_splits(
+        source, data, Path(config.out) / "features", augment=augment, views=config.views if augment else 1,
+        seed=config.seed, save_every=config.save_every, bfloat16=config.mixed_precision,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -173,7 +172,7 @@ def train(run: Run, data: ImageSet, of: dict[str, np.ndarray], seed: int) -> Tra
     """Fit the head on the features of the frozen source, fine-tune both, and keep what is better on validation."""
     config, clock = run.config, run.clock
     keras.utils.set_random_seed(config.seed)  # of a source @random: the weights that these features come from
-    source = load_fitting(config.source, config.image_size, data.shorter_side)
+    source = load_source(config.source, data.train.pixels.size)
     keras.utils.set_random_seed(seed)
     model = build_model(source, len(data.class_names), config)
     head, parameters = model.get_layer("head"), {"total": model.count_params()}
@@ -188,10 +187,10 @@ def train(run: Run, data: ImageSet, of: dict[str, np.ndarray], seed: int) -> Tra
     share, auto, epochs = 0.0, config.unfreeze == "auto", fine_tuning_epochs(data, config)
     choice = too_few_errors(labels, on_val) if epochs and auto else ""
     if epochs and not choice:
-        alone, options = model.get_weights(), {**weights, **feature_files(config)}
+        alone, penalty = model.get_weights(), linear_head.chosen_penalty(history)
         head.set_weights(start)
-        before, options["penalty"] = model.get_weights(), linear_head.chosen_penalty(history)
-        refit = functools.partial(features.refit_head, head, source, data, **options)
+        before, files = model.get_weights(), {"cache": run.out / "features", "save_every": config.save_every}
+        refit = functools.partial(features.refit_head, head, source, data, **weights, **files, penalty=penalty)
         with clock("finetune"):
             rows, parameters["trainable_finetune"] = fine_tune(run, source, model, data, seed, history)
             if auto:
@@ -205,7 +204,7 @@ def train(run: Run, data: ImageSet, of: dict[str, np.ndarray], seed: int) -> Tra
         else:
             model.set_weights(alone)
     with clock("evaluate"):  # the frozen source's features of test are there
-        answers = predict(source, model, data, config) if share else linear_head.predict_head(head, of["test"][0])
+        answers = predict(model, data) if share else linear_head.predict_head(head, of["test"][0])
     return Trained(source, model, answers, frozen, on_val, temperature, history, parameters, choice)
 
 
@@ -216,12 +215,12 @@ def fine_tune(run: Run, source: Source, model: keras.Model, data: ImageSet, seed
     if config.mixed_precision or config.mirrored:  # a copy is trained; the float32 model gets its weights
         precision = "mixed_bfloat16" if config.mixed_precision else "float32"
         with training.devices(config.mirrored), training.dtype_policy(precision):
-            trained_source = load_fitting(config.source, config.image_size, data.shorter_side)
+            trained_source = load_source(config.source, source.image_size)
             trained = build_model(trained_source, len(data.class_names), config)
         training.copy_weights(model, trained)
     counts = freezing.freeze(trained, trained_source.backbone, policy_of(config), config.batch_norm)
     print(f"finetune: {counts}")
-    epochs, shared = fine_tuning_epochs(data, config), stage_settings(data, source, seed, config)
+    epochs, shared = fine_tuning_epochs(data, config), stage_settings(data, seed, config)
     with training.devices(config.mirrored):
         optimizer = training.DiscriminativeAdamW(
             learning_rate=training.warmup_cosine(config.learning_rate, epochs * shared["steps"]),
@@ -231,7 +230,7 @@ def fine_tune(run: Run, source: Source, model: keras.Model, data: ImageSet, seed
         limit = min(row["val_cross_entropy"] for row in of_head)
         hopeless = [training.StopIfHopeless(epochs, limit)] * (config.unfreeze == "auto")
         history = fit_stage(
-            trained, stage="finetune", epochs=epochs, optimizer=optimizer, patience=config.patience,
+            fold_batch_norm(trained), stage="finetune", epochs=epochs, optimizer=optimizer, patience=config.patience,
             keep_best=config.unfreeze != "auto", callbacks=[*run.watchers("finetune", seed), *hopeless],
             **run.saves("finetune", seed), **shared,
         )  # fmt: skip
@@ -248,11 +247,11 @@ def baseline(name: str, trained: Trained, run: Run, data: ImageSet, seed: int):
     if name == "scratch":
         return importlib.import_module("common.images.scratch").train_from_scratch(
             data, (config.source, trained.source.image_size), lambda source: build_model(source, classes, config),
-            lambda source: stage_settings(data, source, seed, config), epochs=config.scratch_epochs, seed=seed,
-            weight_decay=config.weight_decay, save=lambda stage: run.saves(stage, seed), resize=config.resize,
+            lambda own: stage_settings(own, seed, config), epochs=config.scratch_epochs, seed=seed,
+            weight_decay=config.weight_decay, save=lambda stage: run.saves(stage, seed), folder=run.out,
         )  # fmt: skip
     measure = importlib.import_module("common.images.baselines").BY_PIXELS[name]
-    return measure(data, weights_of_images(data, config), config.resize)
+    return measure(data, weights_of_images(data, config))
 
 
 def main(config: Config) -> dict:
@@ -260,26 +259,37 @@ def main(config: Config) -> dict:
     run = Run(config)
     config, out, clock = run.config, run.out, run.clock
     with clock("data"):
-        data = load_data(config)
+        data, source = load_data(config)
     print(f"{config.data}: {data.counts()}, {len(data.class_names)} classes")
     print(describe_class_weights(data, config.class_weights))
-    keras.utils.set_random_seed(config.seed)
-    source = load_fitting(config.source, config.image_size, data.shorter_side)
     run.remember(data, source)
     with clock("features"):
-        of = extract_features(source, data, config)
+        of, engine = extract_features(source, data, config)
     trained = {seed: train(run, data, of, seed) for seed in flags.parse_seeds(config.seeds, config.seed)}
     best = best_on_validation(data.val.labels, {seed: one.val_probabilities for seed, one in trained.items()})
     chosen, model = trained[best], trained[best].model
 
     with clock("export"):  # before the baselines: if one is stopped, the model is there
+        process = FreshProcess()  # imports TensorFlow meanwhile
         exporting.save_keras_model(model, out / "model.keras")  # to continue training; the rest is for serving
         version = export.export_image_classifier(
             model, out / "serving" / "image_classification", data.class_names,
             resize=config.resize, example=Path(data.train.paths[0]),
         )  # fmt: skip
         write_serving_files(out / "serving", "image_classification", input_name=INPUT, example=Path(data.test.paths[0]))
-        proof = export.prove_image_classifier(version, data.test.paths, chosen.probabilities, data.class_names)
+        expected = data.test.paths, chosen.probabilities, data.class_names
+        hashes = data.test.pixels.hashes
+        later = in_background(export.prove_image_classifier, version, *expected, process, hashes)
+    explanation = None
+    if config.explain:
+        with clock("explain"):
+            explanation = importlib.import_module("common.images.explain").explain(
+                out, chosen.source, model, data, features={split: views[0] for split, views in of.items()},
+                probabilities=chosen.probabilities, val_probabilities=chosen.val_probabilities,
+                applied_temperature=chosen.temperature,
+            )  # fmt: skip
+    with clock("proof"):
+        proof = later.result()
 
     baselines, rows, notes = run_baselines(
         flags.parse_baselines(config.baselines, BASELINES, CHEAP),
@@ -287,15 +297,6 @@ def main(config: Config) -> dict:
         calibrate=config.calibrate, part_of_run={"frozen": ("features", "head")},
         seeds=(best, *(seed for seed in trained if seed != best)), per_seed=("frozen", "scratch"),
     )  # fmt: skip
-    explanation = None
-    if config.explain:
-        with clock("explain"):
-            explanation = explain.explain(
-                out, chosen.source, model, data, features={split: views[0] for split, views in of.items()},
-                probabilities=chosen.probabilities, val_probabilities=chosen.val_probabilities,
-                applied_temperature=chosen.temperature, resize=config.resize,
-            )  # fmt: skip
-
     outcome = Outcome(
         [*chosen.history, *rows], stage_seconds(clock), chosen.parameters, source.card, proof,
         exporting.size_report(version, model),
@@ -304,54 +305,50 @@ def main(config: Config) -> dict:
         "image_classification", config, data, outcome, exported=best,
         probabilities={seed: one.probabilities for seed, one in trained.items()}, baselines=baselines,
         titles=BASELINES, what="images", preview=thumbnails(data.test.paths), explanation=explanation,
+        more={"engine": engine},
         advice=[chosen.choice, *notes, *measured_from_scratch(__file__, config, data.counts())],
     )  # fmt: skip
 
 
 def check(config: Config) -> None:
     """Print what a run would read and how long it would take, and write a sheet of samples; nothing is trained."""
-    data = load_data(config)
-    print(describe_counts(data), *group_advice(data), describe_class_weights(data, config.class_weights), sep="\n  ")
-    source = load_fitting(config.source, config.image_size, data.shorter_side)
+    data, source = load_data(config)
+    advice = importlib.import_module("common.images.data_quality").group_advice(data)
+    counts = importlib.import_module("common.classification.check").describe_counts(data)
+    print(counts, *advice, describe_class_weights(data, config.class_weights), sep="\n  ")
     model = build_model(source, len(data.class_names), config)
     print(f"source: {source.card}\ninput {source.image_size} pixels, {source.feature_width} features")
 
-    batches = stage_settings(data, source, config.seed, config)["batches_from"](0, 0)
+    batches = stage_settings(data, config.seed, config)["batches_from"](0, 0)
     images, targets, _ = next(batches.as_numpy_iterator())
     titles = [data.class_names[number] for number in targets[:24].argmax(axis=1)]
     print(f"samples as trained on: {write_sample_grid(Path(config.out) / 'samples.png', images[:24], titles)}")
 
     freezing.freeze(model, source.backbone, policy_of(config), config.batch_norm)
-    step, forward = seconds_of_steps(model, source.extractor, images, targets)
-    epochs, seeds = fine_tuning_epochs(data, config), len(flags.parse_seeds(config.seeds, config.seed))
-    fits = seeds * (2 if config.unfreeze == "auto" else 1) * (epochs > 0)  # of a new head, on train and validation
-    forwards = len(data.train) * (config.views + fits) + len(data.val) * (1 + fits) + (2 + seeds) * len(data.test)
-    tuning = seeds * epochs * (steps_per_epoch(len(data.train), config.batch_size) * step + len(data.val) * forward)
-    print(f"estimate: {format_seconds(forwards * forward + tuning)}, and half a minute for export and proof")
+    epochs = fine_tuning_epochs(data, config)
+    seconds = importlib.import_module("common.images.estimate").seconds_of_run(
+        model, source, data, images, targets, views=config.views, epochs=epochs,
+        new_heads=(2 if config.unfreeze == "auto" else 1) if epochs else 0,
+        seeds=len(flags.parse_seeds(config.seeds, config.seed)),
+    )  # fmt: skip
+    print(f"estimate: {format_seconds(seconds)}, and half a minute for export and proof")
 
 
 # --- helpers of the steps above ------------------------------------------------------------------------------
 
 
-def predict(source: Source, model: keras.Model, data: ImageSet, config: Config) -> np.ndarray:
-    """Return class probabilities of the test split, through the decoder that serving runs, float32 [n, classes]."""
-    return model.predict(image_batches(data.test.paths, source.image_size, 64, resize=config.resize), verbose=0)
+def predict(model: keras.Model, data: ImageSet) -> np.ndarray:
+    """Return class probabilities of the test split, float32 [n, classes]."""
+    return model.predict(image_batches(data.test.pixels, 64), verbose=0)
 
 
-def feature_files(config: Config) -> dict:
-    """Return where and how often stored features are written, and how images become square."""
-    return {"cache": Path(config.out) / "features", "resize": config.resize, "save_every": config.save_every}
-
-
-def stage_settings(data: ImageSet, source: Source, seed: int, config: Config) -> dict:
+def stage_settings(data: ImageSet, seed: int, config: Config) -> dict:
     """Return the arguments of `fit_stage` that fine-tuning and training from scratch share."""
+    weights, options = weights_of_images(data, config), {"seed": seed, "augment": augmentations(config, data)}
     return {
         "loss": keras.losses.CategoricalCrossentropy(label_smoothing=config.label_smoothing),
-        **stage_inputs(
-            data.train, data.val, weights_of_images(data, config), len(data.class_names), source.image_size,
-            config.batch_size, seed=seed, augment=augmentations(config, data), resize=config.resize,
-        ),
-    }  # fmt: skip
+        **stage_inputs(data.train, data.val, weights, len(data.class_names), config.batch_size, **options),
+    }
 
 
 def augmentations(config: Config, data: ImageSet) -> tuple[str, ...]:

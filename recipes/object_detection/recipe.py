@@ -14,7 +14,7 @@ Measured results, with commands and machine: `python -m recipes show object_dete
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, inf
 from pathlib import Path
 
@@ -37,8 +37,10 @@ from common.detection.metrics import Detections, evaluate
 from common.exporting import Predictor
 from common.flags import check_choice, check_range, parse_baselines, parse_list
 from common.images.files import read_image
+from common.images.folding import fold_batch_norm
 from common.images.sources import Source
 from common.progress import format_seconds, median_seconds
+from common.proof.prove import FreshProcess
 from common.results import Outcome
 from common.runs import Run
 from common.serving.kit.write import write_serving_files
@@ -49,6 +51,7 @@ SCORES = ("ap50", "ap", "ap75")
 SOURCES = ("resnet_mini", "mobilenet_v2", "resnet50")
 GALLERY = {"in": "images with boxes", "out": "boxes, labels, scores", "row": "bccd"}
 QUICK = "--limit 12 --epochs 1 --image-size 64 --stride 8 --width 16"  # a run of seconds, for tests
+EARLY = "common.detection.readers.table:refuse_early"  # called before TensorFlow is imported
 INPUT = "image"  # of the served model
 PREDICTOR = Predictor(INPUT, read_image, BOXES)
 CONVERTER = "common.detection.convert:DETECTOR"  # imported by `convert` alone
@@ -136,6 +139,7 @@ def train(run: Run, source: Source, detector: Detector, data: BoxSet, stage: str
     def batches_from(epoch, step):
         return training_stream(data, source.image_size, config, first=(epoch, step)).map(detector.targets, 2)
 
+    detector = replace(detector, model=fold_batch_norm(model))  # shares the weights
     find = build_finder(detector)
 
     def validate(epoch, logs):  # the best epoch is chosen by its boxes
@@ -144,7 +148,7 @@ def train(run: Run, source: Source, detector: Detector, data: BoxSet, stage: str
 
     compile_detector(detector, source, config, steps=epochs * steps, scratch=stage == "scratch")
     history = fit_with_checkpoints(
-        model, batches_from, epochs=epochs, lines=training.EpochLines(stage, epochs, steps, ("ap50",)),
+        detector.model, batches_from, epochs=epochs, lines=training.EpochLines(stage, epochs, steps, ("ap50",)),
         # By AP, not AP50: with a small val split, many epochs have the same AP50, early ones by chance. By the loss
         # while nothing is found yet.
         keep=training.KeepBest(None, rank=lambda logs: (round(logs["val_ap"], 4), logs["val_ap50"], -logs["loss"])),
@@ -178,6 +182,7 @@ def main(config: Config) -> dict:
         baselines[name], history = (found, clock.report()[f"baseline_{name}"]), history + rows
 
     with clock("export"):
+        process = FreshProcess()  # imports TensorFlow meanwhile
         exporting.save_keras_model(detector.model, out / "model.keras")  # to continue training; the rest is for serving
         version = export_detector(
             detector, out / "serving" / "object_detection", data.class_names,
@@ -186,7 +191,7 @@ def main(config: Config) -> dict:
         )  # fmt: skip
         example = Path(data.test.paths[0])
         write_serving_files(out / "serving", "object_detection", input_name=INPUT, example=example)
-        proof = prove_detector(version, data.test, detections, data.class_names)
+        proof = prove_detector(version, data.test, detections, data.class_names, process)
 
     card, size = {"spec": config.source, **source.card}, exporting.size_report(version, detector.model)
     return results.conclude(
@@ -203,6 +208,8 @@ def check(config: Config) -> None:
         print(f"  boxes in {split}: " + ", ".join(f"{count} {name}" for name, count in counts.items()))
     print(*(f"  {sentence}" for sentence in data.advice()), sep="\n")
     source, detector = build_model(data, config)
+    freezing.freeze(detector.model, source.backbone, "all", config.batch_norm)
+    detector = replace(detector, model=fold_batch_norm(detector.model))  # as it is trained
     model = detector.model
     print(f"source: {source.card}\ninput: {source.image_size} pixels, {model.count_params():,} parameters")
 

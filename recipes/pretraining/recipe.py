@@ -33,10 +33,13 @@ from common.images.dataset import ImageSet, load_image_set
 from common.images.export import export_image_classifier, prove_image_classifier
 from common.images.features import extract_features
 from common.images.files import read_image
+from common.images.folding import fold_batch_norm
+from common.images.pixels import read_images
 from common.images.preview import thumbnails, write_sample_grid
 from common.images.sources import load_source
 from common.linear_head import mean_and_std
 from common.progress import format_seconds, median_seconds
+from common.proof.prove import FreshProcess
 from common.results import Outcome
 from common.runs import Run
 from common.serving.kit.write import write_serving_files
@@ -46,6 +49,7 @@ from common.sources.specs import parse_source
 SCORES = ("accuracy", "macro_f1", "ece")
 GALLERY = {"in": "many labelled images", "out": "a source for image recipes", "row": ""}
 QUICK = "--limit 40 --epochs 1 --filters 64 64 --image-size 32"  # a run of seconds, for tests
+EARLY = "common.images.listing:refuse_early"  # called before TensorFlow is imported
 INPUT = "image"  # of the served model
 PREDICTOR = Predictor(INPUT, read_image, LABELS)
 CONVERTER = "common.images.convert:CLASSIFIER"  # imported by `convert` alone
@@ -87,10 +91,11 @@ class Config:
 
 
 def load_data(config: Config) -> ImageSet:
-    """Read, check and split the images."""
+    """Read, check, decode and split the images."""
     return load_image_set(
-        config.data, Path(config.out), limit=config.limit, strict=config.strict, val_share=config.val_share
-    )
+        config.data, Path(config.out), (config.image_size, config.image_size), limit=config.limit,
+        strict=config.strict, val_share=config.val_share,
+    )  # fmt: skip
 
 
 def build_model(config: Config, classes: int, teacher_width: int) -> tuple[keras.Model, keras.Model]:
@@ -135,10 +140,9 @@ def load_teacher(config: Config, data: ImageSet) -> Teacher | None:
         source = load_source(config.teacher)
     except UserError as error:
         raise UserError(str(error).replace("--source", "--teacher")) from error
-    features = extract_features(
-        source, data.train.paths, Path(config.out) / "features", title="teacher",
-        save_every=config.save_every,
-    )  # fmt: skip
+    out = Path(config.out)
+    pixels = read_images(data.train.paths, source.image_size, folder=out)
+    features = extract_features(source, pixels, out / "features", title="teacher", save_every=config.save_every)
     return Teacher(features[0], *mean_and_std(features))
 
 
@@ -158,7 +162,8 @@ def train(run: Run, data: ImageSet, model: keras.Model, teacher: Teacher | None)
     weights = {"classes": 1.0}
     if teacher:
         losses["teacher"], weights["teacher"] = keras.losses.CosineSimilarity(), config.teacher_weight
-    model.compile(
+    learner = fold_batch_norm(model)  # shares the weights
+    learner.compile(
         optimizer=training.DiscriminativeAdamW(
             learning_rate=training.warmup_cosine(config.learning_rate, steps * config.epochs),
             weight_decay=config.weight_decay,
@@ -171,12 +176,11 @@ def train(run: Run, data: ImageSet, model: keras.Model, teacher: Teacher | None)
     classifier = classifier_of(model)
 
     def validate(epoch, logs):
-        images = image_batches(data.val.paths, model.input.shape[1:3], config.batch_size)
-        probabilities = classifier.predict(images, verbose=0)
+        probabilities = classifier.predict(image_batches(data.val.pixels, config.batch_size), verbose=0)
         logs["val_accuracy"] = float(np.mean(probabilities.argmax(axis=1) == data.val.labels))
 
     return fit_with_checkpoints(
-        model, lambda *first: shuffled_batches(config, data, targets, first), epochs=config.epochs,
+        learner, lambda *first: shuffled_batches(config, data, targets, first), epochs=config.epochs,
         lines=training.EpochLines("pretraining", config.epochs, steps),
         callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=validate)], **run.saves("pretraining"),
     )  # fmt: skip
@@ -205,14 +209,16 @@ def finish(run: Run, data: ImageSet, model: keras.Model, backbone: keras.Model, 
     config, out, clock = run.config, run.out, run.clock
     preset = save_preset(config, backbone)
     served = build_served(preset, model)
-    size = (config.image_size, config.image_size)
     with clock("evaluate"):
-        probabilities = served.predict(image_batches(data.test.paths, size, config.batch_size), verbose=0)
+        probabilities = served.predict(image_batches(data.test.pixels, config.batch_size), verbose=0)
     with clock("export"):
+        process = FreshProcess()  # imports TensorFlow meanwhile
         example, folder = Path(data.train.paths[0]), out / "serving" / "pretraining"
         version = export_image_classifier(served, folder, data.class_names, example=example)
         write_serving_files(out / "serving", "pretraining", input_name=INPUT, example=Path(data.test.paths[0]))
-        proof = prove_image_classifier(version, data.test.paths, probabilities, data.class_names)
+        proof = prove_image_classifier(
+            version, data.test.paths, probabilities, data.class_names, process, data.test.pixels.hashes
+        )
     use = f"python -m recipes run image_classification --source preset:{preset} --data folder:PHOTOS"
     parameters = {"total": served.count_params(), "backbone": backbone.count_params()}
     card = {"spec": f"preset:{preset}", "origin": "this run", "licence": config.licence, "data": config.data}
@@ -236,9 +242,10 @@ def check(config: Config) -> None:
     with training.dtype_policy("mixed_bfloat16" if config.mixed_precision else "float32"):
         model, backbone = build_model(config, len(data.class_names), 0)
     print(f"backbone: {backbone.count_params():,} parameters, {2 * backbone.count_params() / 2**20:.1f} MB as a preset")
-    model.compile("adam", {"classes": "sparse_categorical_crossentropy"}, jit_compile=training.use_xla())
+    learner = fold_batch_norm(model)
+    learner.compile("adam", {"classes": "sparse_categorical_crossentropy"}, jit_compile=training.use_xla())
     labels = {"classes": data.train.labels[indices]}
-    step = median_seconds(lambda: model.train_on_batch(images, labels))  # the weights are discarded
+    step = median_seconds(lambda: learner.train_on_batch(images, labels))  # the weights are discarded
     seconds = config.epochs * steps_per_epoch(len(data.train), config.batch_size) * step
     print(f"estimate: {format_seconds(seconds)} of training{', plus the teacher' if config.teacher else ''}")
 
@@ -249,9 +256,8 @@ def check(config: Config) -> None:
 def shuffled_batches(config: Config, data: ImageSet, targets, first: tuple[int, int] = (0, 0)) -> tf.data.Dataset:
     """Stream augmented training images with their targets, a function of indices, from (epoch, step) on."""
     return training_batches(
-        data.train.paths, targets, (config.image_size, config.image_size), config.batch_size,
-        seed=config.seed, augment=data.safe_augmentations(), first=first,
-    )  # fmt: skip
+        data.train.pixels, targets, config.batch_size, seed=config.seed, augment=data.safe_augmentations(), first=first
+    )
 
 
 def classifier_of(model: keras.Model) -> keras.Model:

@@ -53,6 +53,7 @@ BASELINES = {"random_weights": "Random weights"}  # always there
 SCORES = ("wer", "cer", "contrastive_loss", "codes_used")
 GALLERY = {"in": "recordings", "out": "a source for speech recipes", "row": ""}
 QUICK = "--limit 12 --epochs 1"  # a run of seconds, for tests
+EARLY = "common.speech.dataset:refuse_early"  # called before TensorFlow is imported
 HEAD_WIDTH = 48  # of an attention head
 
 

@@ -33,7 +33,7 @@ from common.results import Outcome
 from common.runs import Run
 from common.sources import preset_card
 from common.sources.specs import BUNDLED_FOLDER, parse_source
-from common.texts import batches, masked_lm
+from common.texts import batches, estimate, masked_lm
 from common.texts.masked_lm_report import findings, table, write_report
 from common.texts.models import build_encoder
 from common.texts.preview import write_masked_samples
@@ -45,6 +45,7 @@ BASELINES = {"random_weights": "Random weights", "most_frequent": "Most frequent
 SCORES = ("accuracy", "cosine_to_teacher")
 GALLERY = {"in": "plain texts", "out": "a source for text recipes", "row": ""}
 QUICK = "--limit 200 --epochs 1"  # a run of seconds, for tests
+EARLY = "common.texts.sentences:refuse_early"  # called before TensorFlow is imported
 HEAD_WIDTH = 48  # of an attention head
 CHUNK = 256  # sentences embedded by the teacher between two saves
 
@@ -259,7 +260,7 @@ def check(config: Config) -> None:
     examples = masked_lm.masked_examples(tokens, vocabulary, count=24)
     print(f"more samples: {write_masked_samples(Path(config.out) / 'samples.txt', examples)}")
 
-    chosen = batches.median_batch(tokens, config.batch_size, config.seed)  # represents all batches
+    chosen = estimate.median_batch(tokens, config.batch_size, config.seed)  # represents all batches
     some, embeddings, forward = tokens.of_texts(chosen), None, 0.0
     if config.teacher != "none":
         encoder, theirs = build_encoder(teacher), tokens_of_teacher(config, teacher, [data.train[i] for i in chosen])

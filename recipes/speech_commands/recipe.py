@@ -32,6 +32,7 @@ from common.data.splits import SPLITS
 from common.exporting import Predictor
 from common.flags import check_range, parse_baselines, parse_data, parse_list, parse_policy, parse_seeds
 from common.progress import format_seconds
+from common.proof.prove import FreshProcess
 from common.results import Outcome
 from common.runs import Run
 from common.serving.kit.write import write_serving_files
@@ -63,6 +64,7 @@ SCORES = ("accuracy", "macro_f1", "ece")
 SOURCES = ("wav2vec2_mini", "wav2vec2_base_960h")
 GALLERY = {"in": "clips in class folders", "out": "label, probabilities", "row": "spoken_commands"}
 QUICK = "--limit 24 --epochs 1 --head-epochs 1 --baselines none"  # a run of seconds, for tests
+EARLY = "common.speech.dataset:refuse_early"  # called before TensorFlow is imported
 REPLACES = {"recipe": "speech_wav2vec", "task": "commands"}  # runs from before this recipe existed
 INPUT = "audio"  # of the served model
 PREDICTOR = Predictor(INPUT, read_clip, LABELS, batch=4)
@@ -235,6 +237,7 @@ def main(config: Config) -> dict:
     source, model, probabilities, history = chosen.source, chosen.model, chosen.probabilities, chosen.history
 
     with clock("export"):
+        process = FreshProcess()  # imports TensorFlow meanwhile
         exporting.save_keras_model(model, out / "model.keras")
         models.save_source(out / "preset", model, source, None)  # a --source of other runs
         paths = data.test.paths
@@ -242,11 +245,11 @@ def main(config: Config) -> dict:
             command_model(source, model, data), out / "serving" / "speech_commands", example=Path(paths[0]),
             longest_seconds=max(LONGEST_SECONDS, config.max_seconds),
         )  # fmt: skip
-        proof = prove_commands(version, paths, probabilities, data.class_names)
         example = served_wav(Path(paths[0]))
         write_serving_files(out / "serving", "speech_commands", input_name=INPUT, example=example)
+        proof = prove_commands(version, paths, probabilities, data.class_names, process)
 
-    baselines, endings = {}, []  # after the proof: a baseline that is stopped takes no result with it
+    baselines, endings = {}, []  # after the proof: a baseline that is stopped takes no export with it
     for name in wanted_baselines(config):
         if name == "frozen":
             baselines[name] = {seed: one.frozen for seed, one in trained.items()}, clock.report()["head"]

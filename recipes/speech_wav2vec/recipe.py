@@ -28,6 +28,7 @@ from common.data.splits import SPLITS
 from common.exporting import Predictor
 from common.flags import check_choice, check_range, parse_baselines, parse_data, parse_list, parse_policy
 from common.progress import format_seconds
+from common.proof.prove import FreshProcess
 from common.results import Outcome
 from common.runs import Run
 from common.serving.kit.write import write_serving_files
@@ -62,6 +63,7 @@ SCORES = ("wer", "cer")
 SOURCES = ("wav2vec2_mini", "wav2vec2_base_960h")
 GALLERY = {"in": "recordings with transcripts", "out": "text, confidence", "row": "fsdd"}
 QUICK = "--limit 12 --epochs 1 --head-epochs 1 --baselines zero_shot"  # a run of seconds, for tests
+EARLY = "common.speech.dataset:refuse_early"  # called before TensorFlow is imported
 INPUT = "audio"  # of the served model
 PREDICTOR = Predictor(INPUT, read_recording, TRANSCRIPTS, BATCH)
 AUGMENTATIONS = ("speed", "noise", "gain", "microphone")
@@ -209,6 +211,7 @@ def main(config: Config) -> dict:
         decoders = decode_with_beams(transcripts, transcribe, corpus, config) if config.beams else {}
 
     with clock("export"):
+        process = FreshProcess()  # imports TensorFlow meanwhile
         exporting.save_keras_model(model, out / "model.keras")
         models.save_source(out / "preset", model, source, corpus.characters)  # a --source of other runs
         paths = corpus.data.test.paths
@@ -216,11 +219,12 @@ def main(config: Config) -> dict:
             recogniser(source, model, corpus), out / "serving" / "speech_wav2vec", example=Path(paths[0]),
             longest_seconds=max(LONGEST_SECONDS, config.max_seconds),
         )  # fmt: skip
-        proof = prove_recogniser(version, paths, transcripts.texts, transcripts.confidences)
+        expected = transcripts.texts, transcripts.confidences
         example = served_wav(Path(paths[0]))
         write_serving_files(out / "serving", "speech_wav2vec", input_name=INPUT, example=example)
+        proof = prove_recogniser(version, paths, *expected, process)
 
-    baselines = {}  # after the proof: a baseline that is stopped takes no result with it
+    baselines = {}  # after the proof: a baseline that is stopped takes no export with it
     for name in wanted_baselines(config, source):
         with clock("baselines"), clock(f"baseline_{name}"):
             texts, rows, ending = baseline(name, run, corpus, transcripts)

@@ -9,6 +9,7 @@ from PIL import Image
 
 from common.images.baselines import (
     MOST_IMAGES,
+    SIDE,
     in_proportion,
     neighbour_probabilities,
     oriented_gradients,
@@ -35,7 +36,7 @@ def stripes(tmp_path_factory):
             folder.mkdir(parents=True)
             for number in range(count):
                 Image.fromarray(striped(rng, name == "upright")).save(folder / f"{number}.png")
-    return load_image_set(f"folder:{root}", root / "out")
+    return load_image_set(f"folder:{root}", root / "out", (SIDE, SIDE))
 
 
 def weights(data) -> np.ndarray:

@@ -422,10 +422,10 @@ def test_calibration_images_are_few_and_the_same_for_the_same_seed(tmp_path: Pat
             folder = tmp_path / "photos" / split / ("even", "odd")[level % 2]
             folder.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (8, 8), (level, 0, 0)).save(folder / f"{level}.png")
-    data = load_image_set(f"folder:{tmp_path / 'photos'}", tmp_path)
+    data = load_image_set(f"folder:{tmp_path / 'photos'}", tmp_path, (4, 4))
 
     def levels_of(seed: int) -> list[int]:
-        count, stream = convert.calibrate(data, (4, 4), "crop", seed)
+        count, stream = convert.calibrate(data, seed)
         pixels = list(stream())
         assert count == len(pixels) and {one.shape for one in pixels} == {(1, 4, 4, 3)}
         return [int(one[0, 0, 0, 0]) for one in pixels]
@@ -433,6 +433,6 @@ def test_calibration_images_are_few_and_the_same_for_the_same_seed(tmp_path: Pat
     chosen = levels_of(7)
     assert len(set(chosen)) == len(chosen) == convert.CALIBRATION_IMAGES and set(chosen) <= set(of["train"])
     assert chosen == levels_of(7) and chosen != levels_of(8)
-    few = load_image_set(f"folder:{tmp_path / 'photos'}", tmp_path, limit=6)
-    count, stream = convert.calibrate(few, (4, 4), "crop", 0)
+    few = load_image_set(f"folder:{tmp_path / 'photos'}", tmp_path, (4, 4), limit=6)
+    count, stream = convert.calibrate(few, 0)
     assert count == len(few.train) == len(list(stream())) < 210

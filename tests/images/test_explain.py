@@ -16,9 +16,11 @@ from sklearn.linear_model import Ridge
 from common.classification import calibration
 from common.data.splits import SPLITS
 from common.images import data_quality, gradcam
-from common.images.batches import thumbnail
 from common.images.dataset import load_image_set
+from common.images.decoding import thumbnail
 from common.images.explain import explain
+from common.images.features import extract_features
+from common.images.pixels import read_images
 from common.images.sources import load_source
 from tests.elements import Elements
 
@@ -126,7 +128,7 @@ def test_images_within_one_part_may_repeat():
 
 
 def photo(path: Path) -> np.ndarray:
-    return thumbnail(tf.io.decode_image(path.read_bytes(), channels=3, expand_animations=False))
+    return thumbnail(tf.io.decode_image(path.read_bytes(), channels=3, expand_animations=False)).numpy()
 
 
 def test_ten_changed_copies_among_real_photos_are_found(shared_photos, tmp_path):
@@ -134,8 +136,6 @@ def test_ten_changed_copies_among_real_photos_are_found(shared_photos, tmp_path)
     photos = shared_photos
     thumbnails = np.stack([photo(path) for path in photos])
     features = load_source("bundled:resnet_mini")
-    from common.images.features import extract_features
-
     copies = []
     for number, path in enumerate(photos[:10]):
         image = Image.open(path).convert("RGB")
@@ -145,7 +145,8 @@ def test_ten_changed_copies_among_real_photos_are_found(shared_photos, tmp_path)
             image = ImageEnhance.Brightness(image).enhance(0.8)
         copies.append(tmp_path / f"{number}.jpg")
         image.save(copies[-1], quality=60)
-    said = extract_features(features, [str(path) for path in [*photos, *copies]], tmp_path / "features")[0]
+    pixels = read_images([str(path) for path in [*photos, *copies]], features.image_size)
+    said = extract_features(features, pixels, tmp_path / "features")[0]
     half = len(photos) // 2
     parts = [np.arange(half), np.arange(half, len(photos)), len(photos) + np.arange(10)]
     both = np.concatenate([thumbnails, [photo(path) for path in copies]])
@@ -218,7 +219,7 @@ def test_explain_finds_a_planted_copy_and_writes_tables(two_classes, tmp_path):
     buffer = io.BytesIO()
     ImageOps.autocontrast(Image.open(copied)).save(buffer, "PNG")
     (tmp_path / "set" / "test" / "dark" / "copy.png").write_bytes(buffer.getvalue())
-    data = load_image_set(f"folder:{tmp_path / 'set'}", tmp_path / "out")
+    data = load_image_set(f"folder:{tmp_path / 'set'}", tmp_path / "out", (32, 32))
 
     source = load_source("bundled:resnet_mini@random", 32)
     head = keras.layers.Dense(2, activation="softmax", name="head")
@@ -228,7 +229,7 @@ def test_explain_finds_a_planted_copy_and_writes_tables(two_classes, tmp_path):
     probabilities = softmax(rng.normal(size=(len(data.test), 2))).astype("float32")
     found = explain(
         tmp_path / "out", source, model, data, features=said, probabilities=probabilities,
-        val_probabilities=softmax(rng.normal(size=(len(data.val), 2))), applied_temperature=None, resize="crop",
+        val_probabilities=softmax(rng.normal(size=(len(data.val), 2))), applied_temperature=None,
     )  # fmt: skip
     assert found.numbers["data_quality"]["near_duplicates_in_test"] == 1
     assert "1 of 9 test images have a near-duplicate" in found.sentences[0]

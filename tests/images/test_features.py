@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 
 from common import progress
-from common.images import features
 from common.images.batches import image_batches
 from common.images.dataset import Examples, ImageSet
-from common.images.features import extract_features, faster_if_it_agrees, refit_head
-from common.images.sources import Source, load_source
+from common.images.features import extract_features, refit_head
+from common.images.pixels import Pixels, read_images
+from common.images.sources import Source
 from common.linear_head import REFIT_PENALTY, fit_on_both
 
 WIDTH = 6
@@ -49,6 +49,12 @@ def paths(tmp_path: Path) -> list[str]:
 
 
 @pytest.fixture
+def pixels(paths) -> Pixels:
+    """The same images at the size of the source."""
+    return read_images(paths, (16, 16))
+
+
+@pytest.fixture
 def cache(tmp_path: Path) -> Path:
     """Where features are kept; made by extract_features."""
     return tmp_path / "run" / "features"
@@ -57,23 +63,23 @@ def cache(tmp_path: Path) -> Path:
 # --- extraction -------------------------------------------------------------------------------------------
 
 
-def test_features_are_what_the_extractor_says(source, paths, cache):
-    extracted = extract_features(source, paths, cache, batch_size=4)
+def test_features_are_what_the_extractor_says(source, pixels, cache):
+    extracted = extract_features(source, pixels, cache, batch_size=4)
     assert isinstance(extracted, np.memmap) and not extracted.flags.writeable
     assert extracted.shape == (1, 10, WIDTH) and extracted.dtype == np.float32
-    pixels = np.concatenate(list(image_batches(paths, (16, 16), 10).as_numpy_iterator()))
-    np.testing.assert_allclose(extracted[0], source.extractor(pixels, training=False), atol=1e-6)
+    images = np.concatenate(list(image_batches(pixels, 10).as_numpy_iterator()))
+    np.testing.assert_allclose(extracted[0], source.extractor(images, training=False), atol=1e-6)
     assert extracted.std(axis=1).min() > 0
 
 
-def test_batch_normalisation_and_dropout_rest_during_extraction(paths, cache):
-    pixels = keras.Input((16, 16, 3))
-    x = keras.layers.Dropout(0.5)(keras.layers.BatchNormalization()(keras.layers.Conv2D(WIDTH, 3)(pixels)))
-    extractor = keras.Model(pixels, keras.layers.GlobalAveragePooling2D()(x))
+def test_batch_normalisation_and_dropout_rest_during_extraction(pixels, cache):
+    inputs = keras.Input((16, 16, 3))
+    x = keras.layers.Dropout(0.5)(keras.layers.BatchNormalization()(keras.layers.Conv2D(WIDTH, 3)(inputs)))
+    extractor = keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(x))
     before = [weight.numpy().copy() for weight in extractor.weights]
-    extracted = extract_features(Source("test", extractor, extractor, (16, 16), {}), paths, cache)
+    extracted = extract_features(Source("test", extractor, extractor, (16, 16), {}), pixels, cache)
     np.testing.assert_allclose(
-        extracted[0], extractor.predict(image_batches(paths, (16, 16), 10), verbose=0), atol=2e-4, rtol=1e-4
+        extracted[0], extractor.predict(image_batches(pixels, 10), verbose=0), atol=2e-4, rtol=1e-4
     )
     for weight, old in zip(extractor.weights, before, strict=True):
         np.testing.assert_array_equal(weight, old)
@@ -86,21 +92,21 @@ class MustNotRun(keras.Model):
         raise AssertionError("the backbone ran again")
 
 
-def test_the_second_call_reads_the_cache(source, paths, cache, monkeypatch):
-    first = extract_features(source, paths, cache)
+def test_the_second_call_reads_the_cache(source, pixels, cache, monkeypatch):
+    first = extract_features(source, pixels, cache)
     (file,) = cache.iterdir()
     changed = file.stat().st_mtime_ns
     fingerprint = source.fingerprint()
     monkeypatch.setattr(Source, "fingerprint", lambda self: fingerprint)
     asleep = Source("test", MustNotRun(), source.backbone, (16, 16), {})
-    np.testing.assert_array_equal(extract_features(asleep, paths, cache), first)
+    np.testing.assert_array_equal(extract_features(asleep, pixels, cache), first)
     assert [file.stat().st_mtime_ns] == [path.stat().st_mtime_ns for path in cache.iterdir()] == [changed]
     with pytest.raises(AssertionError, match="ran again"):  # the stand-in does what it says
         monkeypatch.setattr(Source, "feature_width", WIDTH)
-        extract_features(asleep, paths[:5], cache)
+        extract_features(asleep, pixels.take(slice(5)), cache)
 
 
-def test_a_killed_extraction_is_done_again(source, paths, cache, monkeypatch):
+def test_a_killed_extraction_is_done_again(source, pixels, cache, monkeypatch):
     class Killed(BaseException):
         pass
 
@@ -109,33 +115,33 @@ def test_a_killed_extraction_is_done_again(source, paths, cache, monkeypatch):
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(progress.ProgressLine, "update", die)
-        extract_features(source, paths, cache, batch_size=2)
+        extract_features(source, pixels, cache, batch_size=2)
     (partial,) = cache.iterdir()
     assert partial.name.endswith(".partial.npy")
     partial.write_bytes(partial.read_bytes()[:100])  # not even a whole file
-    again = extract_features(source, paths, cache, batch_size=2)
+    again = extract_features(source, pixels, cache, batch_size=2)
     (file,) = cache.iterdir()
     assert not file.name.endswith(".partial.npy")
-    pixels = np.concatenate(list(image_batches(paths, (16, 16), 10).as_numpy_iterator()))
-    np.testing.assert_allclose(again[0], source.extractor(pixels), atol=1e-6)
+    images = np.concatenate(list(image_batches(pixels, 10).as_numpy_iterator()))
+    np.testing.assert_allclose(again[0], source.extractor(images), atol=1e-6)
 
 
-def test_whatever_changes_the_features_changes_the_key(source, paths, cache):
+def test_whatever_changes_the_features_changes_the_key(source, paths, pixels, cache):
     def files() -> int:
         return len(list(cache.iterdir()))
 
-    extract_features(source, paths, cache)
-    extract_features(source, paths, cache, seed=7, augment=("flip",))  # of no effect on a single plain view
+    extract_features(source, pixels, cache)
+    extract_features(source, pixels, cache, seed=7, augment=("flip",))  # of no effect on a single plain view
     assert files() == 1
     calls = [
-        lambda: extract_features(make_source(1), paths, cache),
-        lambda: extract_features(source, paths, cache, resize="squash"),
-        lambda: extract_features(source, paths[::-1], cache),
-        lambda: extract_features(source, paths[:-1], cache),
-        lambda: extract_features(source, paths, cache, views=2, augment=("flip",)),
-        lambda: extract_features(source, paths, cache, views=2, augment=("crop",)),
-        lambda: extract_features(source, paths, cache, views=2, augment=("crop",), seed=1),
-        lambda: extract_features(source, paths, cache, views=3, augment=("crop",)),
+        lambda: extract_features(make_source(1), pixels, cache),
+        lambda: extract_features(source, read_images(paths, (16, 16), "squash"), cache),
+        lambda: extract_features(source, pixels.take(slice(None, None, -1)), cache),
+        lambda: extract_features(source, pixels.take(slice(-1)), cache),
+        lambda: extract_features(source, pixels, cache, views=2, augment=("flip",)),
+        lambda: extract_features(source, pixels, cache, views=2, augment=("crop",)),
+        lambda: extract_features(source, pixels, cache, views=2, augment=("crop",), seed=1),
+        lambda: extract_features(source, pixels, cache, views=3, augment=("crop",)),
     ]
     for number, call in enumerate(calls, start=2):
         call()
@@ -145,66 +151,34 @@ def test_whatever_changes_the_features_changes_the_key(source, paths, cache):
     assert files() == len(calls) + 1
     Image.new("RGB", (9, 9), (255, 0, 0)).save(paths[0])  # another image under the same name
     np.testing.assert_allclose(
-        extract_features(source, paths, cache)[0, 0],
+        extract_features(source, read_images(paths, (16, 16)), cache)[0, 0],
         source.extractor(np.full((1, 16, 16, 3), (255.0, 0, 0)))[0],
         atol=1e-5,
     )
     assert files() == len(calls) + 2
 
 
-def test_views_are_clean_first_then_augmented_and_reproducible(source, paths, tmp_path):
+def test_views_are_clean_first_then_augmented_and_reproducible(source, pixels, tmp_path):
     settings = {"views": 3, "augment": ("crop", "color"), "batch_size": 4, "seed": 3}
-    views = extract_features(source, paths, tmp_path / "a", **settings)
+    views = extract_features(source, pixels, tmp_path / "a", **settings)
     assert views.shape == (3, 10, WIDTH)
-    np.testing.assert_array_equal(views[0], extract_features(source, paths, tmp_path / "a", batch_size=4)[0])
+    np.testing.assert_array_equal(views[0], extract_features(source, pixels, tmp_path / "a", batch_size=4)[0])
     for one, other in ((0, 1), (0, 2), (1, 2)):
         assert (np.abs(views[one] - views[other]).max(axis=1) > 1e-4).all()  # each image
-    np.testing.assert_array_equal(extract_features(source, paths, tmp_path / "b", **settings), views)
-    other_seed = extract_features(source, paths, tmp_path / "b", **settings | {"seed": 4})
+    np.testing.assert_array_equal(extract_features(source, pixels, tmp_path / "b", **settings), views)
+    other_seed = extract_features(source, pixels, tmp_path / "b", **settings | {"seed": 4})
     np.testing.assert_array_equal(other_seed[0], views[0])
     assert not np.array_equal(other_seed[1], views[1])
-
-
-# --- bfloat16 ---------------------------------------------------------------------------------------------
-
-
-def test_bfloat16_is_used_only_where_it_says_the_same(two_classes, capsys):
-    paths = sorted(str(path) for path in two_classes.rglob("*.png"))
-    source = load_source("bundled:resnet_mini", 32)
-    twin = faster_if_it_agrees(source, paths)
-    assert twin is not source and twin.backbone.dtype_policy.compute_dtype == "bfloat16"
-    assert "features in bfloat16: smallest cosine similarity of both 0.999" in capsys.readouterr().out
-    assert keras.config.dtype_policy().name == "float32"
-
-    class Rough(keras.layers.Layer):
-        """Loses in bfloat16 what it is there to tell: small differences on a large offset."""
-
-        def call(self, pixels):
-            offset = keras.ops.cast(1000.0, self.compute_dtype)
-            return (keras.ops.mean(keras.ops.cast(pixels, self.compute_dtype), axis=(1, 2)) / 255 + offset) - offset
-
-    def build(dtype: str) -> Source:
-        pixels = keras.Input((32, 32, 3))
-        extractor = keras.Model(pixels, keras.layers.Activation("linear", dtype="float32")(Rough(dtype=dtype)(pixels)))
-        return Source("rough", extractor, extractor, (32, 32), {})
-
-    rough = build("float32")
-    features.in_bfloat16, kept = lambda source: build("mixed_bfloat16"), features.in_bfloat16
-    try:
-        assert faster_if_it_agrees(rough, paths) is rough
-    finally:
-        features.in_bfloat16 = kept
-    assert "features in float32" in capsys.readouterr().out
 
 
 # --- the head on a fine-tuned source ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("given", "used"), [(1e-4, REFIT_PENALTY), (3.0, 3.0)])
-def test_the_head_is_fitted_anew_on_what_the_source_says_now(source, paths, given, used, tmp_path):
+def test_the_head_is_fitted_anew_on_what_the_source_says_now(source, pixels, given, used, tmp_path):
     labels = np.arange(10) % 2
     train, val = (
-        Examples(np.array(paths)[own], labels[own], None, groups)
+        Examples(pixels.take(own), labels[own], None, groups)
         for own, groups in ((slice(0, 6), None), (slice(6, 10), np.array([0, 0, 1, 1])))
     )
     data = ImageSet("test", ("a", "b"), train, val, test=val)
@@ -217,8 +191,8 @@ def test_the_head_is_fitted_anew_on_what_the_source_says_now(source, paths, give
     found = refit_head(head, source, data, tmp_path, penalty=given, **weights)
     groups = data.val.groups
     train, val = (
-        np.concatenate([source.forward(images) for images in image_batches(part, (16, 16), 4)])
-        for part in (paths[:6], paths[6:])
+        np.concatenate([source.forward(images) for images in image_batches(part, 4)])
+        for part in (pixels.take(slice(6)), pixels.take(slice(6, None)))
     )
     wanted = fit_on_both(expected, train[None], labels[:6], val, labels[6:], penalty=used, val_groups=groups, **weights)
     np.testing.assert_allclose(found, wanted, atol=1e-4)

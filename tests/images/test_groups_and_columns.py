@@ -16,8 +16,12 @@ from common.errors import UserError
 from common.images import readers
 from common.images.data_quality import group_advice
 from common.images.dataset import ImageSet
+from common.images.listing import list_images
+from common.images.readers import ImageColumns
 from recipes.__main__ import main
 from recipes.image_classification.recipe import Config, load_data
+
+TINY = "keras:MobileNet(alpha=0.25,size=32)@random"  # the images are what counts here
 
 
 @pytest.fixture
@@ -57,7 +61,7 @@ def told(data) -> list[str]:
 
 def load(data: str, tmp_path: Path, **flags) -> ImageSet:
     """Load as the recipe does."""
-    return load_data(Config(data=data, out=str(tmp_path / "out"), **flags))
+    return load_data(Config(data=data, out=str(tmp_path / "out"), source=TINY, **flags))[0]
 
 
 def bursts_in(data: ImageSet) -> list[set[str]]:
@@ -87,14 +91,14 @@ def test_a_pattern_on_the_path_keeps_bursts_together(bursts: Path, tmp_path: Pat
     assert load(f"folder:{bursts}", tmp_path).val.groups is None
 
 
-def test_only_training_images_say_how_large_images_are(table: Path, bursts: Path, tmp_path: Path):
-    columns = dict(path_column="file", label_column="species", split_column="fold")
+def test_images_listed_as_test_do_not_say_how_large_images_are(table: Path, bursts: Path, tmp_path: Path):
+    columns = ImageColumns("file", "species", "fold")
     for photo in bursts.glob("*/burst_3[2-9]_*.png"):
         Image.open(photo).resize((320, 320)).save(photo)
-    assert load(f"csv:{table}", tmp_path, **columns).shorter_side == 32
+    assert list_images(f"csv:{table}", tmp_path, columns=columns).shorter_side == 32
     for photo in bursts.glob("*/*.png"):
         Image.open(photo).resize((64, 48)).save(photo)
-    assert load(f"csv:{table}", tmp_path, **columns).shorter_side == 48
+    assert list_images(f"csv:{table}", tmp_path, columns=columns).shorter_side == 48
 
 
 def test_a_column_of_a_table_keeps_what_belongs_together(table: Path, tmp_path: Path):
@@ -242,7 +246,7 @@ def test_shots_draw_by_the_seed_and_leave_test_alone(bursts: Path, tmp_path: Pat
 
 @pytest.mark.slow  # the advice itself is tested above
 def test_check_advises_a_group_and_is_content_with_it(bursts: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
-    tiny = ("--source", "keras:MobileNet(alpha=0.25,size=32)@random", "--out", str(tmp_path / "look"))
+    tiny = ("--source", TINY, "--out", str(tmp_path / "look"))
     check = ["check", "image_classification", "--data", f"folder:{bursts}", *tiny]
     assert main(check) == 0
     [flag] = re.findall(r"keep them in one split: --group '(.*)'$", capsys.readouterr().out, re.MULTILINE)

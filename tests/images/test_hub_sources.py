@@ -192,7 +192,7 @@ def test_fine_tuning_in_the_recipe_changes_the_module(network, stripes, tmp_path
         data=f"folder:{stripes}", source=f"hub:{network}", out=str(tmp_path / "run"), epochs=6, batch_norm="train",
         learning_rate=0.01, augment="none",
     )  # fmt: skip
-    data, source = recipe.load_data(config), load_source(config.source)
+    data, source = recipe.load_data(config)
     model = recipe.build_model(source, 2, config)
     before = source.backbone.get_weights()
     recipe.fine_tune(Run(config), source, model, data, 0, [{"val_cross_entropy": 0.7}])

@@ -31,6 +31,7 @@ from common.errors import UserError
 from common.images.batches import image_batches
 from common.images.fetch import fetch_source
 from common.images.keras_applications import _FAMILIES, Preprocessing, _expects_another_division
+from common.images.pixels import read_images
 from common.images.sources import ENLARGE, Source, load_fitting, load_source
 from common.sources.specs import BUNDLED_FOLDER, KERAS_APPLICATIONS
 from tests.upstream import Upstream, serve
@@ -652,7 +653,7 @@ def test_the_bundled_mobilenet_has_the_weights_of_google_up_to_the_rounding_of_i
         rounded = theirs.numpy().astype("float16").astype("float32") if half else theirs.numpy()
         np.testing.assert_array_equal(ours.numpy(), rounded)
     photos = sorted((Path(__file__).parents[2] / "common/images/demo_clothing/test").glob("*/*.jpg"))[::20]
-    images = next(iter(image_batches([str(path) for path in photos], bundled.image_size, 10)))
+    images = next(iter(image_batches(read_images([str(path) for path in photos], bundled.image_size), 10)))
     wanted = features_of(exact, images)
     scale = np.linalg.norm(wanted, axis=1)
     assert 0 < (np.linalg.norm(features_of(bundled, images) - wanted, axis=1) / scale).max() < 0.015

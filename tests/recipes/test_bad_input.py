@@ -32,8 +32,10 @@ from common.classification.results import conclude
 from common.data.splits import SPLITS
 from common.errors import UserError
 from common.images import export, features
-from common.images.batches import RESIZE_MODES, decode_image, training_batches
+from common.images.batches import training_batches
 from common.images.dataset import ImageSet, load_image_set
+from common.images.decoding import RESIZE_MODES, decode_image
+from common.images.pixels import read_images
 from common.images.preview import thumbnails
 from common.images.sources import Source, load_source
 from common.results import Outcome
@@ -72,7 +74,7 @@ def photos(tmp_path: Path) -> Path:
 
 def load(data: Path | str, **options) -> ImageSet:
     """Load; a path stands for a folder."""
-    return load_image_set(f"folder:{data}" if isinstance(data, Path) else data, Path("unused"), **options)
+    return load_image_set(f"folder:{data}" if isinstance(data, Path) else data, Path("unused"), SIZE, **options)
 
 
 def reasons(data: ImageSet) -> dict[str, str]:
@@ -143,10 +145,11 @@ def test_one_pixel_and_ten_thousand_are_trained_on(resize, photos):
     for name, image in {"dot": noise(1, 1, 3), "row": noise(3, 10_000, 3), "column": noise(10_000, 2, 3)}.items():
         for kind, quality in (("cat", 70), ("dog", 90)):
             (photos / kind / f"{name}.jpg").write_bytes(encoded(image, "JPEG", quality=quality))
-    data = load(photos)
-    odd = [path for part in SPLITS for path in getattr(data, part).paths if path.endswith(".jpg")]
-    assert not data.skipped and len(odd) == 6
-    batches = training_batches(odd, lambda i: i, SIZE, 6, seed=0, augment=("flip", "crop", "color"), resize=resize)
+    data = load(photos, resize=resize)
+    whole = data.train.pixels + data.val.pixels + data.test.pixels
+    odd = whole.take([place for place, path in enumerate(whole.paths) if path.endswith(".jpg")])
+    assert not data.skipped and len(odd) == 6 and odd.resize == resize
+    batches = training_batches(odd, lambda i: i, 6, seed=0, augment=("flip", "crop", "color"))
     (images, _), *_ = batches.take(1).as_numpy_iterator()
     assert images.shape == (6, *SIZE, 3) and np.isfinite(images).all() and 0 <= images.min() <= images.max() <= 255
 
@@ -409,10 +412,10 @@ def source() -> Source:
 
 
 def test_a_full_disk_while_writing_features_is_told_before_the_first_picture(source, photos, tmp_path, capsys):
-    paths = [str(path) for path in sorted(photos.rglob("*.png"))]
+    pixels = read_images([str(path) for path in sorted(photos.rglob("*.png"))], SIZE)
     wanted = r"disk space for the features in .*features: about 0\.1 MB are needed, .* free"  # 20 * 768 * 4 bytes
     with pytest.raises(UserError, match=wanted), full_disk(20_000):
-        features.extract_features(source, paths, tmp_path / "features")
+        features.extract_features(source, pixels, tmp_path / "features")
     assert not list((tmp_path / "features").iterdir()) and not capsys.readouterr().out
 
 
@@ -444,15 +447,15 @@ def test_the_seconds_of_a_run_do_not_hide_what_the_disk_said(tmp_path):
 # --- files that go away during a run ----------------------------------------------------------------------------
 
 SPOIL = """
-import os
+from dataclasses import replace
 from common.images.dataset import load_image_set
 from common.images.batches import image_batches
-data = load_image_set(config.data, Path(config.out))
+data = load_image_set(config.data, Path(config.out), (8, 8))
 Path(config.out, "features").mkdir()
 Path(config.out, "features", "what was learned.npy").touch()
 victim = Path(data.test.paths[0])
 {spoil}
-list(image_batches(data.test.paths, (8, 8), 4))
+list(image_batches(replace(data.test.pixels, kept=None), 4))  # as where there is no room for decoded images
 """
 
 
@@ -471,7 +474,8 @@ def test_what_we_say_within_a_stream_reaches_the_user_as_we_say_it(tmp_path):
     [
         ("victim.unlink()", "{victim}; No such file or directory"),
         ("victim.write_bytes(victim.read_bytes()[:40])", "Invalid PNG"),
-        ("victim.unlink(); data.fingerprint()", "{victim} (No such file or directory)"),
+        (r"victim.write_bytes(b'\xff\xd8\xff' + bytes(40))", "Invalid JPEG"),
+        ("victim.unlink(); victim.read_bytes()", "{victim} (No such file or directory)"),
     ],
 )
 def test_a_picture_that_goes_away_during_a_run_is_named(spoil, reason, photos, tmp_path, capsys):

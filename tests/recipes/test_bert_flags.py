@@ -59,10 +59,11 @@ def stage(loaded, reviews, tmp_path, monkeypatch):
         keras.utils.set_random_seed(0)
         found = {}
         monkeypatch.setattr(
-            recipe, "fit_stage", lambda model, **named: found.update(named, batches=named["batches_from"])
+            recipe, "fit_stage", lambda model, **named: found.update(named, batches=named["batches_from"], model=model)
         )
         run = Run(settings(reviews, out=str(tmp_path / f"{len(list(tmp_path.iterdir()))}"), **flags))
-        recipe.fine_tune(run, of.source, of.model, of.encoder, of.tokens, of.data, train_with)
+        of_head = [{"val_cross_entropy": 0.7}]
+        recipe.fine_tune(run, of.source, of.model, of.encoder, of.tokens, of.data, train_with, of_head)
         found["variables"] = of.model.trainable_variables
         return SimpleNamespace(**found)
 
@@ -156,6 +157,29 @@ def test_rank_and_method_lora(stage, loaded):
     adapters = [variable for variable in given.variables if "lora_kernel_a" in variable.path]
     assert len(adapters) == 15 and {variable.shape[-1] for variable in adapters} == {2}
     assert {one.path for one in given.variables if one.path.endswith("/kernel")} == {"head/kernel"}
+
+
+def test_precision_trains_a_copy_and_leaves_a_float32_model(stage, loaded, reviews, tmp_path, monkeypatch):
+    assert stage(precision="float32").model is loaded.model and stage().model is loaded.model  # a short training
+    copied = stage(precision="bfloat16").model
+    assert copied is not loaded.model and copied.get_layer("head").compute_dtype == "float32"
+    assert "bfloat16" in {layer.compute_dtype for layer in copied._flatten_layers()}
+    for ours, theirs in zip(loaded.model.get_weights(), copied.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+    def fit(model, *_, stage, **named):
+        model.set_weights([weight + 1 for weight in model.get_weights()])
+        return [{"stage": stage}]
+
+    monkeypatch.setattr(recipe, "fit_stage", fit)
+    out = str(tmp_path / "run")
+    trained = train_of(loaded, settings(reviews, method="finetune", precision="bfloat16", calibrate=False, out=out))
+    assert {layer.compute_dtype for layer in trained.model._flatten_layers()} == {"float32"}
+    for after, before in zip(trained.encoder.get_weights(), loaded.encoder.get_weights(), strict=True):
+        np.testing.assert_allclose(after, before + 1, rtol=1e-6)
+    for flags in ({"method": "lora"}, {"method": "fewshot"}, {"method": "frozen"}, {"source": "hub:https://tfhub.dev/some/bert/1"}):
+        with pytest.raises(ValueError, match="--precision bfloat16 needs --method auto or finetune"):
+            settings(reviews, precision="bfloat16", **flags)
 
 
 def train_of(loaded, config: Config):
@@ -361,7 +385,8 @@ EFFECTS = {
     "dropout": "test_method_frozen_trains_the_head_alone_and_dropout",
     "label_smoothing": "test_label_smoothing", "gradient_norm": "test_gradient_norm",
     "pair_steps": "test_pair_steps_and_pair_rate", "pair_rate": "test_pair_steps_and_pair_rate",
-    "rank": "test_rank_and_method_lora", "class_weights": "test_class_weights",
+    "rank": "test_rank_and_method_lora",
+    "precision": "test_precision_trains_a_copy_and_leaves_a_float32_model", "class_weights": "test_class_weights",
     "patience": "test_batches_epochs_patience_and_checkpoints",
     "baselines": "test_baselines_come_after_the_proof_and_may_fail", "word_vectors": "test_word_vectors",
     "calibrate": "test_the_frozen_method_and_its_baseline_are_the_same_and_calibrated_alike",

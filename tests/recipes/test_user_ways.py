@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from recipes.__main__ import RECIPES, main
+from recipes.commands._discovery import find_recipe, find_recipes
+from recipes.commands._execution import refuse_early
 
 QUICK_PRETRAINING = ["--limit", "40", "--epochs", "1", "--filters", "64", "64", "--image-size", "32"]
 
@@ -138,6 +142,41 @@ def test_bad_values_are_refused_before_tensorflow(tmp_path: Path):
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=RECIPES.parent)
     assert done.stdout.split() == ["2", "False"]
     assert "ResNet50" in done.stderr
+
+
+def test_data_that_cannot_work_is_refused_before_tensorflow(tmp_path: Path):
+    """In every recipe: a table with other columns and, where classes are folders, a folder with one class."""
+    (tmp_path / "photos" / "cat").mkdir(parents=True)
+    for number in range(3):
+        (tmp_path / "photos" / "cat" / f"{number}.jpg").write_bytes(b"is not read")
+        (tmp_path / "photos" / "cat" / f"{number}.wav").write_bytes(b"is not read")
+        (tmp_path / "photos" / "cat" / f"{number}.txt").write_text("a text")
+    (tmp_path / "table.csv").write_text("a,b\n1,2\n")
+    names = [recipe.name for recipe in find_recipes(RECIPES)]
+    of_classes = ("image_classification", "pretraining", "bert_sentiment", "speech_commands")
+    program = (
+        "import sys; from recipes.__main__ import main\n"
+        "for command, name, data in [line.split('\\t') for line in sys.stdin.read().splitlines()]:\n"
+        "    code = main([command, name, '--data', data, '--out', sys.argv[1]])\n"
+        "    print(name, code, 'tensorflow' in sys.modules)"
+    )
+    cases = [(command, name, f"csv:{tmp_path}/table.csv") for name in names for command in ("run", "check")]
+    cases += [("run", name, f"folder:{tmp_path}/photos") for name in of_classes]
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "out")], input="\n".join(map("\t".join, cases)),
+        capture_output=True, text=True, cwd=RECIPES.parent,
+    )  # fmt: skip
+    assert done.stdout.splitlines() == [f"{name} 2 False" for _, name, _ in cases], done.stderr
+    said = done.stderr.splitlines()
+    assert all("Found: 'a', 'b'" in line or "Received: 'a', 'b'" in line or "Found: a, b" in line for line in said[:-4])
+    assert all("has 1 class(es)" in line for line in said[-4:])
+
+
+def test_a_table_from_a_pipe_is_not_read_early(tmp_path: Path):
+    """It can be read only once; here, reading would never end."""
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("bert_sentiment", "image_classification", "object_detection", "speech_wav2vec"):
+        refuse_early(find_recipe(RECIPES, name), SimpleNamespace(data=f"csv:{tmp_path}/pipe"))
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ and decides what can be used.
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ import numpy as np
 
 from common.data.folders import files_under
 from common.errors import UserError
+from common.flags import parse_data
+
+DATA_KINDS = ("demo", "voc", "coco", "csv", "yolo", "tfds")
 
 # Notes made while reading: for each reason the places where it occurred. They never stop a run by themselves.
 Noticed = defaultdict[str, list[str]]
@@ -104,3 +108,15 @@ def guess_kind(path: Path) -> str | None:
     suffixes = {file.suffix.lower() for file in files_under(path)}
     of_suffix = {".xml": "voc", ".yaml": "yolo", ".yml": "yolo", ".json": "coco"}
     return next((kind for suffix, kind in of_suffix.items() if suffix in suffixes), None)
+
+
+def parse_boxes(data: str) -> tuple[str, str]:
+    """Parse --data; for a path without a format, raise an error that suggests one."""
+    bare = data.removeprefix("folder:")
+    if bare not in DATA_KINDS and os.path.exists(os.path.expanduser(bare)):
+        kind = guess_kind(Path(bare).expanduser()) or "voc"
+        raise UserError(
+            "--data must name the format of the boxes. Allowed: "
+            f"{', '.join(kind + ':PATH' for kind in DATA_KINDS[1:-1])}. Received: {data!r}. Try: --data {kind}:{bare}"
+        )
+    return parse_data(data, DATA_KINDS)

@@ -8,13 +8,24 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.data.splits import SPLIT_OF_NAME, some
-from common.detection.readers.rows import BoxRow, Noticed, box_row, number_of, size_of, unusable_row
+from common.detection.readers.rows import BoxRow, Noticed, box_row, number_of, parse_boxes, size_of, unusable_row
 from common.errors import UserError
 
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
 
 # TensorFlow's own tables use filename and class.
 _SPELLINGS = {"path": ("path", "filename"), "label": ("label", "class"), **{side: (side,) for side in _SIDES}}
+
+
+def refuse_early(settings) -> None:
+    """Raise UserError for a table that cannot work, before TensorFlow is imported, which takes seconds.
+
+    Args:
+        settings: of a recipe: `data`.
+    """
+    kind, value = parse_boxes(settings.data)
+    if kind == "csv":
+        csv_rows(Path(value).expanduser(), defaultdict(list))
 
 
 def csv_rows(table: Path, noticed: Noticed) -> list[BoxRow]:

@@ -1,6 +1,8 @@
 """The proof: run as a folder in a fresh process, it imports tensorflow and nothing of this project.
 
-python -I common/proof/fresh_process KIND SAVED_MODEL INPUTS.json EXPECTED.npz RESULT.json
+echo '["KIND", "SAVED_MODEL", "INPUTS.json", "EXPECTED.npz", "RESULT.json"]' | python -I common/proof/fresh_process
+
+It imports tensorflow before it reads that line: it may be started while the SavedModel is still written.
 
 KIND is a module of this folder with a function `compare`; the folder of a `__main__.py` is on the path even under -I.
 """
@@ -11,6 +13,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import tensorflow  # noqa: F401 - before the line is read
 from ops import ops_outside_tf_serving
 
 
@@ -30,4 +33,7 @@ def main(kind: str, version: Path, inputs_file: Path, expected_file: Path, resul
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], *map(Path, sys.argv[2:6]))
+    asked = sys.stdin.readline()
+    if asked:  # else whoever started this process has ended
+        kind, *paths = json.loads(asked)
+        main(kind, *map(Path, paths))
