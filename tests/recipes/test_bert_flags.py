@@ -177,7 +177,12 @@ def test_precision_trains_a_copy_and_leaves_a_float32_model(stage, loaded, revie
     assert {layer.compute_dtype for layer in trained.model._flatten_layers()} == {"float32"}
     for after, before in zip(trained.encoder.get_weights(), loaded.encoder.get_weights(), strict=True):
         np.testing.assert_allclose(after, before + 1, rtol=1e-6)
-    for flags in ({"method": "lora"}, {"method": "fewshot"}, {"method": "frozen"}, {"source": "hub:https://tfhub.dev/some/bert/1"}):
+    for flags in (
+        {"method": "lora"},
+        {"method": "fewshot"},
+        {"method": "frozen"},
+        {"source": "hub:https://tfhub.dev/some/bert/1"},
+    ):
         with pytest.raises(ValueError, match="--precision bfloat16 needs --method auto or finetune"):
             settings(reviews, precision="bfloat16", **flags)
 
