@@ -117,7 +117,7 @@ class Config:
         if self.precision == "bfloat16" and not trains_in_any:
             raise ValueError(
                 "--precision bfloat16 needs --method auto or finetune and a source of layers (not hub: or kaggle:). "
-                f"Received: --method {self.method} --source {self.source}. Try: --precision auto"
+                f"Received: --method {self.method} --source {self.source}. Try: --precision float32"
             )
         flags.check_choice("--long-text", self.long_text, ("truncate", "windows"))
         flags.check_choice("--class-weights", self.class_weights, ("auto", "none", "softened", "balanced"))
