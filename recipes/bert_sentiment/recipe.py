@@ -86,9 +86,7 @@ class Config:
     pair_steps: int | None = None  # Steps of --method fewshot; 40 by default, more for more texts
     pair_rate: float = 1e-4  # Peak learning rate of --method fewshot
     rank: int = 4  # Rank of the adapters of --method lora
-    precision: str = (
-        "auto"  # Of fine-tuning: float32, bfloat16, auto (bfloat16 where it saves time); exports are float32
-    )
+    precision: str = "float32"  # Of fine-tuning: float32, bfloat16, or auto (bfloat16 where it saves time)
     class_weights: str = "auto"  # none, balanced (equal totals), softened (between), auto: softened if imbalanced
     patience: int | None = None  # Stop fine-tuning after this many epochs without improvement on validation
     baselines: str = "frozen,words"  # To compare with: frozen, words, vectors, scratch (takes as long), or none
