@@ -36,10 +36,10 @@ def load_recipe(recipe: Recipe) -> ModuleType:
 
 def refuse_early(recipe: Recipe, settings) -> None:
     """Raise UserError for data that cannot work, found without TensorFlow by the function that the recipe names."""
-    path = Path(settings.data.partition(":")[2]).expanduser()
-    if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe can be read only once
-        return
     if where := recipe.literal("EARLY"):
+        path = Path(settings.data.partition(":")[2]).expanduser()
+        if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe can be read only once
+            return
         module, _, name = where.partition(":")
         getattr(importlib.import_module(module), name)(settings)
 
