@@ -40,15 +40,6 @@ def source() -> Source:
 
 
 @pytest.fixture
-def paths(tmp_path: Path) -> list[str]:
-    """Ten images, wider than high."""
-    rng, files = np.random.default_rng(0), [tmp_path / f"{number}.png" for number in range(10)]
-    for file in files:
-        Image.fromarray(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(file)
-    return [str(file) for file in files]
-
-
-@pytest.fixture
 def pixels(paths) -> Pixels:
     """The same images at the size of the source."""
     return read_images(paths, (16, 16))

@@ -11,7 +11,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import tensorflow as tf
-from PIL import Image
 
 from common.data.splits import SPLITS
 from common.errors import UserError
@@ -24,15 +23,6 @@ from common.images.scratch import at_size
 
 SIZE = (6, 8)
 BYTES = 6 * 8 * 3
-
-
-@pytest.fixture
-def paths(tmp_path: Path) -> list[str]:
-    """Ten images of their own content."""
-    rng, files = np.random.default_rng(0), [tmp_path / f"{number}.png" for number in range(10)]
-    for file in files:
-        Image.fromarray(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(file)
-    return [str(file) for file in files]
 
 
 def decoded(paths, size=SIZE, resize: str = "crop") -> np.ndarray:
