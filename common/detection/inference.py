@@ -46,7 +46,7 @@ def find_objects(detector: Detector, images: tf.Tensor, scales: tf.Tensor, store
 def build_finder(detector: Detector) -> Callable:
     """Return `find_objects` of one detector as a function of batches, traced only once."""
     specs = [tf.TensorSpec((None, *spec.shape), spec.dtype) for spec in _letterboxed(detector.model)]
-    return tf.function(lambda *batch: find_objects(detector, *batch), input_signature=specs)
+    return tf.function(lambda *batch: find_objects(detector, *batch), input_signature=specs, autograph=False)
 
 
 def _letterboxed(model: keras.Model) -> tuple[tf.TensorSpec, ...]:
@@ -124,12 +124,12 @@ def export_detector(
         named = tf.tile(names[None, :-1], [tf.shape(pixels)[0], 1])
         return {"candidates": tf.concat([boxes, scores], axis=-1), "class_names": named}
 
-    image = [tf.TensorSpec([None], tf.string, name="image")]
-    pixels = [tf.TensorSpec([None, *specs[0].shape], tf.float32, name="pixels")]
+    image = tf.TensorSpec([None], tf.string, name="image")
+    pixels = tf.TensorSpec([None, *specs[0].shape], tf.float32, name="pixels")
     signatures = {
-        "serving_default": tf.function(lambda image: respond(image, threshold), input_signature=image),
-        "all": tf.function(lambda image: respond(image, LOWEST), input_signature=image),
-        "tensors": tf.function(candidates, input_signature=pixels),
+        "serving_default": exporting.graph_function(image)(lambda image: respond(image, threshold)),
+        "all": exporting.graph_function(image)(lambda image: respond(image, LOWEST)),
+        "tensors": exporting.graph_function(pixels)(candidates),
     }
     encoded = {"image": np.array([example.read_bytes()], dtype=object)} if example else None
     requests = {name: encoded for name in ("serving_default", "all")} if encoded else {}

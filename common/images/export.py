@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from common.classification.export import labelled, prove_labels
-from common.exporting import check_float32, save_servable
+from common.exporting import check_float32, graph_function, save_servable
 from common.images.decoding import decode_images
 from common.proof.prove import FreshProcess
 
@@ -46,8 +46,8 @@ def export_image_classifier(
     whole = keras.Model(model.input, [model.get_layer("head").input, model.output])
     names = tf.constant(list(class_names))
 
-    # All signatures call this one function, so that the graph of the model is stored once.
-    @tf.function(input_signature=[tf.TensorSpec((None, *size, 3), tf.float32)])
+    # All signatures call the same functions, so that their graphs are built and stored once.
+    @graph_function(tf.TensorSpec((None, *size, 3), tf.float32))
     def features_and_probabilities(pixels):
         return whole(pixels, training=False)
 
@@ -57,18 +57,18 @@ def export_image_classifier(
 
     image = tf.TensorSpec([None], tf.string, name="image")
     pixels = tf.TensorSpec((None, *size, 3), tf.float32, name="pixels")
-    serve = tf.function(lambda image: answer(decode_images(image, size, resize)), input_signature=[image])
-    tensors = tf.function(lambda pixels: answer(pixels), input_signature=[pixels])
-    embed = tf.function(
-        lambda image: {"embedding": features_and_probabilities(decode_images(image, size, resize))[0]},
-        input_signature=[image],
-    )
+    decoded = graph_function(image)(lambda image: decode_images(image, size, resize))
+    signatures = {
+        "serving_default": graph_function(image)(lambda image: answer(decoded(image))),
+        "tensors": graph_function(pixels)(lambda pixels: answer(pixels)),
+        "embed": graph_function(image)(lambda image: {"embedding": features_and_probabilities(decoded(image))[0]}),
+    }
     requests = {}
     if example:
-        encoded = np.array([example.read_bytes()], dtype=object)
-        decoded = decode_images(tf.constant(encoded), size, resize).numpy()
-        requests = {"serving_default": {"image": encoded}, "tensors": {"pixels": decoded}, "embed": {"image": encoded}}
-    return save_servable(model, folder, {"serving_default": serve, "tensors": tensors, "embed": embed}, requests)
+        files = {"image": np.array([example.read_bytes()], dtype=object)}
+        tensors = {"pixels": decoded(tf.constant(files["image"])).numpy()}
+        requests = {"serving_default": files, "tensors": tensors, "embed": files}
+    return save_servable(model, folder, signatures, requests)
 
 
 def prove_image_classifier(

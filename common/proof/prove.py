@@ -22,21 +22,28 @@ FRESH_PROCESS = Path(__file__).with_name("fresh_process")
 class FreshProcess:
     """A process that imports tensorflow and nothing of this project, and then waits for one SavedModel to prove.
 
-    Started before the export is written, it has imported tensorflow, which takes seconds, by the time it is needed.
+    A run starts it first, so that tensorflow, whose import takes seconds, is there when the export is written.
     """
 
     def __init__(self, python: str = sys.executable):
         """Start it; `python` is the interpreter with the tensorflow to use."""
+        self._python = python
+        self._start()
+
+    def _start(self) -> None:
         self._errors = tempfile.TemporaryFile()
         # -I: no PYTHONPATH and no current directory, so that nothing of this project can be imported.
         self._process = subprocess.Popen(
-            [python, "-I", str(FRESH_PROCESS)], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=self._errors,
+            [self._python, "-I", str(FRESH_PROCESS)],
+            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=self._errors,
             env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}, start_new_session=True,  # Ctrl-C is for this process
         )  # fmt: skip
         weakref.finalize(self, self._process.kill)
 
     def run(self, kind: str, *paths: Path) -> str:
         """Let it prove, and return the last line of its errors, "" where it succeeded; for arguments see `prove`."""
+        if self._process.poll() is not None:  # ended in the hours of a training, such as for want of memory
+            self._start()
         try:
             self._process.communicate(json.dumps([kind, *map(str, paths)]).encode())
         except BrokenPipeError:  # it has ended before

@@ -52,8 +52,8 @@ def build_command_forward(commands: CommandModel) -> Callable[[tf.Tensor, tf.Ten
     traced once for all lengths."""
     return tf.function(
         lambda audio, samples: tf.nn.softmax(logits_of(commands.model, commands.normalises, audio, samples)),
-        input_signature=CLIP_SPECS,
-    )
+        input_signature=CLIP_SPECS, autograph=False,
+    )  # fmt: skip
 
 
 def classify(
@@ -101,8 +101,8 @@ def export_commands(
     def answer(audio, samples):
         return labelled(names, forward(audio, samples))
 
-    audio = [tf.TensorSpec([None], tf.string, name="audio")]
-    serve = tf.function(lambda audio: answer(*decoded_wavs(audio, longest_seconds)), input_signature=audio)
+    audio = tf.TensorSpec([None], tf.string, name="audio")
+    serve = exporting.graph_function(audio)(lambda audio: answer(*decoded_wavs(audio, longest_seconds)))
     signatures = {"serving_default": serve, "tensors": tensors_signature(answer, longest_seconds)}
     return exporting.save_servable(commands.model, folder, signatures, warmup_requests(signatures, example))
 

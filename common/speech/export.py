@@ -61,13 +61,11 @@ def export_recogniser(
         logits, frames = forward(*decoded_wavs(audio, longest_seconds))
         return {"logits": logits, "frames": frames, "characters": tf.tile(symbols[None], [tf.shape(logits)[0], 1])}
 
-    audio = [tf.TensorSpec([None], tf.string, name="audio")]
+    audio = tf.TensorSpec([None], tf.string, name="audio")
     signatures = {
-        "serving_default": tf.function(
-            lambda audio: answer(*decoded_wavs(audio, longest_seconds)), input_signature=audio
-        ),
+        "serving_default": exporting.graph_function(audio)(lambda audio: answer(*decoded_wavs(audio, longest_seconds))),
         "tensors": tensors_signature(answer, longest_seconds),
-        "logits": tf.function(logits_and_characters, input_signature=audio),
+        "logits": exporting.graph_function(audio)(logits_and_characters),
     }
     return exporting.save_servable(recogniser.model, folder, signatures, warmup_requests(signatures, example))
 
@@ -118,7 +116,7 @@ def tensors_signature(answer: Callable, longest_seconds: float) -> tf.types.expe
         return answer(tf.where(real, samples - mean[:, None], 0.0), lengths)
 
     specs = [tf.TensorSpec((None, None), tf.float32, name="samples"), tf.TensorSpec([None], tf.int32, name="lengths")]
-    return tf.function(tensors, input_signature=specs)
+    return exporting.graph_function(*specs)(tensors)
 
 
 def warmup_requests(signatures: dict, example: Path | None) -> dict[str, dict[str, np.ndarray]]:

@@ -49,7 +49,7 @@ def build_forward(recogniser: Recogniser) -> Forward:
     Padding has no influence on the outputs. A clip too short for one frame has 0 frames.
     """
 
-    @tf.function(input_signature=CLIP_SPECS)
+    @tf.function(input_signature=CLIP_SPECS, autograph=False)
     def forward(audio, samples):
         return logits_of(recogniser.model, recogniser.normalises, audio, samples), recogniser.config.frame_lengths(
             samples

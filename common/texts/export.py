@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from common.classification.export import labelled, prove_labels
-from common.exporting import check_float32, save_servable
+from common.exporting import check_float32, graph_function, save_servable
 from common.proof.prove import FreshProcess
 from common.texts.batches import TextReader
 
@@ -41,10 +41,14 @@ def export_text_classifier(
     names = tf.constant(list(class_names))
     spec = tf.TensorSpec((None, None), tf.int32)
 
-    @tf.function(input_signature=[spec, spec])
+    @graph_function(spec, spec)
     def embedding_of_rows(token_ids, padding_mask):
         return encoder({"token_ids": token_ids, "padding_mask": padding_mask}, training=False)
 
+    text = tf.TensorSpec([None], tf.string, name="text")
+
+    # Two signatures call this function, so that the graph of the tokenizer is built once.
+    @graph_function(text)
     def embedding(text):
         inputs, owners = reader.batch(text)
         if reader.windows:
@@ -56,17 +60,13 @@ def export_text_classifier(
     def classify(embedding):
         return labelled(names, head(embedding))
 
-    text = tf.TensorSpec([None], tf.string, name="text")
+    pieces = (tf.TensorSpec((None, None), tf.int32, name=name) for name in ("token_ids", "padding_mask"))
     signatures = {
-        "serving_default": tf.function(lambda text: classify(embedding(text)), input_signature=[text]),
-        "tensors": tf.function(
-            lambda token_ids, padding_mask: classify(embedding_of_rows(token_ids, padding_mask)),
-            input_signature=[
-                tf.TensorSpec((None, None), tf.int32, name="token_ids"),
-                tf.TensorSpec((None, None), tf.int32, name="padding_mask"),
-            ],
+        "serving_default": graph_function(text)(lambda text: classify(embedding(text))),
+        "tensors": graph_function(*pieces)(
+            lambda token_ids, padding_mask: classify(embedding_of_rows(token_ids, padding_mask))
         ),
-        "embed": tf.function(lambda text: {"embedding": embedding(text)}, input_signature=[text]),
+        "embed": graph_function(text)(lambda text: {"embedding": embedding(text)}),
     }
     requests = {}
     if examples:

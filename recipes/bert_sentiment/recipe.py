@@ -272,6 +272,7 @@ def main(config: Config) -> dict:
     """Run the whole recipe: data -> source -> head -> encoder -> evaluation -> export -> proof -> report."""
     run = Run(config)
     config, out, clock = run.config, run.out, run.clock
+    process = FreshProcess()  # of the proof; it imports TensorFlow meanwhile
     with clock("data"):
         data = load_data(config)
     print(f"{config.data}: {data.counts()}, {len(data.class_names)} classes")
@@ -302,7 +303,6 @@ def main(config: Config) -> dict:
     chosen = trained[best]
     model, probabilities = chosen.model, chosen.probabilities
     with clock("export"):  # before the baselines: one that is killed costs nothing else
-        process = FreshProcess()  # imports TensorFlow meanwhile
         exporting.save_keras_model(model, out / "model.keras")  # for further training; the rest is for serving
         folder, examples = out / "serving" / "bert_sentiment", sorted(data.train.texts, key=len)[:2]
         version = export_text_classifier(model, reader, folder, data.class_names, examples=examples)

@@ -258,6 +258,7 @@ def main(config: Config) -> dict:
     """Run all steps: data -> features -> head -> fine-tuning -> export -> proof -> baselines -> report."""
     run = Run(config)
     config, out, clock = run.config, run.out, run.clock
+    process = FreshProcess()  # of the proof; it imports TensorFlow meanwhile
     with clock("data"):
         data, source = load_data(config)
     print(f"{config.data}: {data.counts()}, {len(data.class_names)} classes")
@@ -270,7 +271,6 @@ def main(config: Config) -> dict:
     chosen, model = trained[best], trained[best].model
 
     with clock("export"):  # before the baselines: if one is stopped, the model is there
-        process = FreshProcess()  # imports TensorFlow meanwhile
         exporting.save_keras_model(model, out / "model.keras")  # to continue training; the rest is for serving
         version = export.export_image_classifier(
             model, out / "serving" / "image_classification", data.class_names,

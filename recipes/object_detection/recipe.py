@@ -161,6 +161,7 @@ def main(config: Config) -> dict:
     """Run every step: data -> source -> head -> fine-tuning -> evaluation -> export -> proof -> report."""
     run = Run(config)
     config, out, clock = run.config, run.out, run.clock
+    process = FreshProcess()  # of the proof; it imports TensorFlow meanwhile
     with clock("data"):
         data = load_data(config)
     print(f"{config.data}: {data.counts()}, {len(data.class_names)} classes")
@@ -182,7 +183,6 @@ def main(config: Config) -> dict:
         baselines[name], history = (found, clock.report()[f"baseline_{name}"]), history + rows
 
     with clock("export"):
-        process = FreshProcess()  # imports TensorFlow meanwhile
         exporting.save_keras_model(detector.model, out / "model.keras")  # to continue training; the rest is for serving
         version = export_detector(
             detector, out / "serving" / "object_detection", data.class_names,

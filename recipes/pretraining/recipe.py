@@ -190,6 +190,7 @@ def main(config: Config) -> dict:
     """Run all steps: data -> teacher -> training -> preset -> evaluation -> export -> proof."""
     run = Run(config)
     config, clock = run.config, run.clock
+    process = FreshProcess()  # of the proof; it imports TensorFlow meanwhile
     with clock("data"):
         data = load_data(config)
     run.remember(data)
@@ -212,7 +213,6 @@ def finish(run: Run, data: ImageSet, model: keras.Model, backbone: keras.Model, 
     with clock("evaluate"):
         probabilities = served.predict(image_batches(data.test.pixels, config.batch_size), verbose=0)
     with clock("export"):
-        process = FreshProcess()  # imports TensorFlow meanwhile
         example, folder = Path(data.train.paths[0]), out / "serving" / "pretraining"
         version = export_image_classifier(served, folder, data.class_names, example=example)
         write_serving_files(out / "serving", "pretraining", input_name=INPUT, example=Path(data.test.paths[0]))

@@ -223,6 +223,7 @@ def main(config: Config) -> dict:
     """Run the whole story: data -> source -> head -> encoder -> evaluation -> export -> proof -> report."""
     run = Run(config)
     config, out, clock = run.config, run.out, run.clock
+    process = FreshProcess()  # of the proof; it imports TensorFlow meanwhile
     with clock("data"):
         data = load_data(config)
     run.remember(data, load_speech_source(config.source))
@@ -237,7 +238,6 @@ def main(config: Config) -> dict:
     source, model, probabilities, history = chosen.source, chosen.model, chosen.probabilities, chosen.history
 
     with clock("export"):
-        process = FreshProcess()  # imports TensorFlow meanwhile
         exporting.save_keras_model(model, out / "model.keras")
         models.save_source(out / "preset", model, source, None)  # a --source of other runs
         paths = data.test.paths

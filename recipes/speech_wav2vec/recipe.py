@@ -190,6 +190,7 @@ def main(config: Config) -> dict:
     """Run the whole story: data -> source -> head -> encoder -> evaluation -> export -> proof -> report."""
     run = Run(config)
     config, out, clock = run.config, run.out, run.clock
+    process = FreshProcess()  # of the proof; it imports TensorFlow meanwhile
     with clock("data"):
         data = load_data(config)
     keras.utils.set_random_seed(config.seed)
@@ -211,7 +212,6 @@ def main(config: Config) -> dict:
         decoders = decode_with_beams(transcripts, transcribe, corpus, config) if config.beams else {}
 
     with clock("export"):
-        process = FreshProcess()  # imports TensorFlow meanwhile
         exporting.save_keras_model(model, out / "model.keras")
         models.save_source(out / "preset", model, source, corpus.characters)  # a --source of other runs
         paths = corpus.data.test.paths
