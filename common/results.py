@@ -114,7 +114,8 @@ def measured_from_scratch(recipe_file: str, config, counts: dict[str, int], scor
         found = row["baselines"].get("scratch", {}).get(score)
         command = row["command"].partition(" --seed ")[0]
         if found and row["counts"] == counts and "--" not in command.partition(" --baselines ")[0].replace(" -m ", ""):
-            values = f"{score} {found['mean']:.3f} ± {found['std']:.3f} over {len(found['seeds'])} seed(s)"
+            spread = f"± {found['std']:.3f} over {len(found['seeds'])} seeds" if found["seeds"][1:] else "for one seed"
+            values = f"{score} {found['mean']:.3f} {spread}"
             return [f"From scratch on this demo, measured before: {values}. To measure it here, in minutes: {command}"]
     return []
 

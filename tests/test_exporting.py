@@ -19,7 +19,7 @@ from common.images import export
 from common.images.batches import image_batches
 from common.images.pixels import read_images
 from common.images.sources import load_source
-from common.proof.prove import in_background
+from common.proof.prove import FreshProcess, in_background
 from recipes.__main__ import RECIPES
 
 SIZE = (32, 32)
@@ -212,6 +212,13 @@ def test_a_proof_in_the_background_returns_or_raises_and_does_not_hold_up_the_en
     began = time.monotonic()
     subprocess.run([sys.executable, "-c", program], check=True, cwd=RECIPES.parent)
     assert time.monotonic() - began < 30
+
+
+def test_a_process_that_was_killed_during_the_training_is_started_again(tmp_path: Path):
+    process = FreshProcess()
+    process._process.kill()
+    process._process.wait()
+    assert "inputs.json" in process.run("classes", tmp_path, tmp_path / "inputs.json", tmp_path, tmp_path)
 
 
 def test_proof_of_a_folder_that_is_no_export_fails_with_the_reason(tmp_path: Path, pictures: list[str]):

@@ -30,8 +30,9 @@ def fold_batch_norm(model: keras.Model) -> keras.Model:
         return model
     pairs = {id(convolution): norm for convolution, norm in _pairs(model)}
     norms = {id(norm) for norm in pairs.values()}
-    inside = {id(layer): fold_batch_norm(layer) for layer in model.layers if isinstance(layer, keras.Model)}
-    if not pairs and all(inside[id(layer)] is layer for layer in model.layers if id(layer) in inside):
+    models = {id(layer): (layer, fold_batch_norm(layer)) for layer in model.layers if isinstance(layer, keras.Model)}
+    inside = {place: folded for place, (layer, folded) in models.items() if folded is not layer}
+    if not pairs and not inside:
         return model
 
     def replace(layer: keras.layers.Layer) -> keras.layers.Layer:

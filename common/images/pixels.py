@@ -189,14 +189,14 @@ def _room_for_pixels(shape: tuple[int, ...], folder: Path | None) -> np.ndarray 
     with tempfile.TemporaryFile(dir=folder) as file:
         try:
             if 2 * needed > shutil.disk_usage(folder).free:  # features, checkpoints and the export need room as well
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                raise OSError(errno.ENOSPC, "more than half of what is free")
             if hasattr(os, "posix_fallocate"):  # not on macOS. A memory map without space would kill the process later
                 os.posix_fallocate(file.fileno(), 0, needed)
             return np.memmap(file, "uint8", "w+", shape=shape)
         except OSError as error:
             print(
-                f"  decoded images would take {needed / 1e9:,.1f} GB, more than half of what is free in {folder} "
-                f"({error.strerror}): each pass decodes the files again, which is slower"
+                f"  decoded images would take {needed / 1e9:,.1f} GB in {folder} ({error.strerror}): each pass decodes "
+                "the files again, which is slower"
             )
             return None
 

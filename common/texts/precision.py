@@ -15,23 +15,26 @@ LONG = 200  # steps from which a second model in bfloat16, which takes seconds t
 FASTER = 1.3  # times; half of a step is something else
 
 
-def choose_precision(asked: str, steps: int, kept: Path) -> str:
+def choose_precision(asked: str, steps: int, kept: Path | None = None) -> str:
     """Return the Keras dtype policy of fine-tuning; weights and optimizer are float32 in each.
 
     Args:
         asked: auto, float32 or bfloat16. `auto` is bfloat16 for LONG trainings where products of matrices are FASTER.
         steps: of the training.
-        kept: file of what `auto` has chosen, for further seeds and a resumed run.
+        kept: file of what `auto` has chosen, for further seeds and a resumed run; None keeps nothing.
     """
     if asked != "auto":
         return "mixed_bfloat16" if asked == "bfloat16" else "float32"
-    if not kept.exists():
-        faster = steps >= LONG and (times := speedup_of_bfloat16()) >= FASTER
-        if faster:
-            print(f"  finetune in bfloat16: here, products of matrices are {times:.1f} times as fast in it")
+    if kept and kept.exists():
+        return json.loads(kept.read_text("utf-8"))["policy"]
+    policy = "float32"
+    if steps >= LONG and (times := speedup_of_bfloat16()) >= FASTER:
+        print(f"  finetune in bfloat16: here, products of matrices are {times:.1f} times as fast in it")
+        policy = "mixed_bfloat16"
+    if kept:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        write_json(kept, {"policy": "mixed_bfloat16" if faster else "float32"})
-    return json.loads(kept.read_text("utf-8"))["policy"]
+        write_json(kept, {"policy": policy})
+    return policy
 
 
 def speedup_of_bfloat16(rows: int = 1024, width: int = 768, repeats: int = 9) -> float:

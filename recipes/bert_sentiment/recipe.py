@@ -86,7 +86,7 @@ class Config:
     pair_steps: int | None = None  # Steps of --method fewshot; 40 by default, more for more texts
     pair_rate: float = 1e-4  # Peak learning rate of --method fewshot
     rank: int = 4  # Rank of the adapters of --method lora
-    precision: str = "float32"  # Of fine-tuning: float32, bfloat16, or auto (bfloat16 where it saves time)
+    precision: str = "auto"  # Of fine-tuning: float32, bfloat16, or auto (bfloat16 where it saves time)
     class_weights: str = "auto"  # none, balanced (equal totals), softened (between), auto: softened if imbalanced
     patience: int | None = None  # Stop fine-tuning after this many epochs without improvement on validation
     baselines: str = "frozen,words"  # To compare with: frozen, words, vectors, scratch (takes as long), or none
@@ -111,8 +111,7 @@ class Config:
         if self.method == "fewshot" and self.batch_size < 4:
             raise ValueError("--method fewshot contrasts texts within a batch: --batch-size must be at least 4.")
         flags.check_choice("--precision", self.precision, ("auto", "float32", "bfloat16"))
-        trains_in_any = self.method in ("auto", "finetune") and not self.source.startswith(("hub:", "kaggle:"))
-        if self.precision == "bfloat16" and not trains_in_any:
+        if self.precision == "bfloat16" and not self.trains_in_any_precision:
             raise ValueError(
                 "--precision bfloat16 needs --method auto or finetune and a source of layers (not hub: or kaggle:). "
                 f"Received: --method {self.method} --source {self.source}. Try: --precision float32"
@@ -131,6 +130,11 @@ class Config:
         flags.check_range(self, 0, 1, "layer_decay", "dropout", "label_smoothing")
         flags.check_range(self, 1e-9, inf, "head_rate", "gradient_norm")
         flags.check_range(self, 4, 100_000, "max_length")
+
+    @property
+    def trains_in_any_precision(self) -> bool:
+        """Whether all layers are trained, and are there to be built in another precision: a SavedModel has none."""
+        return self.method in ("auto", "finetune") and not self.source.startswith(("hub:", "kaggle:"))
 
 
 def load_data(config: Config) -> TextSet:
@@ -164,7 +168,7 @@ def train(
     config, classes, choice = run.config, len(data.class_names), ""
     temperature, precision = None, "float32"
     keras.utils.set_random_seed(seed)
-    source, encoder, model = models.load_classifier(config.source, classes, config.dropout)
+    source, encoder, model = build_model(config, classes)
     training.copy_weights(pretrained, encoder)  # with @random, each seed would load others
     head, parameters = model.get_layer("head"), {"total": model.count_params()}
     parameters["trainable_head"] = freezing.freeze(model, source.backbone, "frozen").parameters
@@ -192,7 +196,7 @@ def train(
         history, parameters["trainable_finetune"] = history + rows, counts.parameters
     if config.method == "lora":
         adapted = model
-        _, encoder, model = models.load_classifier(config.source, classes, config.dropout)
+        _, encoder, model = build_model(config, classes)
         models.merge_adapters(adapted, model)
     with clock("evaluate"):
         if config.method != "auto":
@@ -227,10 +231,10 @@ def fine_tune(run: Run, source: TextSource, model, encoder, tokens, data: TextSe
         counts = models.unfreeze(model, source.backbone, tables=False)
     print(f"finetune: {counts}")
     trained, epochs = model, fine_tuning_epochs(tokens, config)
-    precision = precision_of(run, epochs * ceil(len(tokens["train"]) / config.batch_size))
+    kept = run.out / "checkpoints" / "precision.json"
+    precision = precision_of(config, epochs * ceil(len(tokens["train"]) / config.batch_size), kept)
     if precision != "float32":  # a copy is trained; the float32 model gets its weights
-        with training.dtype_policy(precision):
-            source, encoder, trained = models.load_classifier(config.source, len(data.class_names), config.dropout)
+        source, encoder, trained = build_model(config, len(data.class_names), precision)
         training.copy_weights(model, trained)
         models.unfreeze(trained, source.backbone, tables=False)
     shared = stage_settings(trained, encoder, tokens, data, seed, config)
@@ -340,21 +344,23 @@ def check(config: Config) -> None:
     """Describe the data and estimate the time of a run; train nothing, write one page of samples."""
     data = load_data(config)
     print(describe_counts(data), describe_class_weights(data, config.class_weights), sep="\n")
-    source, encoder, model = models.load_classifier(config.source, len(data.class_names), config.dropout)
+    source, encoder, model = build_model(config, len(data.class_names))
     print(f"source: {source.card}")
     tokens = tokenize(source, data, config)[1]
     page = Path(config.out) / "samples.txt"
     write_sample_texts(page, data, tokens["train"], source.tokenize.vocabulary())
     print(f"samples as tokenized for the encoder: {page}")
 
+    epochs = 0 if config.method == "frozen" else fine_tuning_epochs(tokens, config)
+    steps = epochs * ceil(len(tokens["train"]) / config.batch_size)
+    if (precision := precision_of(config, steps)) != "float32":
+        source, encoder, model = build_model(config, len(data.class_names), precision)
     if config.method == "lora":
         models.add_adapters(model, source.backbone, config.rank)
     else:
         models.unfreeze(model, source.backbone, tables=False)
     measure = importlib.import_module("common.texts.estimate").seconds_of_steps
     step, forward = measure(model, encoder, tokens["train"], data.train.labels, config.batch_size)
-    epochs = 0 if config.method == "frozen" else fine_tuning_epochs(tokens, config)
-    steps = epochs * ceil(len(tokens["train"]) / config.batch_size)
     if config.method == "fewshot":
         contrastive = importlib.import_module("common.texts.contrastive")
         steps = config.pair_steps or contrastive.default_steps(len(data.train))
@@ -399,12 +405,17 @@ def fine_tuning_epochs(tokens, config: Config) -> int:
     return max(3, ceil(60 / steps)) if config.epochs is None else config.epochs
 
 
-def precision_of(run: Run, steps: int) -> str:
-    """Return the dtype policy of so many steps of fine-tuning."""
-    if run.config.method == "lora" or parse_source(run.config.source).kind == "hub":
+def build_model(config: Config, classes: int, precision: str = "float32"):
+    """Return the source, its encoder and the classifier on it, of this dtype policy."""
+    with training.dtype_policy(precision):
+        return models.load_classifier(config.source, classes, config.dropout)
+
+
+def precision_of(config: Config, steps: int, kept: Path | None = None) -> str:
+    """Return the dtype policy of so many steps of fine-tuning; arguments as for `choose_precision`."""
+    if not config.trains_in_any_precision:
         return "float32"
-    kept = run.out / "checkpoints" / "precision.json"
-    return importlib.import_module("common.texts.precision").choose_precision(run.config.precision, steps, kept)
+    return importlib.import_module("common.texts.precision").choose_precision(config.precision, steps, kept)
 
 
 def weights_of_texts(data: TextSet, config: Config) -> np.ndarray:

@@ -190,7 +190,6 @@ def main(config: Config) -> dict:
     """Run all steps: data -> teacher -> training -> preset -> evaluation -> export -> proof."""
     run = Run(config)
     config, clock = run.config, run.clock
-    process = FreshProcess()  # of the proof; it imports TensorFlow meanwhile
     with clock("data"):
         data = load_data(config)
     run.remember(data)
@@ -208,6 +207,7 @@ def main(config: Config) -> dict:
 def finish(run: Run, data: ImageSet, model: keras.Model, backbone: keras.Model, history: list[dict]) -> dict:
     """Save the preset, measure it on the test split, export it as a classifier of its classes, and prove the export."""
     config, out, clock = run.config, run.out, run.clock
+    process = FreshProcess()  # of the proof; it imports TensorFlow meanwhile
     preset = save_preset(config, backbone)
     served = build_served(preset, model)
     with clock("evaluate"):

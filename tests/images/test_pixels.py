@@ -89,10 +89,7 @@ def test_space_on_the_disk_is_reserved_before_the_first_image(paths, tmp_path, m
 def test_without_room_the_files_are_decoded_in_each_pass(resize, paths, tmp_path, no_room, capsys):
     found = read_images(paths, SIZE, resize, folder=tmp_path / "run")
     said = capsys.readouterr().out
-    assert (
-        f"would take 0.0 GB, more than half of what is free in {tmp_path / 'run'} (No space left on device): " in said
-    )
-    assert "each pass decodes the files again, which is slower" in said
+    assert f"would take 0.0 GB in {tmp_path / 'run'} (No space left on device): each pass decodes the files" in said
     assert found.kept is None and list((tmp_path / "run").iterdir()) == []
     wanted = decoded(paths, resize=resize)
     np.testing.assert_array_equal(streamed(found), wanted)
