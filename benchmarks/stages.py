@@ -6,8 +6,9 @@
     python benchmarks/stages.py --before ../before                   # all tasks, an hour or more
     python benchmarks/stages.py --before ../before photos_12mp       # only this one; the others keep their numbers
 
-The checkouts take turns, so that what else the machine does hits both. Each run is a process of its own. Without
---before only this checkout is measured. Writes benchmarks/results/stages.json: medians, and every value.
+The checkouts take turns, so that what else the machine does hits both. Each run is a process of its own, and each
+repeat has another seed. Without --before only this checkout is measured. Writes benchmarks/results/stages.json: medians
+of the seconds, and every value of the whole command and of the scores.
 """
 
 from __future__ import annotations
@@ -35,7 +36,15 @@ TASKS = {
     "demo, speech_commands": ["speech_commands"],
     "ants_and_bees": ["image_classification", "--data", f"folder:{PREPARED}/hymenoptera_data"],
     "photos_12mp": ["image_classification", "--data", f"folder:{PREPARED}/photos_12mp"],
-    "photos_500": ["image_classification", "--data", f"folder:{PREPARED}/photos_500", "--unfreeze", "frozen"],
+    "photos_500": [
+        "image_classification",
+        "--data",
+        f"folder:{PREPARED}/photos_500",
+        "--unfreeze",
+        "frozen",
+        "--views",
+        "1",
+    ],
     "sst2": ["bert_sentiment", *SST2],
     "sst2_64_shots": ["bert_sentiment", *SST2, "--method", "fewshot", "--shots", "64"],
     "fsdd": ["speech_wav2vec", "--data", f"tsv:{PREPARED}/fsdd/all.tsv"],
@@ -100,13 +109,27 @@ def run_one(arguments: list[str]) -> None:
     cpu = {name: value for name, value in cpu.items() if "baseline_" not in name}
     cpu["proof's process"] = sum(os.times()[2:4])
     scores = {name: value for name, value in metrics["test"].items() if isinstance(value, float)}
-    print(json.dumps({"code": code, "wall": seconds, "cpu": cpu, "test": scores, "proof": metrics["proof"]}))
+    found = {"code": code, "wall": seconds, "cpu": cpu, "test": scores, "proof": metrics["proof"]}
+    engine, counts = metrics.get("engine", {}), metrics["counts"]
+    if rates := engine.get("images_per_second"):  # with one view: what the engine alone would take, of what was taken
+        alone = (counts["train"] + counts["val"]) / rates[engine["name"]] + counts["test"] / rates["tensorflow"]
+        found["engine"] = engine | {"seconds_alone": alone, "share_of_features": alone / seconds["features"]}
+    print(json.dumps(found))
 
 
-def measure(checkout: Path, task: str) -> dict:
+def measure(checkout: Path, task: str, seed: int) -> dict:
     """Run a task in a checkout, in a process of its own."""
     with tempfile.TemporaryDirectory() as out:
-        command = [sys.executable, str(Path(__file__)), "--one", *TASKS[task], "--out", f"{out}/run"]
+        command = [
+            sys.executable,
+            str(Path(__file__)),
+            "--one",
+            *TASKS[task],
+            "--seed",
+            str(seed),
+            "--out",
+            f"{out}/run",
+        ]
         load, used, began = os.getloadavg()[0], os.times(), time.monotonic()
         finished = subprocess.run(command, cwd=checkout, capture_output=True, text=True)
         wall, after = time.monotonic() - began, os.times()
@@ -130,8 +153,9 @@ def row_of(runs: list[dict]) -> dict:
         row[kind] = {name: round(statistics.median(run[kind].get(name, 0.0) for run in runs), 2) for name in names}
     row["commands"] = [round(run["wall"]["command"], 1) for run in runs]
     row["load_average"] = [run["load_average"] for run in runs]
-    row["test"], row["proof"] = runs[0]["test"], runs[0]["proof"]
-    return row
+    row["test"] = {name: [run["test"][name] for run in runs] for name in runs[0]["test"]}
+    row["proved"] = all(run["proof"]["passed"] for run in runs)
+    return row | ({"engines": [run["engine"] for run in runs]} if "engine" in runs[0] else {})
 
 
 def main() -> None:
@@ -156,7 +180,7 @@ def main() -> None:
         runs = {name: [] for name in checkouts}
         for repeat in range(given.repeats):
             for name in list(checkouts)[:: 1 if repeat % 2 == 0 else -1]:
-                runs[name].append(measure(checkouts[name].resolve(), task))
+                runs[name].append(measure(checkouts[name].resolve(), task, seed=repeat))
                 print(f"{task}, {name}: {runs[name][-1]['wall']['command']:.1f} s", flush=True)
         kept[task] = {name: {"commit": commit(checkouts[name].resolve()), **row_of(of)} for name, of in runs.items()}
         kept[task] |= machine()
