@@ -14,7 +14,7 @@ from common import files, runs
 from common.errors import UserError
 from common.flags import check_choice, check_installed
 from recipes.commands._discovery import recipe_of_run
-from recipes.commands._execution import complain, newest_export, quiet_tensorflow
+from recipes.commands._execution import complain, importing_tensorflow, newest_export, quiet_tensorflow
 
 TAKES = "RUN --to FORM"
 # The packages that each form needs besides TensorFlow, by import name.
@@ -43,7 +43,7 @@ def main(arguments: list[str], root: Path) -> int:
     for package in PACKAGES[options.to]:
         check_installed(f"--to {options.to}", package, "requirements-convert.txt")
 
-    with quiet_tensorflow():
+    with importing_tensorflow():
         from common import converting
 
         module, _, name = place.partition(":")

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from common.sources.specs import parse_source
-from recipes.commands._execution import quiet_tensorflow
+from recipes.commands._execution import importing_tensorflow
 
 TAKES = "SOURCE"
 
@@ -17,7 +17,7 @@ def main(arguments: list[str], root: Path) -> int:
     parser.add_argument("source", metavar="SOURCE", help="as for --source")
     source = parser.parse_args(arguments).source
     parse_source(source)  # errors are reported before importing TensorFlow, which takes seconds
-    with quiet_tensorflow():
+    with importing_tensorflow():
         from common.images.fetch import fetch_source
 
     print(f"Fetched. Without network: --source '{fetch_source(source)}'")

@@ -9,7 +9,7 @@ from typing import Any
 
 from common.errors import UserError
 from recipes.commands._discovery import load_only, recipe_of_run
-from recipes.commands._execution import complain, newest_export, quiet_tensorflow, reason_of
+from recipes.commands._execution import complain, importing_tensorflow, newest_export, reason_of
 
 TAKES = "RUN FILE..."
 
@@ -31,7 +31,7 @@ def main(arguments: list[str], root: Path) -> int:
     if absent:  # reported before importing TensorFlow, which takes seconds
         shown = ", ".join(name[:200] for name in absent[:5]) + (" …" if len(absent) > 5 else "")
         raise UserError(f"{len(absent)} of {len(options.inputs)} are not files: {shown}. Name existing files.")
-    with quiet_tensorflow():
+    with importing_tensorflow():
         import tensorflow as tf
 
         predictor = load_only(recipe.file, "PREDICTOR", "a Predictor").PREDICTOR

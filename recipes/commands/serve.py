@@ -13,7 +13,7 @@ import tyro
 
 from common.errors import UserError
 from common.flags import check_range
-from recipes.commands._execution import quiet_tensorflow
+from recipes.commands._execution import importing_tensorflow
 
 TAKES = "RUN"
 
@@ -50,7 +50,7 @@ def main(arguments: list[str], root: Path) -> int:
     """Serve until Ctrl-C or SIGTERM, then finish the running requests and stop."""
     config = tyro.cli(Config, args=arguments, prog="python -m recipes serve")
     _check(config)  # not in __post_init__, whose message tyro would wrap in a box
-    with quiet_tensorflow():
+    with importing_tensorflow():
         from common.serving.batching import BatchingParameters
         from common.serving.configs import configs_of_file, configs_of_folder
         from common.serving.rest import Limits

@@ -7,6 +7,7 @@ It imports tensorflow before it reads that line: it may be started while the Sav
 KIND is a module of this folder with a function `compare`; the folder of a `__main__.py` is on the path even under -I.
 """
 
+import gc
 import importlib
 import json
 import sys
@@ -37,3 +38,4 @@ if __name__ == "__main__":
     if asked:  # else whoever started this process has ended
         kind, *paths = json.loads(asked)
         main(kind, *map(Path, paths))
+    gc.freeze()  # else Python looks for garbage in all of tensorflow before it ends: one to two seconds
