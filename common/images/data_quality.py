@@ -172,6 +172,20 @@ def suspected_labels(features: Sequence[np.ndarray], labels: np.ndarray, classes
     ]
 
 
+def _eigen(count: int, width: int, blocks: Callable) -> tuple[np.ndarray, np.ndarray]:
+    """Return the eigenvalues of (rows.T @ rows) that are not 0, [k], and their eigenvectors, float32 [width, k]."""
+    if count < width:  # those of (rows @ rows.T) are the same, and sooner found
+        rows = np.concatenate([block for _, block in blocks()])
+        values, vectors = np.linalg.eigh((rows @ rows.T).astype("float64"))
+        own = values > 1e-6 * max(values[-1], 1e-12)
+        return values[own], (rows.T @ (vectors[:, own] / np.sqrt(values[own]))).astype("float32")
+    gram = np.zeros((width, width))
+    for _, block in blocks():
+        gram += block.T @ block
+    values, vectors = np.linalg.eigh(gram)
+    return np.maximum(values, 0), vectors.astype("float32")
+
+
 def leave_one_out_probabilities(features: Sequence[np.ndarray], labels: np.ndarray, classes: int) -> np.ndarray:
     """Return class probabilities of each image from all the others: cross-validation with one fold per image.
 
@@ -195,12 +209,10 @@ def leave_one_out_probabilities(features: Sequence[np.ndarray], labels: np.ndarr
 
     targets = np.eye(classes, dtype="float32")[labels]
     base = targets.mean(axis=0)
-    gram, moments = np.zeros((width, width)), np.zeros((width, classes))
-    for start, rows in _blocks(features, read):
-        gram += rows.T @ rows
-        moments += rows.T @ (targets[start : start + len(rows)] - base)
-    values, vectors = np.linalg.eigh(gram)
-    values, vectors, moments = np.maximum(values, 0), vectors.astype("float32"), vectors.T @ moments
+    values, vectors = _eigen(count, width, lambda: _blocks(features, read))
+    moments = sum(
+        vectors.T @ (rows.T @ (targets[start : start + len(rows)] - base)) for start, rows in _blocks(features, read)
+    )
 
     best = (np.inf, np.empty(0))
     for ridge in count * np.geomspace(1e-2, 1e2, 9):

@@ -165,10 +165,10 @@ def shared_photos(shared_data) -> list[Path]:
 # --- suspected labels ---------------------------------------------------------------------------------------------
 
 
-def clusters(rng: np.random.Generator, count: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
+def clusters(rng: np.random.Generator, count: int, classes: int, width: int = 20) -> tuple[np.ndarray, np.ndarray]:
     labels = np.arange(count) % classes
-    centres = rng.normal(size=(classes, 20)) * 1.5
-    return (centres[labels] + rng.normal(size=(count, 20))).astype("float32"), labels
+    centres = rng.normal(size=(classes, width)) * 1.5
+    return (centres[labels] + rng.normal(size=(count, width))).astype("float32"), labels
 
 
 def test_flipped_labels_are_the_first_suspects():
@@ -190,9 +190,10 @@ def test_clean_labels_are_hardly_suspected():
     assert sum(one.confident for one in suspects) < 12
 
 
-def test_the_left_out_answer_is_that_of_a_model_fitted_without_the_example(monkeypatch):
+@pytest.mark.parametrize("width", [20, 90])  # less and more than examples
+def test_the_left_out_answer_is_that_of_a_model_fitted_without_the_example(width, monkeypatch):
     rng = np.random.default_rng(0)
-    features, labels = clusters(rng, 60, 3)
+    features, labels = clusters(rng, 60, 3, width)
     monkeypatch.setattr(data_quality.np, "geomspace", lambda *arguments: np.array([0.5]))
     monkeypatch.setattr(data_quality, "fit_temperature", lambda labels, probabilities: 1.0)
     got = data_quality.leave_one_out_probabilities([features[:50], features[50:]], labels, 3)
