@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import keras
@@ -14,6 +15,7 @@ from common.detection.batches import evaluation_batches, letterbox, to_stored
 from common.detection.dataset import BoxExamples
 from common.detection.detector import Detector
 from common.detection.metrics import Detections
+from common.images.folding import fold_batch_norm
 from common.progress import ProgressLine
 from common.proof.prove import FreshProcess, prove
 
@@ -102,8 +104,9 @@ def export_detector(
     Raises:
         UserError: the disk is full.
     """
+    exporting.check_float32(detector.model)
+    detector = replace(detector, model=fold_batch_norm(detector.model, for_serving=True))
     model = detector.model
-    exporting.check_float32(model)
     size = tuple(model.input.shape[1:3])
     names = tf.constant([*class_names, ""])
     specs, find = _letterboxed(model), build_finder(detector)

@@ -14,6 +14,7 @@ import tensorflow as tf
 from common.classification.export import labelled, prove_labels
 from common.exporting import check_float32, graph_function, save_servable
 from common.images.decoding import decode_images
+from common.images.folding import fold_batch_norm
 from common.proof.prove import FreshProcess
 
 
@@ -44,6 +45,7 @@ def export_image_classifier(
     check_float32(model)
     size = tuple(model.input.shape[1:3])
     whole = keras.Model(model.input, [model.get_layer("head").input, model.output])
+    whole = fold_batch_norm(whole, for_serving=True)
     names = tf.constant(list(class_names))
 
     # All signatures call the same functions, so that their graphs are built and stored once.
@@ -68,7 +70,7 @@ def export_image_classifier(
         files = {"image": np.array([example.read_bytes()], dtype=object)}
         tensors = {"pixels": decoded(tf.constant(files["image"])).numpy()}
         requests = {"serving_default": files, "tensors": tensors, "embed": files}
-    return save_servable(model, folder, signatures, requests)
+    return save_servable(whole, folder, signatures, requests)
 
 
 def prove_image_classifier(

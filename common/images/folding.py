@@ -11,7 +11,7 @@ import tensorflow as tf
 CONVOLUTIONS = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D)
 
 
-def fold_batch_norm(model: keras.Model) -> keras.Model:
+def fold_batch_norm(model: keras.Model, *, for_serving: bool = False) -> keras.Model:
     """Return a faster model with the same weights, in which BatchNorm after a convolution is a part of it.
 
     BatchNorm with fixed statistics multiplies each channel by a constant and adds another: as kernel and bias of the
@@ -20,6 +20,7 @@ def fold_batch_norm(model: keras.Model) -> keras.Model:
 
     Args:
         model: a Functional model; models inside are folded as well.
+        for_serving: the folded convolutions get weights of their own, which are computed once.
 
     Returns:
         The folded model; the model itself where it has nothing to fold.
@@ -30,14 +31,15 @@ def fold_batch_norm(model: keras.Model) -> keras.Model:
         return model
     pairs = {id(convolution): norm for convolution, norm in _pairs(model)}
     norms = {id(norm) for norm in pairs.values()}
-    models = {id(layer): (layer, fold_batch_norm(layer)) for layer in model.layers if isinstance(layer, keras.Model)}
-    inside = {place: folded for place, (layer, folded) in models.items() if folded is not layer}
+    models = [layer for layer in model.layers if isinstance(layer, keras.Model)]
+    inside = {id(one): folded for one in models if (folded := fold_batch_norm(one, for_serving=for_serving)) is not one}
     if not pairs and not inside:
         return model
 
     def replace(layer: keras.layers.Layer) -> keras.layers.Layer:
         if id(layer) in pairs:
-            return FoldedConvolution(layer, pairs[id(layer)])
+            folded = FoldedConvolution(layer, pairs[id(layer)])
+            return folded.as_convolution() if for_serving else folded
         return keras.layers.Identity(name=layer.name) if id(layer) in norms else inside.get(id(layer), layer)
 
     def call(layer: keras.layers.Layer, *arguments, **options):
@@ -59,19 +61,32 @@ class FoldedConvolution(keras.layers.Layer):
         convolution, norm = self.convolution, self.norm
         if training and norm.trainable:
             return _normalise_batch(norm, convolution(inputs))
-        scale = tf.math.rsqrt(norm.moving_variance.value + norm.epsilon)
-        scale = scale * norm.gamma.value if norm.scale else scale
-        bias = convolution.bias.value if convolution.use_bias else 0.0
-        shift = (bias - norm.moving_mean.value) * scale + (norm.beta.value if norm.center else 0.0)
-        kernel, padding = convolution.kernel.value, convolution.padding.upper()
+        (kernel, bias), padding = self._weights(), convolution.padding.upper()
         if isinstance(convolution, keras.layers.DepthwiseConv2D):
-            kernel = kernel * tf.reshape(scale, kernel.shape[2:])
             strides = (1, *convolution.strides, 1)
             outputs = tf.nn.depthwise_conv2d(inputs, kernel, strides, padding, dilations=convolution.dilation_rate)
         else:
-            kernel = kernel * scale
             outputs = tf.nn.conv2d(inputs, kernel, convolution.strides, padding, dilations=convolution.dilation_rate)
-        return tf.nn.bias_add(outputs, shift)
+        return tf.nn.bias_add(outputs, bias)
+
+    def _weights(self) -> tuple[tf.Tensor, tf.Tensor]:
+        """Return kernel and bias of a convolution that answers as both, with the statistics of now."""
+        convolution, norm = self.convolution, self.norm
+        scale = tf.math.rsqrt(norm.moving_variance.value + norm.epsilon)
+        scale = scale * norm.gamma.value if norm.scale else scale
+        bias = convolution.bias.value if convolution.use_bias else 0.0
+        bias = (bias - norm.moving_mean.value) * scale + (norm.beta.value if norm.center else 0.0)
+        kernel = convolution.kernel.value
+        depthwise = isinstance(convolution, keras.layers.DepthwiseConv2D)
+        return kernel * (tf.reshape(scale, kernel.shape[2:]) if depthwise else scale), bias
+
+    def as_convolution(self) -> keras.layers.Layer:
+        """Return a convolution with the weights of now."""
+        settings = self.convolution.get_config() | {"use_bias": True}
+        convolution = type(self.convolution).from_config(settings)
+        convolution.build((None, None, None, self.convolution.kernel.shape[2]))
+        convolution.set_weights([weight.numpy() for weight in self._weights()])
+        return convolution
 
 
 def _normalise_batch(norm: keras.layers.BatchNormalization, inputs: tf.Tensor) -> tf.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import importlib
 import io
 import os
 import re
@@ -17,7 +18,6 @@ import numpy as np
 
 from common.data.splits import SPLIT_OF_NAME
 from common.data.tables import check_columns
-from common.data.tfds import prepared_builder
 from common.errors import UserError
 from common.images.files import IMAGE_SUFFIXES, Row, write_image
 
@@ -187,7 +187,7 @@ def tfds_rows(name: str, folder: Path) -> list[Row]:
     Raises:
         UserError: it cannot be loaded, or has no image with a class label.
     """
-    builder = prepared_builder(name)
+    builder = importlib.import_module("common.data.tfds").prepared_builder(name)  # on demand
     import tensorflow_datasets as tfds  # here: it takes seconds to import
 
     features, splits = builder.info.features, {s: SPLIT_OF_NAME.get(s.lower()) for s in builder.info.splits}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import io
 import json
 import sys
@@ -13,7 +14,6 @@ from typing import Any
 
 from common.data.splits import SPLIT_OF_NAME
 from common.data.tables import check_columns, check_encoding, read_text_file
-from common.data.tfds import prepared_builder
 from common.errors import UserError
 
 DEMO = Path(__file__).with_name("demo_reviews.tsv")
@@ -208,7 +208,7 @@ def tfds_rows(name: str, columns: Columns) -> list[TextRow]:
     Raises:
         UserError: it cannot be loaded, or a feature is missing.
     """
-    builder = prepared_builder(name)
+    builder = importlib.import_module("common.data.tfds").prepared_builder(name)  # on demand
     features = builder.info.features
     if not {columns.text, columns.label} <= set(features):
         raise UserError(

@@ -78,6 +78,18 @@ def test_weights_are_shared():
     np.testing.assert_allclose(folded(IMAGES), model(IMAGES), rtol=1e-5)
 
 
+def test_for_serving_the_weights_are_computed_once():
+    model, backbone = network()
+    freezing.freeze(model, backbone, "all", batch_norm="train")
+    served, expected = fold_batch_norm(model, for_serving=True), model(IMAGES)
+    np.testing.assert_allclose(served(IMAGES), expected, rtol=1e-5)
+    kinds = [type(layer) for layer in served._flatten_layers()]
+    assert LAYERS.BatchNormalization not in kinds and FoldedConvolution not in kinds
+    assert len(served.weights) == 3 * 2 + 2  # kernel and bias of each convolution, and the head's
+    backbone.get_layer("stem").set_weights([0 * weight for weight in backbone.get_layer("stem").get_weights()])
+    np.testing.assert_allclose(served(IMAGES), expected, rtol=1e-5)
+
+
 def test_frozen_layers_stay_frozen():
     model, backbone = network()
     freezing.freeze(model, backbone, "last:2")
