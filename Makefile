@@ -36,6 +36,11 @@ docs-check: .venv/installed
 bench: .venv/installed
 	$(RUN) benchmarks/prepare_data.py --out ../prepared_data
 	$(RUN) benchmarks/prepare_speech.py --out ../prepared_data/fsdd
+	$(RUN) benchmarks/make_photos.py ../prepared_data/photos_12mp
+	$(RUN) benchmarks/make_photos.py ../prepared_data/photos_500 --count 10000 --width 500
+	$(RUN) benchmarks/stages.py
+	$(RUN) benchmarks/quick_commands.py
+	$(RUN) benchmarks/decoding.py
 	$(RUN) benchmarks/side_by_side.py
 	$(RUN) benchmarks/checks.py
 	$(RUN) benchmarks/hub_layer.py

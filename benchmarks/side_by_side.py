@@ -35,7 +35,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.provenance import commit, machine  # noqa: E402 (the checkout is not on sys.path)
+from benchmarks.provenance import code_digest, commit, machine, row_hash  # noqa: E402 (the checkout is not on sys.path)
 from common import runs  # noqa: E402
 from common.files import write_json  # noqa: E402
 
@@ -296,11 +296,12 @@ def summarise(by_seed: dict[str, dict[str, list[dict]]]) -> dict:
 def main(names: list[str], seeds: list[int]) -> None:
     """Run what is missing, way by way and seed by seed, and write all of it after each."""
     kept = json.loads(OUT.read_text("utf-8")).get("runs", {}) if OUT.exists() else {}
+    code = row_hash(ROOT, "image_classification", "") + code_digest(Path(__file__))[:8]
     for name in names:
         for seed in seeds:
             for way in WAYS:
                 key = f"{name} | {seed} | {way}"
-                if key in kept and kept[key]["commit"] == commit(ROOT):
+                if kept.get(key, {}).get("code") == code:
                     continue
                 load = os.getloadavg()[0]
                 with tempfile.NamedTemporaryFile(suffix=".json") as answer:
@@ -309,7 +310,8 @@ def main(names: list[str], seeds: list[int]) -> None:
                     if finished.returncode:
                         raise SystemExit(finished.stderr[-3000:])
                     points = json.loads(Path(answer.name).read_text())
-                kept[key] = {"points": points, "load_average": round(load, 2), "commit": commit(ROOT), **machine()}
+                about = {"commit": commit(ROOT), "code": code, "load_average": round(load, 2), **machine()}
+                kept[key] = {"points": points, **about}
                 print(f"{key}: {points[-1]['accuracy']:.4f} after {points[-1]['seconds']:.0f} s", flush=True)
                 write_json(OUT, {"command": "python benchmarks/side_by_side.py", **_tables(kept), "runs": kept})
 

@@ -111,7 +111,8 @@ def run_one(arguments: list[str]) -> None:
     scores = {name: value for name, value in metrics["test"].items() if isinstance(value, float)}
     found = {"code": code, "wall": seconds, "cpu": cpu, "test": scores, "proof": metrics["proof"]}
     engine, counts = metrics.get("engine", {}), metrics["counts"]
-    if rates := engine.get("images_per_second"):  # with one view: what the engine alone would take, of what was taken
+    if (rates := engine.get("images_per_second")) and "--views" in arguments:  # 1
+        # What the engine alone would take, by the rate that it was chosen for, of what was taken.
         alone = (counts["train"] + counts["val"]) / rates[engine["name"]] + counts["test"] / rates["tensorflow"]
         found["engine"] = engine | {"seconds_alone": alone, "share_of_features": alone / seconds["features"]}
     print(json.dumps(found))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import keras
@@ -15,7 +14,6 @@ from common.detection.batches import evaluation_batches, letterbox, to_stored
 from common.detection.dataset import BoxExamples
 from common.detection.detector import Detector
 from common.detection.metrics import Detections
-from common.images.folding import fold_batch_norm
 from common.progress import ProgressLine
 from common.proof.prove import FreshProcess, prove
 
@@ -48,7 +46,7 @@ def find_objects(detector: Detector, images: tf.Tensor, scales: tf.Tensor, store
 def build_finder(detector: Detector) -> Callable:
     """Return `find_objects` of one detector as a function of batches, traced only once."""
     specs = [tf.TensorSpec((None, *spec.shape), spec.dtype) for spec in _letterboxed(detector.model)]
-    return tf.function(lambda *batch: find_objects(detector, *batch), input_signature=specs, autograph=False)
+    return exporting.graph_function(*specs)(lambda *batch: find_objects(detector, *batch))
 
 
 def _letterboxed(model: keras.Model) -> tuple[tf.TensorSpec, ...]:
@@ -104,9 +102,8 @@ def export_detector(
     Raises:
         UserError: the disk is full.
     """
-    exporting.check_float32(detector.model)
-    detector = replace(detector, model=fold_batch_norm(detector.model, for_serving=True))
     model = detector.model
+    exporting.check_float32(model)
     size = tuple(model.input.shape[1:3])
     names = tf.constant([*class_names, ""])
     specs, find = _letterboxed(model), build_finder(detector)

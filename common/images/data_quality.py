@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -172,15 +172,22 @@ def suspected_labels(features: Sequence[np.ndarray], labels: np.ndarray, classes
     ]
 
 
-def _eigen(count: int, width: int, blocks: Callable) -> tuple[np.ndarray, np.ndarray]:
-    """Return the eigenvalues of (rows.T @ rows) that are not 0, [k], and their eigenvectors, float32 [width, k]."""
-    if count < width:  # those of (rows @ rows.T) are the same, and sooner found
-        rows = np.concatenate([block for _, block in blocks()])
+def _eigen(count: int, width: int, blocks: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Return eigenvalues of (rows.T @ rows), float64 [k], and their eigenvectors, float32 [width, k].
+
+    Args:
+        count: rows in all.
+        width: of a row. With fewer rows there are at most `count` eigenvalues that are not 0, and only those are found:
+            they are those of the smaller matrix (rows @ rows.T).
+        blocks: float32 [n, width], some rows at a time.
+    """
+    if count < width:
+        rows = np.concatenate(list(blocks))
         values, vectors = np.linalg.eigh((rows @ rows.T).astype("float64"))
         own = values > 1e-6 * max(values[-1], 1e-12)
         return values[own], (rows.T @ (vectors[:, own] / np.sqrt(values[own]))).astype("float32")
     gram = np.zeros((width, width))
-    for _, block in blocks():
+    for block in blocks:
         gram += block.T @ block
     values, vectors = np.linalg.eigh(gram)
     return np.maximum(values, 0), vectors.astype("float32")
@@ -209,10 +216,11 @@ def leave_one_out_probabilities(features: Sequence[np.ndarray], labels: np.ndarr
 
     targets = np.eye(classes, dtype="float32")[labels]
     base = targets.mean(axis=0)
-    values, vectors = _eigen(count, width, lambda: _blocks(features, read))
-    moments = sum(
-        vectors.T @ (rows.T @ (targets[start : start + len(rows)] - base)) for start, rows in _blocks(features, read)
-    )
+    values, vectors = _eigen(count, width, (rows for _, rows in _blocks(features, read)))
+    moments = np.zeros((width, classes))
+    for start, rows in _blocks(features, read):
+        moments += rows.T @ (targets[start : start + len(rows)] - base)
+    moments = vectors.T @ moments
 
     best = (np.inf, np.empty(0))
     for ridge in count * np.geomspace(1e-2, 1e2, 9):

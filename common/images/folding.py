@@ -9,10 +9,11 @@ import keras
 import tensorflow as tf
 
 CONVOLUTIONS = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D)
+TRAINING = ("compile", "compute_loss", "train_step")
 
 
 def fold_batch_norm(model: keras.Model, *, for_serving: bool = False) -> keras.Model:
-    """Return a faster model with the same weights, in which BatchNorm after a convolution is a part of it.
+    """Return a faster model that answers the same, in which BatchNorm after a convolution is a part of it.
 
     BatchNorm with fixed statistics multiplies each channel by a constant and adds another: as kernel and bias of the
     convolution they cost next to nothing. One that trains is computed by TensorFlow's fused operation. The variables
@@ -20,14 +21,16 @@ def fold_batch_norm(model: keras.Model, *, for_serving: bool = False) -> keras.M
 
     Args:
         model: a Functional model; models inside are folded as well.
-        for_serving: the folded convolutions get weights of their own, which are computed once.
+        for_serving: the constants are computed now, and are the weights of plain convolutions. The result must not be
+            trained, and does not follow later training of the model.
 
     Returns:
         The folded model; the model itself where it has nothing to fold.
     """
     if not hasattr(model, "_nodes_by_depth"):  # not Functional: its graph is unknown
         return model
-    if type(model).train_step is not keras.Model.train_step:  # a clone would lose it
+    own = [getattr(type(model), name) is not getattr(keras.Model, name) for name in TRAINING]
+    if any(own) and not for_serving:  # a clone would lose them
         return model
     pairs = {id(convolution): norm for convolution, norm in _pairs(model)}
     norms = {id(norm) for norm in pairs.values()}
@@ -70,7 +73,7 @@ class FoldedConvolution(keras.layers.Layer):
         return tf.nn.bias_add(outputs, bias)
 
     def _weights(self) -> tuple[tf.Tensor, tf.Tensor]:
-        """Return kernel and bias of a convolution that answers as both, with the statistics of now."""
+        """Return kernel and bias of a convolution that answers as both, with the current statistics."""
         convolution, norm = self.convolution, self.norm
         scale = tf.math.rsqrt(norm.moving_variance.value + norm.epsilon)
         scale = scale * norm.gamma.value if norm.scale else scale
@@ -81,7 +84,7 @@ class FoldedConvolution(keras.layers.Layer):
         return kernel * (tf.reshape(scale, kernel.shape[2:]) if depthwise else scale), bias
 
     def as_convolution(self) -> keras.layers.Layer:
-        """Return a convolution with the weights of now."""
+        """Return a plain convolution that answers as both do now."""
         settings = self.convolution.get_config() | {"use_bias": True}
         convolution = type(self.convolution).from_config(settings)
         convolution.build((None, None, None, self.convolution.kernel.shape[2]))

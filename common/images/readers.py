@@ -187,7 +187,7 @@ def tfds_rows(name: str, folder: Path) -> list[Row]:
     Raises:
         UserError: it cannot be loaded, or has no image with a class label.
     """
-    builder = importlib.import_module("common.data.tfds").prepared_builder(name)  # on demand
+    builder = importlib.import_module("common.data.tfds").prepared_builder(name)  # few need it
     import tensorflow_datasets as tfds  # here: it takes seconds to import
 
     features, splits = builder.info.features, {s: SPLIT_OF_NAME.get(s.lower()) for s in builder.info.splits}

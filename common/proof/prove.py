@@ -22,7 +22,7 @@ FRESH_PROCESS = Path(__file__).with_name("fresh_process")
 class FreshProcess:
     """A process that imports tensorflow and nothing of this project, and then waits for one SavedModel to prove.
 
-    A run starts it first, so that tensorflow, whose import takes seconds, is there when the export is written.
+    A run starts it long before the export is written: the import takes seconds.
     """
 
     def __init__(self, python: str = sys.executable):

@@ -50,10 +50,9 @@ class CommandModel:
 def build_command_forward(commands: CommandModel) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
     """Return (audio float32 [batch, time] at 16 kHz, samples int32 [batch]) -> probabilities float32 [batch, classes],
     traced once for all lengths."""
-    return tf.function(
-        lambda audio, samples: tf.nn.softmax(logits_of(commands.model, commands.normalises, audio, samples)),
-        input_signature=CLIP_SPECS, autograph=False,
-    )  # fmt: skip
+    return exporting.graph_function(*CLIP_SPECS)(
+        lambda audio, samples: tf.nn.softmax(logits_of(commands.model, commands.normalises, audio, samples))
+    )
 
 
 def classify(

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from common.exporting import graph_function
 from common.progress import ProgressLine
 from common.speech.batches import Clips, ordered_batches, padded
 from common.speech.ctc.characters import Characters
@@ -49,7 +50,7 @@ def build_forward(recogniser: Recogniser) -> Forward:
     Padding has no influence on the outputs. A clip too short for one frame has 0 frames.
     """
 
-    @tf.function(input_signature=CLIP_SPECS, autograph=False)
+    @graph_function(*CLIP_SPECS)
     def forward(audio, samples):
         return logits_of(recogniser.model, recogniser.normalises, audio, samples), recogniser.config.frame_lengths(
             samples

@@ -208,7 +208,7 @@ def tfds_rows(name: str, columns: Columns) -> list[TextRow]:
     Raises:
         UserError: it cannot be loaded, or a feature is missing.
     """
-    builder = importlib.import_module("common.data.tfds").prepared_builder(name)  # on demand
+    builder = importlib.import_module("common.data.tfds").prepared_builder(name)  # few need it
     features = builder.info.features
     if not {columns.text, columns.label} <= set(features):
         raise UserError(

@@ -106,7 +106,7 @@ class Config:
         flags.check_group(self.group, flags.parse_data(self.data, DATA_KINDS)[0], columns=("csv", "tsv", "jsonl"))
         parse_source(self.source)
         flags.check_choice("--method", self.method, ("auto", "frozen", "finetune", "fewshot", "lora"))
-        if self.method == "lora" and self.source.startswith(("hub:", "kaggle:")):
+        if self.method == "lora" and not self.has_layers:
             raise ValueError("--method lora requires layers, and a SavedModel has none. Try: --method finetune")
         if self.method == "fewshot" and self.batch_size < 4:
             raise ValueError("--method fewshot contrasts texts within a batch: --batch-size must be at least 4.")
@@ -132,9 +132,14 @@ class Config:
         flags.check_range(self, 4, 100_000, "max_length")
 
     @property
+    def has_layers(self) -> bool:
+        """Whether the source is built layer by layer; a SavedModel is not."""
+        return parse_source(self.source).kind != "hub"
+
+    @property
     def trains_in_any_precision(self) -> bool:
-        """Whether all layers are trained, and are there to be built in another precision: a SavedModel has none."""
-        return self.method in ("auto", "finetune") and not self.source.startswith(("hub:", "kaggle:"))
+        """Whether fine-tuning may be in bfloat16, which needs a second model of the same layers."""
+        return self.method in ("auto", "finetune") and self.has_layers
 
 
 def load_data(config: Config) -> TextSet:
@@ -158,15 +163,14 @@ class Trained:
     history: list[dict]
     parameters: dict[str, int]
     choice: str
-    precision: str
 
 
 def train(
-    run: Run, pretrained: keras.Model, data: TextSet, tokens, embeddings, seed: int, clock: Stopwatch, fold: str = ""
-) -> Trained:
+    run: Run, pretrained: keras.Model, data: TextSet, tokens, embeddings, seed: int, clock: Stopwatch, precision: str,
+    fold: str = "",
+) -> Trained:  # fmt: skip
     """Train by --method: the head on embeddings of the pretrained encoder, then a copy of that encoder too."""
-    config, classes, choice = run.config, len(data.class_names), ""
-    temperature, precision = None, "float32"
+    config, classes, temperature, choice = run.config, len(data.class_names), None, ""
     keras.utils.set_random_seed(seed)
     source, encoder, model = build_model(config, classes)
     training.copy_weights(pretrained, encoder)  # with @random, each seed would load others
@@ -188,7 +192,9 @@ def train(
     elif config.method != "frozen":
         start = model.get_weights()
         with clock("finetune"):
-            rows, counts, precision = fine_tune(run, source, model, encoder, tokens, data, seed, history, fold=fold)
+            rows, counts = fine_tune(
+                run, source, model, encoder, tokens, data, seed, history, precision=precision, fold=fold
+            )
             if config.method == "auto":
                 _, val_probabilities, choice = keep_what_helps(
                     model, start, frozen["val"], lambda: predict(encoder, model, tokens["val"]), data.val.labels
@@ -204,9 +210,7 @@ def train(
         if config.calibrate:
             temperature = calibration.calibrate(model.get_layer("head"), data.val.labels, val_probabilities)
         probabilities = predict(encoder, model, tokens["test"])
-    return Trained(
-        encoder, model, probabilities, val_probabilities, temperature, frozen, history, parameters, choice, precision
-    )
+    return Trained(encoder, model, probabilities, val_probabilities, temperature, frozen, history, parameters, choice)
 
 
 def predict(encoder: keras.Model, model: keras.Model, tokens: batches.Tokens) -> np.ndarray:
@@ -222,8 +226,10 @@ def train_head(head: keras.layers.Dense, embeddings, data: TextSet, config: Conf
     )  # fmt: skip
 
 
-def fine_tune(run: Run, source: TextSource, model, encoder, tokens, data: TextSet, seed: int, of_head, *, fold=""):
-    """Train the encoder with its head; return history rows, what was trained, and the dtype policy."""
+def fine_tune(
+    run: Run, source: TextSource, model, encoder, tokens, data: TextSet, seed: int, of_head, *, precision: str, fold=""
+):
+    """Train the encoder with its head, in this dtype policy; return history rows and what was trained."""
     config, auto = run.config, run.config.method == "auto"
     if config.method == "lora":
         counts = models.add_adapters(model, source.backbone, config.rank)
@@ -231,8 +237,6 @@ def fine_tune(run: Run, source: TextSource, model, encoder, tokens, data: TextSe
         counts = models.unfreeze(model, source.backbone, tables=False)
     print(f"finetune: {counts}")
     trained, epochs = model, fine_tuning_epochs(tokens, config)
-    kept = run.out / "checkpoints" / "precision.json"
-    precision = precision_of(config, epochs * ceil(len(tokens["train"]) / config.batch_size), kept)
     if precision != "float32":  # a copy is trained; the float32 model gets its weights
         source, encoder, trained = build_model(config, len(data.class_names), precision)
         training.copy_weights(model, trained)
@@ -254,7 +258,7 @@ def fine_tune(run: Run, source: TextSource, model, encoder, tokens, data: TextSe
     )  # fmt: skip
     if trained is not model:
         training.copy_weights(trained, model)
-    return history, counts, precision
+    return history, counts
 
 
 def stage_settings(model, encoder, tokens, data: TextSet, seed: int, config: Config) -> dict:
@@ -276,7 +280,6 @@ def main(config: Config) -> dict:
     """Run the whole recipe: data -> source -> head -> encoder -> evaluation -> export -> proof -> report."""
     run = Run(config)
     config, out, clock = run.config, run.out, run.clock
-    process = FreshProcess()  # of the proof; it imports TensorFlow meanwhile
     with clock("data"):
         data = load_data(config)
     print(f"{config.data}: {data.counts()}, {len(data.class_names)} classes")
@@ -284,8 +287,10 @@ def main(config: Config) -> dict:
     keras.utils.set_random_seed(config.seed)
     source = load_text_source(config.source)
     run.remember(data, source)
+    process = FreshProcess()  # of the proof; it imports TensorFlow meanwhile
     with clock("data"):
         reader, tokens = tokenize(source, data, config)
+        precision = precision_of(config, tokens, out / "checkpoints" / "precision.json")
     with clock("features"):
         encoder, run_once = models.build_encoder(source), batches.run_once_on_tokens
         embeddings = {split: run_once(encoder, tokens[split], out / "features", f"embeddings of {split}")
@@ -295,14 +300,14 @@ def main(config: Config) -> dict:
 
         def of_fold(number: int, *rows: np.ndarray) -> np.ndarray:
             inputs = with_fold(data, tokens, embeddings, *rows)
-            return train(run, encoder, *inputs, seeds[0], Stopwatch(), f"_fold{number}").probabilities
+            return train(run, encoder, *inputs, seeds[0], Stopwatch(), precision, f"_fold{number}").probabilities
 
         cross_validate = importlib.import_module("common.classification.cross_validation").cross_validate
         with clock("folds"):
             folds = folds_of(data, config.folds)
             more["cross_validation"], *advice = cross_validate(folds, data.train.labels, of_fold)
 
-    trained = {seed: train(run, encoder, data, tokens, embeddings, seed, clock) for seed in seeds}
+    trained = {seed: train(run, encoder, data, tokens, embeddings, seed, clock, precision) for seed in seeds}
     best = best_on_validation(data.val.labels, {seed: one.val_probabilities for seed, one in trained.items()})
     chosen = trained[best]
     model, probabilities = chosen.model, chosen.probabilities
@@ -335,7 +340,7 @@ def main(config: Config) -> dict:
         "bert_sentiment", config, data, Outcome(rows, seconds, chosen.parameters, card, proof, size),
         exported=best, probabilities={seed: one.probabilities for seed, one in trained.items()}, baselines=baselines,
         titles=BASELINES, what="texts", preview=short_texts(data.test.texts), explanation=explanation,
-        more=more | {"precision": chosen.precision},
+        more=more | {"precision": precision},
         advice=[chosen.choice, *advice, *notes, *measured_from_scratch(__file__, config, data.counts())],
     )  # fmt: skip
 
@@ -353,7 +358,7 @@ def check(config: Config) -> None:
 
     epochs = 0 if config.method == "frozen" else fine_tuning_epochs(tokens, config)
     steps = epochs * ceil(len(tokens["train"]) / config.batch_size)
-    if (precision := precision_of(config, steps)) != "float32":
+    if (precision := precision_of(config, tokens)) != "float32":
         source, encoder, model = build_model(config, len(data.class_names), precision)
     if config.method == "lora":
         models.add_adapters(model, source.backbone, config.rank)
@@ -411,10 +416,11 @@ def build_model(config: Config, classes: int, precision: str = "float32"):
         return models.load_classifier(config.source, classes, config.dropout)
 
 
-def precision_of(config: Config, steps: int, kept: Path | None = None) -> str:
-    """Return the dtype policy of so many steps of fine-tuning; arguments as for `choose_precision`."""
+def precision_of(config: Config, tokens, kept: Path | None = None) -> str:
+    """Return the dtype policy of fine-tuning; `kept` as for `choose_precision`."""
     if not config.trains_in_any_precision:
         return "float32"
+    steps = fine_tuning_epochs(tokens, config) * ceil(len(tokens["train"]) / config.batch_size)
     return importlib.import_module("common.texts.precision").choose_precision(config.precision, steps, kept)
 
 

@@ -142,14 +142,15 @@ def importing_tensorflow() -> Iterator[None]:
 
     Python would look through all objects of the modules again and again, for a fifth of the seconds of the import.
     """
-    first = "tensorflow" not in sys.modules
+    first, enabled = "tensorflow" not in sys.modules, gc.isenabled()
     gc.disable()
     try:
         with quiet_tensorflow():
             yield
     finally:
-        gc.enable()
-    if first:  # what a process imports later may come after objects that will be garbage
+        if enabled:
+            gc.enable()
+    if first:  # later, garbage of that time would be kept as well
         gc.freeze()
 
 

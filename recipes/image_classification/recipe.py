@@ -258,12 +258,12 @@ def main(config: Config) -> dict:
     """Run all steps: data -> features -> head -> fine-tuning -> export -> proof -> baselines -> report."""
     run = Run(config)
     config, out, clock = run.config, run.out, run.clock
-    process = FreshProcess()  # of the proof; it imports TensorFlow meanwhile
     with clock("data"):
         data, source = load_data(config)
     print(f"{config.data}: {data.counts()}, {len(data.class_names)} classes")
     print(describe_class_weights(data, config.class_weights))
     run.remember(data, source)
+    process = FreshProcess()  # of the proof; it imports TensorFlow meanwhile
     with clock("features"):
         of, engine = extract_features(source, data, config)
     trained = {seed: train(run, data, of, seed) for seed in flags.parse_seeds(config.seeds, config.seed)}

@@ -161,20 +161,21 @@ def main(config: Config) -> dict:
     """Run every step: data -> source -> head -> fine-tuning -> evaluation -> export -> proof -> report."""
     run = Run(config)
     config, out, clock = run.config, run.out, run.clock
-    process = FreshProcess()  # of the proof; it imports TensorFlow meanwhile
     with clock("data"):
         data = load_data(config)
     print(f"{config.data}: {data.counts()}, {len(data.class_names)} classes")
     keras.utils.set_random_seed(config.seed)
     source, detector = build_model(data, config)
     run.remember(data)
+    process = FreshProcess()  # of the proof; it imports TensorFlow meanwhile
     parameters, history = {"total": detector.model.count_params()}, []
     for stage in ("head", "finetune"):
         with clock(stage):
             rows, parameters[f"trainable_{stage}"] = train(run, source, detector, data, stage)
         history += rows
     with clock("evaluate"):
-        find = build_finder(detector)
+        served = replace(detector, model=fold_batch_norm(detector.model, for_serving=True))
+        find = build_finder(served)
         val_detections, detections = detect(find, data.val), detect(find, data.test, title="test images")
     baselines = {}
     for name in parse_baselines(config.baselines, BASELINES):
@@ -185,7 +186,7 @@ def main(config: Config) -> dict:
     with clock("export"):
         exporting.save_keras_model(detector.model, out / "model.keras")  # to continue training; the rest is for serving
         version = export_detector(
-            detector, out / "serving" / "object_detection", data.class_names,
+            served, out / "serving" / "object_detection", data.class_names,
             threshold=recommend_threshold(threshold_table(data.val, val_detections)),
             example=Path(data.train.paths[0]),
         )  # fmt: skip

@@ -223,10 +223,10 @@ def main(config: Config) -> dict:
     """Run the whole story: data -> source -> head -> encoder -> evaluation -> export -> proof -> report."""
     run = Run(config)
     config, out, clock = run.config, run.out, run.clock
-    process = FreshProcess()  # of the proof; it imports TensorFlow meanwhile
     with clock("data"):
         data = load_data(config)
     run.remember(data, load_speech_source(config.source))
+    process = FreshProcess()  # of the proof; it imports TensorFlow meanwhile
     with clock("data"):
         clips = decode_clips(data)
     print(f"{config.data}: {data.counts()}, {len(data.class_names)} classes")

@@ -190,12 +190,12 @@ def main(config: Config) -> dict:
     """Run the whole story: data -> source -> head -> encoder -> evaluation -> export -> proof -> report."""
     run = Run(config)
     config, out, clock = run.config, run.out, run.clock
-    process = FreshProcess()  # of the proof; it imports TensorFlow meanwhile
     with clock("data"):
         data = load_data(config)
     keras.utils.set_random_seed(config.seed)
     source = load_speech_source(config.source)
     run.remember(data, source)
+    process = FreshProcess()  # of the proof; it imports TensorFlow meanwhile
     with clock("data"):
         corpus = prepare(data, source, config)
     print(f"{config.data}: {corpus.data.counts()}")

@@ -16,6 +16,7 @@ from common.detection.batches import CROWD
 from common.detection.detector import feature_pyramid
 from common.detection.inference import build_finder
 from common.errors import UserError
+from common.images.folding import fold_batch_norm
 from common.images.sources import load_source
 from common.proof.fresh_process.boxes import overlaps
 from common.sources.specs import parse_source
@@ -94,6 +95,23 @@ def test_nothing_is_found_before_training_and_no_box_is_no_error(name, tmp_path)
     outputs, again = detector.model(images, training=False), loaded(images, training=False)
     for key in outputs:
         np.testing.assert_array_equal(outputs[key], again[key])
+
+
+@pytest.mark.parametrize("name", ["retinanet", pytest.param("yolov8", marks=pytest.mark.slow)])
+def test_with_batch_norm_folded_it_trains_and_answers_as_before(name):
+    source = load_source("keras:MobileNet(alpha=0.25,size=64)@random")
+    _, boxes, labels = squares(2)
+    fitted = [anchors.fit_anchors(boxes[:, 0], labels[:, 0], STRIDES)] if name == "retinanet" else []
+    detector = {"retinanet": retinanet, "yolov8": yolov8}[name].build_detector(source, 2, *fitted)
+    images = squares(2)[0]
+    trained, served = fold_batch_norm(detector.model), fold_batch_norm(detector.model, for_serving=True)
+    assert len(served.weights) < len(detector.model.weights)
+    outputs, again = detector.model(images, training=False), served(images, training=False)
+    for key in outputs:
+        np.testing.assert_allclose(again[key], outputs[key], rtol=1e-3, atol=1e-4)
+    trained.compile(optimizer="sgd", **detector.losses, jit_compile=False)
+    stream = tf.data.Dataset.from_tensors((images, boxes, labels)).map(detector.targets)
+    assert np.isfinite(trained.fit(stream, verbose=0).history["loss"]).all()
 
 
 def test_retinanet_ignores_crowds():

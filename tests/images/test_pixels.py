@@ -98,12 +98,13 @@ def test_without_room_the_files_are_decoded_in_each_pass(resize, paths, tmp_path
     assert np.unique(found.hashes).size == 10  # they are read and checked all the same
 
 
-def test_a_disk_is_not_filled(paths, tmp_path, monkeypatch):
+def test_a_disk_is_not_filled(paths, tmp_path, monkeypatch, capsys):
     """Features, checkpoints and the export need room as well."""
     monkeypatch.setattr(pixels, "IN_MEMORY", 0)
     for free, kept in ((2 * 10 * BYTES, True), (2 * 10 * BYTES - 1, False)):
         monkeypatch.setattr(pixels.shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
         assert (read_images(paths, SIZE, folder=tmp_path).kept is not None) == kept
+        assert ("(more than half of what is free): each pass" in capsys.readouterr().out) != kept
 
 
 # --- what is kept -----------------------------------------------------------------------------------------

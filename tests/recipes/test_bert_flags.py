@@ -63,7 +63,10 @@ def stage(loaded, reviews, tmp_path, monkeypatch):
         )
         run = Run(settings(reviews, out=str(tmp_path / f"{len(list(tmp_path.iterdir()))}"), **flags))
         of_head = [{"val_cross_entropy": 0.7}]
-        recipe.fine_tune(run, of.source, of.model, of.encoder, of.tokens, of.data, train_with, of_head)
+        precision = recipe.precision_of(run.config, of.tokens)
+        recipe.fine_tune(
+            run, of.source, of.model, of.encoder, of.tokens, of.data, train_with, of_head, precision=precision
+        )
         found["variables"] = of.model.trainable_variables
         return SimpleNamespace(**found)
 
@@ -187,10 +190,20 @@ def test_precision_trains_a_copy_and_leaves_a_float32_model(stage, loaded, revie
             settings(reviews, precision="bfloat16", **flags)
 
 
+def test_precision_auto_is_float32_where_there_is_one_model_only(loaded, reviews, monkeypatch):
+    monkeypatch.setattr("common.texts.precision.speedup_of_bfloat16", lambda: 9.0)
+    found = [
+        recipe.precision_of(settings(reviews, epochs=1000, **flags), loaded.tokens)
+        for flags in ({}, {"method": "lora"}, {"method": "fewshot"}, {"source": "hub:https://tfhub.dev/some/bert/1"})
+    ]
+    assert found == ["mixed_bfloat16", "float32", "float32", "float32"]
+
+
 def train_of(loaded, config: Config):
     """Train by the method of the settings."""
-    run = Run(config)
-    return recipe.train(run, loaded.encoder, loaded.data, loaded.tokens, loaded.embeddings, config.seed, run.clock)
+    run, precision = Run(config), recipe.precision_of(config, loaded.tokens)
+    given = loaded.encoder, loaded.data, loaded.tokens, loaded.embeddings
+    return recipe.train(run, *given, config.seed, run.clock, precision)
 
 
 def test_pair_steps_and_pair_rate(reviews, loaded, tmp_path, monkeypatch):

@@ -28,6 +28,12 @@ def test_further_seeds_and_a_resumed_run_train_as_the_first(tmp_path, monkeypatc
     assert found == 3 * ["mixed_bfloat16"]
 
 
+def test_without_a_file_nothing_is_kept(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(precision, "speedup_of_bfloat16", lambda: 2.0)
+    assert choose_precision("auto", LONG) == "mixed_bfloat16" and list(tmp_path.iterdir()) == []
+
+
 def test_the_speedup_is_that_of_the_products(monkeypatch):
     now, multiply = [0.0], tf.linalg.matmul
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import numpy as np
 
 from common.data.splits import SPLIT_OF_NAME
-from common.data.tfds import prepared_builder
 from common.detection.demo_scenes import write_scenes
 from common.detection.readers.rows import BoxRow, Noticed, box_row
 from common.errors import UserError
@@ -22,7 +22,7 @@ def tfds_rows(name: str, folder: Path, noticed: Noticed) -> list[BoxRow]:
     Raises:
         UserError: it cannot be loaded, or has no images with boxes and labels.
     """
-    builder = prepared_builder(name)
+    builder = importlib.import_module("common.data.tfds").prepared_builder(name)  # few need it
     import tensorflow_datasets as tfds  # here: slow to import; installed, as there is a builder
 
     features, split_of = builder.info.features, {s: SPLIT_OF_NAME.get(s.lower()) for s in builder.info.splits}

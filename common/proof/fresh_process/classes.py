@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
+from batches import batches
 
 
 def compare(version: Path, sent: dict, expected: dict[str, np.ndarray]) -> dict:
@@ -23,11 +24,12 @@ def compare(version: Path, sent: dict, expected: dict[str, np.ndarray]) -> dict:
     loaded = tf.saved_model.load(str(version))  # kept in a variable: a signature alone loses its variables
     serve = loaded.signatures["serving_default"]
     same, largest = 0, 0.0
-    for start in range(0, len(inputs), batch_size):
-        some = inputs[start : start + batch_size]
-        raw = [Path(one).read_bytes() if sent["kind"] == "paths" else one.encode("utf-8", "replace") for one in some]
+    files = sent["kind"] == "paths"
+    for places in batches([Path(one).stat().st_size if files else len(one) for one in inputs], batch_size):
+        some = [inputs[place] for place in places]
+        raw = [Path(one).read_bytes() if files else one.encode("utf-8", "replace") for one in some]
         answer = serve(**{sent["input"]: tf.constant(raw)})
-        wanted = probabilities[start : start + batch_size]
+        wanted = probabilities[places]
         labels = [label.decode("utf-8") for label in answer["label"].numpy()]
         same += sum(label == names[best] for label, best in zip(labels, wanted.argmax(axis=1), strict=True))
         # Not Python's max, which ignores NaN.

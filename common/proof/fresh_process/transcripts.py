@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
+from batches import batches
 
 
 def compare(version: Path, sent: dict, expected: dict[str, np.ndarray], batch_size: int = 4) -> dict:
@@ -22,15 +23,14 @@ def compare(version: Path, sent: dict, expected: dict[str, np.ndarray], batch_si
     loaded = tf.saved_model.load(str(version))  # kept in a variable: a signature alone loses its variables
     serve = loaded.signatures["serving_default"]
     same, largest, first_different = 0, 0.0, None
-    for start in range(0, len(paths), batch_size):
-        some = slice(start, start + batch_size)
-        answer = serve(audio=tf.constant([Path(path).read_bytes() for path in paths[some]]))
+    for places in batches([Path(path).stat().st_size for path in paths], batch_size):
+        answer = serve(audio=tf.constant([Path(paths[place]).read_bytes() for place in places]))
         served = [text.decode("utf-8") for text in answer["text"].numpy()]
-        for place, (text, wanted) in enumerate(zip(served, texts[some], strict=True), start):
-            same += text == wanted
-            if text != wanted and first_different is None:
+        for place, text in zip(places, served, strict=True):
+            same += text == texts[place]
+            if text != texts[place] and first_different is None:
                 first_different = [place, text]
         # Not Python's max, which ignores NaN.
-        largest = float(np.maximum(largest, np.abs(answer["confidence"].numpy() - confidences[some]).max()))
+        largest = float(np.maximum(largest, np.abs(answer["confidence"].numpy() - confidences[places]).max()))
     agreement = same / max(len(paths), 1)
     return {"agreement": agreement, "max_abs_diff": largest, "first_different": first_different}
