@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "benchmarks" / "results" / "stages.json"
 PREPARED, SHARED = ROOT.parent / "prepared_data", ROOT.parent / "shared" / "data"
 SST2 = ["--data", f"tsv:{SHARED}/sst2", "--text-column", "1", "--label-column", "2", "--source", "minilm"]
+FROZEN = ["--unfreeze", "frozen", "--views", "1"]
 TASKS = {
     "demo, image_classification": ["image_classification"],
     "demo, image_classification, resnet_mini": ["image_classification", "--source", "bundled:resnet_mini"],
@@ -36,15 +37,7 @@ TASKS = {
     "demo, speech_commands": ["speech_commands"],
     "ants_and_bees": ["image_classification", "--data", f"folder:{PREPARED}/hymenoptera_data"],
     "photos_12mp": ["image_classification", "--data", f"folder:{PREPARED}/photos_12mp"],
-    "photos_500": [
-        "image_classification",
-        "--data",
-        f"folder:{PREPARED}/photos_500",
-        "--unfreeze",
-        "frozen",
-        "--views",
-        "1",
-    ],
+    "photos_500": ["image_classification", "--data", f"folder:{PREPARED}/photos_500", *FROZEN],
     "sst2": ["bert_sentiment", *SST2],
     "sst2_64_shots": ["bert_sentiment", *SST2, "--method", "fewshot", "--shots", "64"],
     "fsdd": ["speech_wav2vec", "--data", f"tsv:{PREPARED}/fsdd/all.tsv"],
@@ -121,16 +114,8 @@ def run_one(arguments: list[str]) -> None:
 def measure(checkout: Path, task: str, seed: int) -> dict:
     """Run a task in a checkout, in a process of its own."""
     with tempfile.TemporaryDirectory() as out:
-        command = [
-            sys.executable,
-            str(Path(__file__)),
-            "--one",
-            *TASKS[task],
-            "--seed",
-            str(seed),
-            "--out",
-            f"{out}/run",
-        ]
+        arguments = [*TASKS[task], "--seed", str(seed), "--out", f"{out}/run"]
+        command = [sys.executable, str(Path(__file__)), "--one", *arguments]
         load, used, began = os.getloadavg()[0], os.times(), time.monotonic()
         finished = subprocess.run(command, cwd=checkout, capture_output=True, text=True)
         wall, after = time.monotonic() - began, os.times()

@@ -39,10 +39,11 @@ def fold_batch_norm(model: keras.Model, *, for_serving: bool = False) -> keras.M
     if not pairs and not inside:
         return model
 
+    fold = _as_convolution if for_serving else FoldedConvolution
+
     def replace(layer: keras.layers.Layer) -> keras.layers.Layer:
         if id(layer) in pairs:
-            folded = FoldedConvolution(layer, pairs[id(layer)])
-            return folded.as_convolution() if for_serving else folded
+            return fold(layer, pairs[id(layer)])
         return keras.layers.Identity(name=layer.name) if id(layer) in norms else inside.get(id(layer), layer)
 
     def call(layer: keras.layers.Layer, *arguments, **options):
@@ -64,7 +65,7 @@ class FoldedConvolution(keras.layers.Layer):
         convolution, norm = self.convolution, self.norm
         if training and norm.trainable:
             return _normalise_batch(norm, convolution(inputs))
-        (kernel, bias), padding = self._weights(), convolution.padding.upper()
+        (kernel, bias), padding = _folded_weights(convolution, norm), convolution.padding.upper()
         if isinstance(convolution, keras.layers.DepthwiseConv2D):
             strides = (1, *convolution.strides, 1)
             outputs = tf.nn.depthwise_conv2d(inputs, kernel, strides, padding, dilations=convolution.dilation_rate)
@@ -72,24 +73,24 @@ class FoldedConvolution(keras.layers.Layer):
             outputs = tf.nn.conv2d(inputs, kernel, convolution.strides, padding, dilations=convolution.dilation_rate)
         return tf.nn.bias_add(outputs, bias)
 
-    def _weights(self) -> tuple[tf.Tensor, tf.Tensor]:
-        """Return kernel and bias of a convolution that answers as both, with the current statistics."""
-        convolution, norm = self.convolution, self.norm
-        scale = tf.math.rsqrt(norm.moving_variance.value + norm.epsilon)
-        scale = scale * norm.gamma.value if norm.scale else scale
-        bias = convolution.bias.value if convolution.use_bias else 0.0
-        bias = (bias - norm.moving_mean.value) * scale + (norm.beta.value if norm.center else 0.0)
-        kernel = convolution.kernel.value
-        depthwise = isinstance(convolution, keras.layers.DepthwiseConv2D)
-        return kernel * (tf.reshape(scale, kernel.shape[2:]) if depthwise else scale), bias
 
-    def as_convolution(self) -> keras.layers.Layer:
-        """Return a plain convolution that answers as both do now."""
-        settings = self.convolution.get_config() | {"use_bias": True}
-        convolution = type(self.convolution).from_config(settings)
-        convolution.build((None, None, None, self.convolution.kernel.shape[2]))
-        convolution.set_weights([weight.numpy() for weight in self._weights()])
-        return convolution
+def _folded_weights(convolution: keras.layers.Layer, norm: keras.layers.BatchNormalization) -> tuple:
+    """Return kernel and bias, tensors, of a convolution that answers as both, with the current statistics."""
+    scale = tf.math.rsqrt(norm.moving_variance.value + norm.epsilon)
+    scale = scale * norm.gamma.value if norm.scale else scale
+    bias = convolution.bias.value if convolution.use_bias else 0.0
+    bias = (bias - norm.moving_mean.value) * scale + (norm.beta.value if norm.center else 0.0)
+    kernel = convolution.kernel.value
+    depthwise = isinstance(convolution, keras.layers.DepthwiseConv2D)
+    return kernel * (tf.reshape(scale, kernel.shape[2:]) if depthwise else scale), bias
+
+
+def _as_convolution(convolution: keras.layers.Layer, norm: keras.layers.BatchNormalization) -> keras.layers.Layer:
+    """Return a plain convolution, with weights of its own, that answers as both do now."""
+    plain = type(convolution).from_config(convolution.get_config() | {"use_bias": True})
+    plain.build((None, None, None, convolution.kernel.shape[2]))
+    plain.set_weights([weight.numpy() for weight in _folded_weights(convolution, norm)])
+    return plain
 
 
 def _normalise_batch(norm: keras.layers.BatchNormalization, inputs: tf.Tensor) -> tf.Tensor:
