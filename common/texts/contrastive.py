@@ -50,7 +50,7 @@ def tune_on_pairs(
     contributes as many pairs as the batch has other texts.
 
     Args:
-        encoder: {"token_ids", "padding_mask"} to embeddings; its trainable weights are trained. Compiled here.
+        encoder: {"token_ids", "padding_mask"} to embeddings; its trainable weights are trained.
         tokens: n texts.
         labels: class of each, int [n].
         steps: number of batches.
@@ -73,7 +73,8 @@ def tune_on_pairs(
         global_clipnorm=gradient_norm,
     )
     loss = functools.partial(contrastive_loss, temperature=temperature)
-    encoder.compile(optimizer, loss=loss, jit_compile=False)  # many lengths
+    model = _encode_halves(encoder)
+    model.compile(optimizer, loss=loss, jit_compile=False)  # many lengths
     classes = np.eye(labels.max() + 1, dtype=np.float32)
     first_rows = np.cumsum(tokens.rows_of_text) - tokens.rows_of_text
 
@@ -82,15 +83,27 @@ def tune_on_pairs(
             for texts, rng in _balanced(labels, batch_size, steps, seed, first=step):
                 # One row per text: several rows of one text would be trivially similar.
                 rows = first_rows[texts] + rng.integers(tokens.rows_of_text[texts])
-                yield tokens.batch(rows), classes[labels[texts]]
+                by_length = np.argsort(tokens.row_lengths[rows], kind="stable")
+                short, long = np.array_split(rows[by_length], 2)
+                yield (tokens.batch(short), tokens.batch(long)), classes[labels[texts[by_length]]]
 
-        specs = (INPUTS, tf.TensorSpec((None, len(classes)), tf.float32))
+        specs = ((INPUTS, INPUTS), tf.TensorSpec((None, len(classes)), tf.float32))
         return tf.data.Dataset.from_generator(generate, output_signature=specs).prefetch(8)
 
     return fit_with_checkpoints(
-        encoder, batches_from, epochs=1, lines=training.EpochLines(stage, 1, steps), checkpoint=checkpoint,
+        model, batches_from, epochs=1, lines=training.EpochLines(stage, 1, steps), checkpoint=checkpoint,
         save_every=save_every,
     )  # fmt: skip
+
+
+def _encode_halves(encoder: keras.Model) -> keras.Model:
+    """Return a model that encodes the short and the long texts of a batch apart, with the weights of the encoder.
+
+    The embeddings, and so the loss, are those of the whole batch, but the short half has little padding. Drawing texts
+    of similar length for each batch would need less still, and costs accuracy: pairs of different length are missing.
+    """
+    halves = tuple({name: keras.Input((None,), dtype="int32") for name in INPUTS} for _ in ("short", "long"))
+    return keras.Model(halves, keras.ops.concatenate([encoder(half) for half in halves], axis=0))
 
 
 def tune_if_better(
