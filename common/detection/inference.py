@@ -107,10 +107,16 @@ def export_detector(
     size = tuple(model.input.shape[1:3])
     names = tf.constant([*class_names, ""])
     specs, find = _letterboxed(model), build_finder(detector)
+    image = tf.TensorSpec([None], tf.string, name="image")
+    pixels = tf.TensorSpec([None, *specs[0].shape], tf.float32, name="pixels")
+
+    # Both signatures call it, so that its graph is built and stored once.
+    found = exporting.graph_function(image)(
+        lambda image: find(*tf.map_fn(lambda one: letterbox(one, size), image, fn_output_signature=specs))
+    )
 
     def respond(image, lowest):
-        prepared = tf.map_fn(lambda one: letterbox(one, size), image, fn_output_signature=specs)
-        boxes, scores, labels, _ = find(*prepared)
+        boxes, scores, labels, _ = found(image)
         there = scores >= lowest
         return {
             "boxes": tf.where(there[..., None], boxes, 0.0),
@@ -124,8 +130,6 @@ def export_detector(
         named = tf.tile(names[None, :-1], [tf.shape(pixels)[0], 1])
         return {"candidates": tf.concat([boxes, scores], axis=-1), "class_names": named}
 
-    image = tf.TensorSpec([None], tf.string, name="image")
-    pixels = tf.TensorSpec([None, *specs[0].shape], tf.float32, name="pixels")
     signatures = {
         "serving_default": exporting.graph_function(image)(lambda image: respond(image, threshold)),
         "all": exporting.graph_function(image)(lambda image: respond(image, LOWEST)),

@@ -16,12 +16,13 @@ from common.classification.export import labelled, prove_labels
 from common.proof.prove import FreshProcess
 from common.speech.batches import Clips
 from common.speech.export import (
+    AUDIO,
     LONGEST_SECONDS,
     count_rewritten,
-    decoded_wavs,
     files_to_send,
     tensors_signature,
     warmup_requests,
+    wav_decoder,
 )
 from common.speech.inference import BATCH_SECONDS, CLIP_SPECS, clip_batches, logits_of
 from common.speech.sources import SpeechSource
@@ -100,10 +101,10 @@ def export_commands(
     def answer(audio, samples):
         return labelled(names, forward(audio, samples))
 
-    audio = tf.TensorSpec([None], tf.string, name="audio")
-    serve = exporting.graph_function(audio)(lambda audio: answer(*decoded_wavs(audio, longest_seconds)))
+    decoded = wav_decoder(longest_seconds)
+    serve = exporting.graph_function(AUDIO)(lambda audio: answer(*decoded(audio)))
     signatures = {"serving_default": serve, "tensors": tensors_signature(answer, longest_seconds)}
-    return exporting.save_servable(commands.model, folder, signatures, warmup_requests(signatures, example))
+    return exporting.save_servable(commands.model, folder, signatures, warmup_requests(signatures, decoded, example))
 
 
 def prove_commands(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from common.speech.inference import Recogniser, build_forward, write_text
 TOLERANCE = 1e-3  # of a confidence, in the proof; texts must be identical
 LONGEST_SECONDS = 60.0  # of a served clip, unless trained on longer ones; memory grows with the square
 MOST_AT_ONCE = 10  # clips of that length per request, or shorter ones of the same total length
+AUDIO = tf.TensorSpec([None], tf.string, name="audio")
 _IN_GRAPH = ("PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE")  # WAV subtypes that the served graph decodes
 
 
@@ -52,31 +52,39 @@ def export_recogniser(
         )
     exporting.check_float32(recogniser.model)
     forward, symbols = build_forward(recogniser), tf.constant(list(characters.symbols))
+    decoded = wav_decoder(longest_seconds)
 
     def answer(audio, samples):
         text, confidence = write_text(*forward(audio, samples), characters)
         return {"text": text, "confidence": confidence}
 
     def logits_and_characters(audio):
-        logits, frames = forward(*decoded_wavs(audio, longest_seconds))
+        logits, frames = forward(*decoded(audio))
         return {"logits": logits, "frames": frames, "characters": tf.tile(symbols[None], [tf.shape(logits)[0], 1])}
 
-    audio = tf.TensorSpec([None], tf.string, name="audio")
     signatures = {
-        "serving_default": exporting.graph_function(audio)(lambda audio: answer(*decoded_wavs(audio, longest_seconds))),
+        "serving_default": exporting.graph_function(AUDIO)(lambda audio: answer(*decoded(audio))),
         "tensors": tensors_signature(answer, longest_seconds),
-        "logits": exporting.graph_function(audio)(logits_and_characters),
+        "logits": exporting.graph_function(AUDIO)(logits_and_characters),
     }
-    return exporting.save_servable(recogniser.model, folder, signatures, warmup_requests(signatures, example))
+    return exporting.save_servable(recogniser.model, folder, signatures, warmup_requests(signatures, decoded, example))
 
 
-def decoded_wavs(audio: tf.Tensor, longest_seconds: float) -> tuple[tf.Tensor, tf.Tensor]:
-    """Return WAV files, string [batch], as (samples float32 [batch, time] at 16 kHz, lengths int32 [batch])."""
-    spec = tf.RaggedTensorSpec([None], tf.float32)
-    ragged = tf.map_fn(prepare_wav_in_graph, audio, fn_output_signature=spec)
-    lengths = ragged.row_lengths()
-    flat = _refuse_too_much(ragged.flat_values, tf.size(lengths), tf.reduce_max(lengths), longest_seconds)
-    return ragged.with_flat_values(flat).to_tensor(), tf.cast(lengths, tf.int32)
+def wav_decoder(longest_seconds: float) -> Callable:
+    """Return a graph of WAV files, string [batch] -> (samples float32 [batch, time] at 16 kHz, lengths int32 [batch]).
+
+    It fails for files that `prepare_wav_in_graph` or the limits of a request refuse.
+    """
+
+    @exporting.graph_function(AUDIO)
+    def decoded(audio):
+        spec = tf.RaggedTensorSpec([None], tf.float32)
+        ragged = tf.map_fn(prepare_wav_in_graph, audio, fn_output_signature=spec)
+        lengths = ragged.row_lengths()
+        flat = _refuse_too_much(ragged.flat_values, tf.size(lengths), tf.reduce_max(lengths), longest_seconds)
+        return ragged.with_flat_values(flat).to_tensor(), tf.cast(lengths, tf.int32)
+
+    return decoded
 
 
 def _refuse_too_much(value: tf.Tensor, clips: tf.Tensor, longest: tf.Tensor, longest_seconds: float) -> tf.Tensor:
@@ -119,12 +127,12 @@ def tensors_signature(answer: Callable, longest_seconds: float) -> tf.types.expe
     return exporting.graph_function(*specs)(tensors)
 
 
-def warmup_requests(signatures: dict, example: Path | None) -> dict[str, dict[str, np.ndarray]]:
-    """Return the warm-up request of each signature."""
+def warmup_requests(signatures: dict, decoded: Callable, example: Path | None) -> dict[str, dict[str, np.ndarray]]:
+    """Return the warm-up request of each signature; `decoded` as returned by `wav_decoder`."""
     if example is None:
         return {}
     encoded = np.array([served_wav(example)], dtype=object)
-    samples, lengths = (tensor.numpy() for tensor in decoded_wavs(tf.constant(encoded), math.inf))
+    samples, lengths = (tensor.numpy() for tensor in decoded(tf.constant(encoded)))
     requests = {name: {"audio": encoded} for name in signatures}
     return requests | {"tensors": {"samples": samples, "lengths": lengths}}
 
