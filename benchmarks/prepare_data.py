@@ -5,12 +5,16 @@ Results, outside the checkout (INDEX is the position in the raw file, so a pictu
     mnist/{train,test}/DIGIT/INDEX.png, usps/... (digits_da)      orl_faces/PERSON/N.png
     clothing10_96/{train,val}/CLASS/sender_N_ID.jpg, for --group 'sender_([0-9]+)_'
     pets_seg160/{train,val,test}/BREED/ID.jpg                     fashion_attributes/{train,val,test}/TYPE/ID.jpg
+    pretrain_pictures/{train,test}/SOURCE_CLASS/INDEX.jpg, to train bundled:resnet_mini on: without the source that the
+        demo is from. pretrain_pictures_strict: without the sources whose publishers gathered them from the web, too
+    pretrain_texts_strict/train.jsonl.gz, to train bundled:bert_mini on: without comments of Reddit users
     resnet20_cifar10, resnet56_cifar10: SavedModels, sources for --source 'hub:FOLDER(size=32)'
 """
 
 import csv
 import difflib
 import gzip
+import json
 import shutil
 import sys
 import tarfile
@@ -167,6 +171,37 @@ def prepare_fashion(raw: Path, target: Path) -> None:
         write_class(target, row, "articleType", f"{row['id']}.jpg", content)
 
 
+def write_pretraining_pictures(raw: Path, target: Path, without: Sequence[str]) -> None:
+    """Write the JPEGs of all sources but some; val, a twentieth of each class, becomes the test split."""
+    class_names = [line.split("\t")[1] for line in (raw / "classes.txt").read_text("utf-8").splitlines()]
+    kept = np.array([name.partition("/")[0] not in without for name in class_names])
+    flat = [name.replace("/", "_") for name in class_names]
+    for part, split in (("train", "train"), ("val", "test")):
+        with np.load(raw / f"{part}.npz", allow_pickle=False) as arrays:
+            jpeg, offsets, labels = (arrays[name] for name in ("jpeg", "offsets", "labels"))
+        check_offsets(f"{part}.npz", jpeg, offsets, len(labels))
+        chosen = np.flatnonzero(kept[labels])
+        for index, folder in zip(chosen, class_folders(target / split, flat, labels[chosen]), strict=True):
+            (folder / f"{index}.jpg").write_bytes(jpeg[offsets[index] : offsets[index + 1]].tobytes())
+
+
+def prepare_pretraining_pictures(raw: Path, target: Path) -> None:
+    """A demo must not be what its source has learned."""
+    write_pretraining_pictures(raw, target, without=("clothing",))
+
+
+def prepare_strict_pictures(raw: Path, target: Path) -> None:
+    """Photographs by their publishers or under a licence of each photographer."""
+    write_pretraining_pictures(raw, target, without=("clothing", "caltech101", "pets"))
+
+
+def prepare_strict_texts(raw: Path, target: Path) -> None:
+    """All sentences but those of Reddit users, who were not asked."""
+    target.mkdir(parents=True)
+    with gzip.open(raw / "train.jsonl.gz", "rb") as lines, gzip.open(target / "train.jsonl.gz", "wb") as kept:
+        kept.writelines(line for line in lines if json.loads(line)["source"] != "goemotions")
+
+
 def prepare_resnet20(raw: Path, target: Path) -> None:
     """Three blocks a stack."""
     convert(raw / "resnet20-12fca82f.npz", target)
@@ -185,14 +220,20 @@ DATA: dict[str, dict[str, Callable[[Path, Path], None]]] = {  # raw folder -> re
     "clothing10_96": {"clothing10_96": prepare_clothing},
     "pets_seg160": {"pets_seg160": prepare_pets},
     "fashion_attributes": {"fashion_attributes": prepare_fashion},
+    "pretrain/pictures": {
+        "pretrain_pictures": prepare_pretraining_pictures,
+        "pretrain_pictures_strict": prepare_strict_pictures,
+    },
+    "pretrain/texts": {"pretrain_texts_strict": prepare_strict_texts},
     "weights/resnet_cifar10": {"resnet20_cifar10": prepare_resnet20, "resnet56_cifar10": prepare_resnet56},
 }
 
 
 def describe(folder: Path) -> str:
-    """Count what lies in a result folder: pictures per split (`all` where there is none) and classes; or a model."""
-    if (folder / "saved_model.pb").exists():
-        return f"SavedModel of {sum(path.stat().st_size for path in folder.rglob('*')) / 1e6:.1f} MB"
+    """Count what lies in a result folder: pictures per split (`all` where there is none) and classes, or megabytes."""
+    for file, what in (("saved_model.pb", "SavedModel"), ("train.jsonl.gz", "texts")):
+        if (folder / file).exists():
+            return f"{what} of {sum(path.stat().st_size for path in folder.rglob('*')) / 1e6:.1f} MB"
     paths = [path.relative_to(folder) for path in folder.rglob("*") if path.suffix in (".jpg", ".png")]
     pairs = [(path.parts[0] if len(path.parts) == 3 else "all", path.parent.name) for path in paths]
     if not pairs:

@@ -4,6 +4,7 @@ import gzip
 import importlib.util
 import io
 import itertools
+import json
 import os
 import re
 import subprocess
@@ -97,6 +98,13 @@ def shared(tmp_path: Path) -> Path:
     (root / "fashion_attributes" / "labels.csv").write_text(
         "id,split,articleType\n10,train,Flip Flops\n20,val,Tops\n30,test,Tops\n"
     )
+    for split in ("train", "val"):
+        write_npz(root / "pretrain" / "pictures" / f"{split}.npz", labels=[1, 0, 2])
+    (root / "pretrain" / "pictures" / "classes.txt").write_text("0\tpets/dog\n1\tgrocery/milk\n2\tclothing/hat\n")
+    sentences = [{"text": "not bad", "source": "goemotions"}, {"text": "very good", "source": "wiki_split"}]
+    (root / "pretrain" / "texts" / "train.jsonl.gz").write_bytes(
+        gzip.compress("".join(json.dumps(one) + "\n" for one in sentences).encode())
+    )
     for file in ("resnet20-12fca82f.npz", "resnet56-4bfd9763.npz"):
         np.savez(root / "weights" / "resnet_cifar10" / file, **tiny_resnet())
     return root
@@ -158,6 +166,9 @@ def test_all_data_sets_say_one_line_each(shared: Path, out: Path, capsys: pytest
         "clothing10_96: train 1, val 1; 2 classes",
         "pets_seg160: test 1, train 1; 2 classes",
         "fashion_attributes: test 1, train 1, val 1; 2 classes",
+        "pretrain_pictures: test 2, train 2; 2 classes",
+        "pretrain_pictures_strict: test 1, train 1; 1 classes",
+        "pretrain_texts_strict: texts of ? MB",
         "resnet20_cifar10: SavedModel of ? MB",
         "resnet56_cifar10: SavedModel of ? MB",
     ]
@@ -169,6 +180,16 @@ def test_jpegs_keep_their_bytes_and_index(shared: Path, out: Path) -> None:
     prepare_data.main(("cifar10_subset",), shared, out)
     expected = {f"{('cat', 'dog')[label]}/{index}.jpg": JPEGS[index] for index, label in enumerate(LABELS)}
     assert files(out / "cifar10_subset" / "train") == files(out / "cifar10_subset" / "test") == expected
+
+
+def test_pretraining_leaves_sources_out(shared: Path, out: Path) -> None:
+    prepare_data.main(("pretrain/pictures", "pretrain/texts"), shared, out)
+    some = {f"{split}/grocery_milk/0.jpg": JPEGS[0] for split in ("train", "test")}
+    assert files(out / "pretrain_pictures_strict") == some
+    more = {f"{split}/pets_dog/1.jpg": JPEGS[1] for split in ("train", "test")}
+    assert files(out / "pretrain_pictures") == some | more
+    kept = gzip.decompress((out / "pretrain_texts_strict" / "train.jsonl.gz").read_bytes()).decode().splitlines()
+    assert [json.loads(line)["text"] for line in kept] == ["very good"]
 
 
 def test_hymenoptera_is_a_copy_that_can_be_deleted(shared: Path, out: Path) -> None:

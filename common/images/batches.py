@@ -10,6 +10,7 @@ import tensorflow as tf
 from common.images.pixels import Pixels
 
 AUGMENTATIONS = ("flip", "crop", "rotate", "color")
+_DRAWS = 10  # seeds that are split from that of a batch; the last one is not used
 
 
 def image_batches(pixels: Pixels, batch_size: int) -> tf.data.Dataset:
@@ -129,17 +130,41 @@ def augment_images(images: tf.Tensor, names: Sequence[str], seed: tf.Tensor) -> 
     """
     if unknown := set(names) - set(AUGMENTATIONS):
         raise ValueError(f"Augmentations are {', '.join(AUGMENTATIONS)}. Received: {sorted(unknown)}.")
-    if not names:
-        return images
-    seeds = tf.unstack(tf.random.split(seed, 10), num=10)
-    batch, height, width = tf.shape(images)[0], images.shape[1], images.shape[2]
+    if set(names) & {"flip", "crop", "rotate"}:
+        images = transform_images(images, draw_transforms(names, seed, tf.shape(images)[0], images.shape[1:3]))
+    if "color" in names:
+        seeds = tf.unstack(tf.random.split(tf.random.split(seed, _DRAWS)[8], 3), num=3)
+        brightness, contrast, saturation = (
+            tf.random.stateless_uniform([tf.shape(images)[0], 1, 1, 1], seed, 0.7, 1.3) for seed in seeds
+        )
+        grey = tf.reduce_mean(images, axis=3, keepdims=True)
+        images = grey + (images - grey) * saturation
+        mean = tf.reduce_mean(images, axis=[1, 2, 3], keepdims=True)
+        images = (mean + (images - mean) * contrast) * brightness
+    return tf.clip_by_value(images, 0.0, 255.0) if names else images
+
+
+def draw_transforms(names: Sequence[str], seed: tf.Tensor, count: tf.Tensor | int, size: tuple[int, int]) -> tf.Tensor:
+    """Draw the geometry of `augment_images` for so many images.
+
+    Args:
+        names: from AUGMENTATIONS; `color` has no geometry.
+        seed: int64 [2].
+        count: number of images.
+        size: (height, width) of them, in pixels. The same seed draws the same part of an image, whatever its size.
+
+    Returns:
+        Coefficients of a projective transform per image, as for `transform_images`, float32 [count, 8].
+    """
+    seeds = tf.unstack(tf.random.split(seed, _DRAWS), num=_DRAWS)
+    height, width = size
 
     def uniform(seed, low, high):
-        return tf.random.stateless_uniform([batch], seed, low, high)
+        return tf.random.stateless_uniform([count], seed, low, high)
 
     # An output pixel p, measured from the centre, is read at  rotate(p * zoom) + shift.
-    zoom_x, zoom_y = tf.ones([batch]), tf.ones([batch])
-    shift_x, shift_y, angle = tf.zeros([batch]), tf.zeros([batch]), tf.zeros([batch])
+    zoom_x, zoom_y = tf.ones([count]), tf.ones([count])
+    shift_x, shift_y, angle = tf.zeros([count]), tf.zeros([count]), tf.zeros([count])
     if "crop" in names:
         side, ratio = tf.sqrt(uniform(seeds[0], 0.5, 1.0)), tf.exp(uniform(seeds[1], -0.15, 0.15))
         zoom_x, zoom_y = tf.minimum(side * ratio, 1.0), tf.minimum(side / ratio, 1.0)
@@ -151,27 +176,17 @@ def augment_images(images: tf.Tensor, names: Sequence[str], seed: tf.Tensor) -> 
         shift_y += uniform(seeds[6], -0.1, 0.1) * height
     if "flip" in names:
         zoom_x *= tf.where(uniform(seeds[7], 0.0, 1.0) < 0.5, -1.0, 1.0)
-    if set(names) & {"flip", "crop", "rotate"}:
-        cos, sin = tf.cos(angle), tf.sin(angle)
-        centre_x, centre_y = (width - 1) / 2, (height - 1) / 2
-        xx, xy, yx, yy = cos * zoom_x, -sin * zoom_y, sin * zoom_x, cos * zoom_y
-        from_x = centre_x + shift_x - xx * centre_x - xy * centre_y
-        from_y = centre_y + shift_y - yx * centre_x - yy * centre_y
-        zeros = tf.zeros([batch])
-        images = tf.raw_ops.ImageProjectiveTransformV3(
-            images=images,
-            transforms=tf.stack([xx, xy, from_x, yx, yy, from_y, zeros, zeros], axis=1),
-            output_shape=[height, width],
-            fill_value=0.0,
-            interpolation="BILINEAR",
-            fill_mode="NEAREST",
-        )
-    if "color" in names:
-        brightness, contrast, saturation = (
-            tf.reshape(uniform(s, 0.7, 1.3), [-1, 1, 1, 1]) for s in tf.unstack(tf.random.split(seeds[8], 3), num=3)
-        )
-        grey = tf.reduce_mean(images, axis=3, keepdims=True)
-        images = grey + (images - grey) * saturation
-        mean = tf.reduce_mean(images, axis=[1, 2, 3], keepdims=True)
-        images = (mean + (images - mean) * contrast) * brightness
-    return tf.clip_by_value(images, 0.0, 255.0)
+    cos, sin = tf.cos(angle), tf.sin(angle)
+    centre_x, centre_y = (width - 1) / 2, (height - 1) / 2
+    xx, xy, yx, yy = cos * zoom_x, -sin * zoom_y, sin * zoom_x, cos * zoom_y
+    from_x = centre_x + shift_x - xx * centre_x - xy * centre_y
+    from_y = centre_y + shift_y - yx * centre_x - yy * centre_y
+    return tf.stack([xx, xy, from_x, yx, yy, from_y, tf.zeros([count]), tf.zeros([count])], axis=1)
+
+
+def transform_images(images: tf.Tensor, transforms: tf.Tensor) -> tf.Tensor:
+    """Return images, float32 [batch, height, width, 3], each resampled by its coefficients, float32 [batch, 8]."""
+    return tf.raw_ops.ImageProjectiveTransformV3(
+        images=images, transforms=transforms, output_shape=images.shape[1:3], fill_value=0.0,
+        interpolation="BILINEAR", fill_mode="NEAREST",
+    )  # fmt: skip

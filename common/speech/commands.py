@@ -93,7 +93,7 @@ def export_commands(
         string [batch, classes].
 
     Raises:
-        UserError: the disk is full, or the example cannot be read.
+        UserError, tf.errors.InvalidArgumentError: as for `export_recogniser`.
     """
     exporting.check_float32(commands.model)
     forward, names = build_command_forward(commands), tf.constant(list(commands.class_names))

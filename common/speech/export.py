@@ -44,6 +44,7 @@ def export_recogniser(
 
     Raises:
         UserError: the disk is full, or the example cannot be read.
+        tf.errors.InvalidArgumentError: the graph refuses the example, such as one that is too long.
     """
     characters = recogniser.characters
     if len(characters) != recogniser.model.output.shape[-1]:

@@ -168,7 +168,10 @@ def batches_by_length(tokens: Tokens, batch_size: int) -> Iterator[np.ndarray]:
         yield order[first : first + batch_size]
 
 
-def shuffled_by_length(tokens: Tokens, batch_size: int, seed: tuple[int, int], pool: int = _SORTED_TOGETHER):
+def shuffled_by_length(
+    tokens: Tokens, batch_size: int, seed: tuple[int, int], pool: int = _SORTED_TOGETHER,
+    shares: np.ndarray | None = None,
+) -> list[np.ndarray]:  # fmt: skip
     """Return the batches of one epoch: rows of about the same length together, in a random order.
 
     Args:
@@ -176,12 +179,17 @@ def shuffled_by_length(tokens: Tokens, batch_size: int, seed: tuple[int, int], p
         batch_size: rows per batch; the last of the epoch may have fewer.
         seed: (seed, epoch); the same one gives the same batches.
         pool: number of batches whose rows are sorted together; 0 disables sorting.
+        shares: how often to draw each row, float64 [rows], sum 1; an epoch has as many rows all the same. None: each
+            occurs once.
 
     Returns:
         A list of index arrays.
     """
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(tokens))
+    if shares is not None:  # systematic sampling: each row as often as its share says, rounded up or down
+        places = np.searchsorted(np.cumsum(shares[order]), (np.arange(len(order)) + rng.random()) / len(order))
+        order = rng.permutation(order[np.minimum(places, len(order) - 1)])
     if pool:
         lengths, size = tokens.row_lengths, pool * batch_size
         pieces = (order[first : first + size] for first in range(0, len(order), size))

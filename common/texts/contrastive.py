@@ -74,16 +74,17 @@ def tune_on_pairs(
     )
     loss = functools.partial(contrastive_loss, temperature=temperature)
     model = _encode_halves(encoder)
-    model.compile(optimizer, loss=loss, jit_compile=False)  # many lengths
+    encoder.jit_compile = False  # many lengths, here and when it is run afterwards
+    model.compile(optimizer, loss=loss, jit_compile=False)
     classes = np.eye(labels.max() + 1, dtype=np.float32)
-    first_rows = np.cumsum(tokens.rows_of_text) - tokens.rows_of_text
+    first_rows, lengths = np.cumsum(tokens.rows_of_text) - tokens.rows_of_text, tokens.row_lengths
 
     def batches_from(_epoch: int, step: int) -> tf.data.Dataset:
         def generate():
             for texts, rng in _balanced(labels, batch_size, steps, seed, first=step):
                 # One row per text: several rows of one text would be trivially similar.
                 rows = first_rows[texts] + rng.integers(tokens.rows_of_text[texts])
-                by_length = np.argsort(tokens.row_lengths[rows], kind="stable")
+                by_length = np.argsort(lengths[rows], kind="stable")
                 short, long = np.array_split(rows[by_length], 2)
                 yield (tokens.batch(short), tokens.batch(long)), classes[labels[texts[by_length]]]
 

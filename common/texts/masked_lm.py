@@ -75,8 +75,9 @@ def build_masked_lm(backbone: keras.Model, teacher_width: int) -> keras.Model:
 
 
 def masked_batches(
-    tokens: batches.Tokens, embeddings: np.ndarray | None, batch_size: int, *, seed: int, first: tuple = (0, 0)
-) -> tf.data.Dataset:
+    tokens: batches.Tokens, embeddings: np.ndarray | None, batch_size: int, *, seed: int, first: tuple = (0, 0),
+    shares: np.ndarray | None = None,
+) -> tf.data.Dataset:  # fmt: skip
     """Stream batches without end, from (epoch, step) on, reproducibly.
 
     Args:
@@ -85,6 +86,7 @@ def masked_batches(
         batch_size: sentences per batch.
         seed: of the order and the masks.
         first: the first batch, with which a resumed run continues.
+        shares: as for `shuffled_by_length`.
 
     Returns:
         Dataset of (inputs, targets, weights) to fit the model of `build_masked_lm`.
@@ -93,7 +95,7 @@ def masked_batches(
     def generate():
         epoch, step = first
         while True:
-            order = batches.shuffled_by_length(tokens, batch_size, (seed, epoch))
+            order = batches.shuffled_by_length(tokens, batch_size, (seed, epoch), shares=shares)
             for number in range(step, len(order)):
                 rng = np.random.default_rng((seed, epoch, number))
                 inputs, words, used = mask_tokens(tokens.batch(order[number]), rng)

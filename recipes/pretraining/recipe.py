@@ -14,6 +14,7 @@ other recipes use offline, was made by this file; its card.json holds the comman
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 
 import keras
@@ -27,13 +28,20 @@ from common.classification.answers import LABELS
 from common.classification.check import describe_counts
 from common.errors import UserError
 from common.exporting import Predictor
-from common.flags import parse_data
-from common.images.batches import image_batches, steps_per_epoch, training_batches
+from common.flags import check_range, parse_data
+from common.images.batches import (
+    augment_images,
+    image_batches,
+    steps_per_epoch,
+    training_batches,
+    transform_images,
+)
 from common.images.dataset import ImageSet, load_image_set
 from common.images.export import export_image_classifier, prove_image_classifier
-from common.images.features import extract_features
+from common.images.features import extract_features, view_transforms
 from common.images.files import read_image
 from common.images.folding import fold_batch_norm
+from common.images.mixing import mix_images
 from common.images.pixels import read_images
 from common.images.preview import thumbnails, write_sample_grid
 from common.images.sources import load_source
@@ -52,6 +60,7 @@ QUICK = "--limit 40 --epochs 1 --filters 64 64 --image-size 32"  # a run of seco
 EARLY = "common.images.listing:refuse_early"  # called before TensorFlow is imported
 INPUT = "image"  # of the served model
 PREDICTOR = Predictor(INPUT, read_image, LABELS)
+GEOMETRY = ("crop", "rotate")  # augmentations that make a view for the teacher, too; the others are the network's alone
 CONVERTER = "common.images.convert:CLASSIFIER"  # imported by `convert` alone
 
 
@@ -68,6 +77,9 @@ class Config:
     blocks: int = 2  # Residual blocks in each stage; more is slower and stronger
     teacher: str | None = None  # Stronger source for distillation, such as keras:MobileNetV2(size=128)
     teacher_weight: float = 2.0  # Weight of the teacher's loss; that of the labels is 1
+    teacher_size: int | None = None  # Side of the teacher's input in pixels; its own by default
+    teacher_views: int = 1  # Views of each image for teacher and network: itself, then crops of it; disk space grows
+    mix: float = 0.0  # Share of the images that are blended with others (mixup, CutMix): for long trainings
     epochs: int = 30  # Epochs
     batch_size: int = 128  # Images per step
     learning_rate: float = 2e-3  # Peak learning rate, after warm-up; cosine decay
@@ -84,6 +96,10 @@ class Config:
         parse_data(self.data, ("demo:digits", "folder", "csv", "tfds"))
         if self.teacher:
             parse_source(self.teacher, "--teacher")
+        check_range(self, 1, inf, "teacher_size", "teacher_views")
+        if not self.teacher and (self.teacher_size or self.teacher_views > 1):
+            raise UserError("--teacher-size and --teacher-views need a --teacher. Try: --teacher bundled:mobilenet_v2")
+        check_range(self, 0, 1, "mix")
         if not self.filters or self.filters[0] != 64:
             raise UserError(f"--filters must begin with 64 (KerasHub's ResNet). Received: {self.filters}.")
         if self.image_size < 8 * 2 ** len(self.filters) // 4:
@@ -121,42 +137,46 @@ def build_model(config: Config, classes: int, teacher_width: int) -> tuple[keras
 
 @dataclass(frozen=True)
 class Teacher:
-    """The teacher's `features` of each training image, float32 [n, width], on disk; standardised on access."""
+    """The teacher's `features` of the views of each training image, float32 [views, n, width], on disk.
+
+    Attributes:
+        features: as the teacher returns them.
+        mean, std: of each feature, float32 [width].
+        views: the geometry of each view, float32 [views, n, 8], as of `view_transforms`.
+    """
 
     features: np.ndarray
     mean: np.ndarray
     std: np.ndarray
+    views: np.ndarray
 
-    def of(self, indices: np.ndarray) -> np.ndarray:
-        """Return float32 [indices, width]."""
-        return (self.features[indices] - self.mean) / self.std
+    def of(self, views: np.ndarray, indices: np.ndarray) -> np.ndarray:
+        """Return the standardised features of these views of these images, float32 [indices, width]."""
+        return (self.features[views, indices] - self.mean) / self.std
 
 
 def load_teacher(config: Config, data: ImageSet) -> Teacher | None:
-    """Extract the teacher's features of each training image once; None without a teacher."""
+    """Extract the teacher's features of each view of each training image once; None without a teacher."""
     if not config.teacher:
         return None
     try:
-        source = load_source(config.teacher)
+        source = load_source(config.teacher, config.teacher_size)
     except UserError as error:
-        raise UserError(str(error).replace("--source", "--teacher")) from error
+        said = str(error).replace("--source", "--teacher").replace("--image-size", "--teacher-size")
+        raise UserError(said) from error
     out = Path(config.out)
     pixels = read_images(data.train.paths, source.image_size, folder=out)
-    features = extract_features(source, pixels, out / "features", title="teacher", save_every=config.save_every)
-    return Teacher(features[0], *mean_and_std(features))
+    geometry = [name for name in data.safe_augmentations() if name in GEOMETRY]
+    views = {"augment": geometry, "views": config.teacher_views, "seed": config.seed}
+    features = extract_features(
+        source, pixels, out / "features", title="teacher", save_every=config.save_every, **views
+    )
+    return Teacher(features, *mean_and_std(features), view_transforms(len(pixels), data.train.pixels.size, **views))
 
 
 def train(run: Run, data: ImageSet, model: keras.Model, teacher: Teacher | None) -> list[dict]:
     """Train all weights from scratch on labels and, with a teacher, on its features."""
-    config, labels = run.config, tf.constant(data.train.labels)
-
-    def targets(indices):
-        outputs = {"classes": tf.one_hot(tf.gather(labels, indices), len(data.class_names))}
-        if teacher:
-            outputs["teacher"] = tf.numpy_function(teacher.of, [indices], tf.float32)
-            outputs["teacher"].set_shape((None, teacher.features.shape[1]))
-        return outputs
-
+    config = run.config
     steps = steps_per_epoch(len(data.train), config.batch_size)
     losses = {"classes": keras.losses.CategoricalCrossentropy(label_smoothing=config.label_smoothing)}
     weights = {"classes": 1.0}
@@ -180,7 +200,7 @@ def train(run: Run, data: ImageSet, model: keras.Model, teacher: Teacher | None)
         logs["val_accuracy"] = float(np.mean(probabilities.argmax(axis=1) == data.val.labels))
 
     return fit_with_checkpoints(
-        learner, lambda *first: shuffled_batches(config, data, targets, first), epochs=config.epochs,
+        learner, lambda *first: training_stream(config, data, teacher, first), epochs=config.epochs,
         lines=training.EpochLines("pretraining", config.epochs, steps),
         callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=validate)], **run.saves("pretraining"),
     )  # fmt: skip
@@ -198,7 +218,7 @@ def main(config: Config) -> dict:
         teacher = load_teacher(config, data)
     keras.utils.set_random_seed(config.seed)
     with training.dtype_policy("mixed_bfloat16" if config.mixed_precision else "float32"):
-        model, backbone = build_model(config, len(data.class_names), teacher.features.shape[1] if teacher else 0)
+        model, backbone = build_model(config, len(data.class_names), teacher.features.shape[-1] if teacher else 0)
     with clock("pretraining"):
         history = train(run, data, model, teacher)
     return finish(run, data, model, backbone, history)
@@ -236,16 +256,15 @@ def check(config: Config) -> None:
     """Print what a run would read and how long it would take, and write a sheet of samples; nothing is trained."""
     data = load_data(config)
     print(describe_counts(data))
-    images, indices = next(shuffled_batches(config, data, lambda i: i).as_numpy_iterator())
-    titles = [data.class_names[data.train.labels[i]] for i in indices[:24]]
+    images, targets = next(training_stream(config, data, None).as_numpy_iterator())
+    titles = [data.class_names[row.argmax()] for row in targets["classes"][:24]]
     print(f"samples as trained on: {write_sample_grid(Path(config.out) / 'samples.png', images[:24], titles)}")
     with training.dtype_policy("mixed_bfloat16" if config.mixed_precision else "float32"):
         model, backbone = build_model(config, len(data.class_names), 0)
     print(f"backbone: {backbone.count_params():,} parameters, {2 * backbone.count_params() / 2**20:.1f} MB as a preset")
     learner = fold_batch_norm(model)
-    learner.compile("adam", {"classes": "sparse_categorical_crossentropy"}, jit_compile=training.use_xla())
-    labels = {"classes": data.train.labels[indices]}
-    step = median_seconds(lambda: learner.train_on_batch(images, labels))  # the weights are discarded
+    learner.compile("adam", {"classes": "categorical_crossentropy"}, jit_compile=training.use_xla())
+    step = median_seconds(lambda: learner.train_on_batch(images, targets))  # the weights are discarded
     seconds = config.epochs * steps_per_epoch(len(data.train), config.batch_size) * step
     print(f"estimate: {format_seconds(seconds)} of training{', plus the teacher' if config.teacher else ''}")
 
@@ -253,11 +272,34 @@ def check(config: Config) -> None:
 # --- helpers of the steps above ------------------------------------------------------------------------------
 
 
-def shuffled_batches(config: Config, data: ImageSet, targets, first: tuple[int, int] = (0, 0)) -> tf.data.Dataset:
-    """Stream augmented training images with their targets, a function of indices, from (epoch, step) on."""
-    return training_batches(
-        data.train.pixels, targets, config.batch_size, seed=config.seed, augment=data.safe_augmentations(), first=first
+def training_stream(
+    config: Config, data: ImageSet, teacher: Teacher | None, first: tuple[int, int] = (0, 0)
+) -> tf.data.Dataset:
+    """Stream augmented training images with their targets, {"classes", "teacher"}, from (epoch, step) on."""
+    labels, steps = tf.constant(data.train.labels), steps_per_epoch(len(data.train), config.batch_size)
+    augment, views = data.safe_augmentations(), len(teacher.views) if teacher else 1
+    if views > 1:  # the network gets the views that the teacher got, another one in each epoch
+        transforms, augment = tf.constant(teacher.views), [name for name in augment if name not in GEOMETRY]
+
+    def finish(step, batch):
+        images, indices = batch
+        seed, view = tf.stack([tf.cast(config.seed, tf.int64), step]), (indices + step // steps) % views
+        if views > 1:
+            images = transform_images(images, tf.gather_nd(transforms, tf.stack([view, indices], axis=1)))
+        images = augment_images(images, augment, seed)
+        targets = {"classes": tf.one_hot(tf.gather(labels, indices), len(data.class_names))}
+        if teacher:
+            features = tf.numpy_function(teacher.of, [view, indices], tf.float32)
+            targets["teacher"] = tf.ensure_shape(features, (None, teacher.features.shape[-1]))
+        if config.mix:
+            other = tf.random.experimental.stateless_fold_in(seed, tf.constant(1, tf.int64))
+            images, targets = mix_images(images, targets, config.mix, other)
+        return images, targets
+
+    shuffled = training_batches(
+        data.train.pixels, lambda indices: indices, config.batch_size, seed=config.seed, first=first
     )
+    return shuffled.enumerate(first[0] * steps + first[1]).map(finish, num_parallel_calls=2).prefetch(4)
 
 
 def classifier_of(model: keras.Model) -> keras.Model:

@@ -27,11 +27,13 @@ import numpy as np
 from common import results, training
 from common.checkpoints import fit_with_checkpoints
 from common.data.splits import SPLITS
+from common.errors import UserError
 from common.flags import check_choice, check_range, parse_data
 from common.progress import format_seconds, median_seconds
 from common.results import Outcome
 from common.runs import Run
 from common.sources import preset_card
+from common.sources.specs import parse_source
 from common.speech import batches, contrastive, models
 from common.speech.batches import Augmentation, Clips
 from common.speech.ctc.characters import Characters, build_characters, samples_needed
@@ -42,7 +44,7 @@ from common.speech.metrics import transcription_metrics
 from common.speech.pretraining_report import table, write_report
 from common.speech.readers import SpeechColumns
 from common.speech.samples import write_samples
-from common.speech.sources import load_speech_source
+from common.speech.sources import SpeechSource, load_speech_source
 from common.speech.wav2vec2.config import Wav2Vec2Config
 from common.speech.wav2vec2.heads import CTCHead, build_recogniser
 from common.speech.wav2vec2.network import Wav2Vec2Backbone
@@ -55,6 +57,11 @@ GALLERY = {"in": "recordings", "out": "a source for speech recipes", "row": ""}
 QUICK = "--limit 12 --epochs 1"  # a run of seconds, for tests
 EARLY = "common.speech.dataset:refuse_early"  # called before TensorFlow is imported
 HEAD_WIDTH = 48  # of an attention head
+ARCHITECTURE = (
+    "conv_dim", "conv_kernel", "conv_stride", "conv_bias", "feat_extract_norm", "hidden_size", "num_hidden_layers",
+    "num_attention_heads", "intermediate_size", "num_conv_pos_embeddings", "num_conv_pos_embedding_groups",
+    "do_stable_layer_norm",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,7 @@ class Config:
 
     data: str = "demo"  # demo, folder:PATH (LibriSpeech, LJSpeech, Common Voice), csv:PATH, tsv:PATH, manifest:PATH
     objective: str = "ctc"  # ctc (train on transcripts) or contrastive (train on sound alone)
+    start: str | None = None  # Model to begin with, of the same sizes: preset:RUN/preset of a run without transcripts
     path_column: str | None = None  # Column of the paths in a table; found by its usual names by default
     text_column: str | None = None  # Column of the transcripts; found by its usual names by default
     speaker_column: str | None = None  # Column of the speakers; found by its usual names by default
@@ -88,6 +96,8 @@ class Config:
     def __post_init__(self) -> None:
         parse_data(self.data, DATA_KINDS)
         check_choice("--objective", self.objective, ("ctc", "contrastive"))
+        if self.start:
+            parse_source(self.start, "--start")
         if self.width < HEAD_WIDTH or self.width % HEAD_WIDTH:
             raise ValueError(f"--width must be a multiple of {HEAD_WIDTH}. Received: {self.width}. Try: --width 192")
         check_range(self, 1, inf, "layers", "epochs", "batch_seconds", "limit")
@@ -108,6 +118,28 @@ def load_data(config: Config) -> SpeechSet:
     return load_speech_set(
         config.data, task=task, columns=columns, limit=config.limit, strict=config.strict, val_share=config.val_share
     )
+
+
+def load_start(config: Config) -> SpeechSource | None:
+    """Return the model to begin with; None without one.
+
+    Raises:
+        UserError: it is not a speech model, or not a network of this recipe with the same sizes.
+    """
+    if not config.start:
+        return None
+    try:
+        source = load_speech_source(config.start)
+    except UserError as error:
+        raise UserError(str(error).replace("--source", "--start")) from error
+    theirs, ours = source.backbone.config, network(config)
+    if not source.normalises or any(getattr(theirs, name) != getattr(ours, name) for name in ARCHITECTURE):
+        raise UserError(
+            "--start must be a model of pretraining_speech with the same --width, --layers and --channels: "
+            f"{config.width}, {config.layers}, {config.channels}. Received: {config.start}, with width "
+            f"{theirs.hidden_size}, {theirs.num_hidden_layers} layers and {theirs.conv_dim[-1]} channels."
+        )
+    return source
 
 
 def prepare(data: SpeechSet, backbone: Wav2Vec2Backbone, config: Config):
@@ -140,7 +172,7 @@ def build_learner(config: Config, backbone: Wav2Vec2Backbone, characters: Charac
 
 
 def train(run: Run, learner: keras.Model, backbone, data: SpeechSet, clips, targets, score) -> list[dict]:
-    """Train all weights from scratch; return a history row per epoch.
+    """Train all weights; return a history row per epoch.
 
     Args:
         run: with the settings.
@@ -177,10 +209,11 @@ def main(config: Config) -> dict:
     """Run the whole story: clips -> training -> preset -> evaluation -> report."""
     run = Run(config)
     config, clock = run.config, run.clock
+    start = load_start(config)
     with clock("data"):
         data = load_data(config)
     print(f"{config.data}: {data.counts()}")
-    run.remember(data)
+    run.remember(data, *([start] if start else []))
     keras.utils.set_random_seed(config.seed)
     backbone = Wav2Vec2Backbone(network(config))
     with clock("data"):
@@ -191,6 +224,8 @@ def main(config: Config) -> dict:
     score = scorer(config, learner, backbone, characters, data, clips)
     with clock("baselines"):
         baselines = {"random_weights": score("test")}
+    if start:
+        backbone.set_weights(start.backbone.get_weights())
     with clock("pretraining"):
         history = train(run, learner, backbone, data, clips, targets, score)
 
@@ -209,12 +244,15 @@ def main(config: Config) -> dict:
     learned_from = f"{config.data}: {len(data.train):,} clips, {data.train.seconds.sum() / 3600:.1f} hours"
     scalars = metrics | {"test": {name: value for name, value in test.items() if np.isscalar(value)}}
     more = {"objective": config.objective, "notes": data.advice()}
+    if start:
+        more["start"] = start.card
     preset_card.write_preset_card(preset, "pretraining_speech", config, learned_from, scalars, **more)
     return metrics
 
 
 def check(config: Config) -> None:
     """Print what a run would read and how long it would take; train nothing and write a page of sample clips."""
+    load_start(config)
     data = load_data(config)
     print(f"{config.data}: {data.counts()}, {data.train.seconds.sum() / 3600:.1f} hours of training clips")
     print(*(f"  {sentence}" for sentence in data.advice()), sep="\n")

@@ -56,6 +56,7 @@ class Config:
 
     data: str = "demo"  # Texts: demo, txt:PATH (one text per line), jsonl:PATH, csv:PATH, tsv:PATH; .gz or a folder too
     text_column: str = "text"  # Column of the texts; its number (1, 2 ...) in a table without a header
+    kind_column: str | None = None  # Column of the kind of a text, such as its source; rare kinds are drawn more often
     encoding: str = "utf-8"  # Encoding of the files: utf-8, latin-1 ...
     out: str = "runs/pretraining_text"  # Folder for everything this run writes; the preset is in OUT/preset
     resume: str | None = None  # Continue the run that was stopped in this folder; no other flag is needed
@@ -76,7 +77,9 @@ class Config:
     seed: int = 0  # Seed of initial weights, shuffling and masks; the split depends on the sentences alone
 
     def __post_init__(self) -> None:
-        parse_data(self.data, DATA_KINDS)
+        kind, _ = parse_data(self.data, DATA_KINDS)
+        if self.kind_column and kind in ("demo", "txt"):
+            raise UserError(f"--kind-column needs --data jsonl:, csv: or tsv:. Received: --data {self.data}.")
         if self.teacher != "none":
             check_text_source("--teacher", self.teacher)
         check_text_source("--tokenizer", self.tokenizer)
@@ -91,7 +94,10 @@ class Config:
 
 def load_data(config: Config) -> Sentences:
     """Cut the texts into sentences, leave out copies, and split the rest by the hash of each."""
-    return load_sentences(config.data, column=config.text_column, encoding=config.encoding, limit=config.limit)
+    return load_sentences(
+        config.data, column=config.text_column, encoding=config.encoding, limit=config.limit,
+        kind_column=config.kind_column,
+    )  # fmt: skip
 
 
 def load_teacher(config: Config) -> TextSource:
@@ -160,7 +166,7 @@ def compile_model(config: Config, model: keras.Model, steps: int) -> None:
     model.compile(optimizer, losses, loss_weights=weights, weighted_metrics=metrics, jit_compile=training.use_xla())
 
 
-def train(run: Run, model: keras.Model, tokens, embeddings) -> list[dict]:
+def train(run: Run, model: keras.Model, tokens, embeddings, shares: np.ndarray | None) -> list[dict]:
     """Train all weights from scratch; return a history row per epoch.
 
     Args:
@@ -168,6 +174,7 @@ def train(run: Run, model: keras.Model, tokens, embeddings) -> list[dict]:
         model: as returned by `build_masked_lm`.
         tokens: of train, val and test.
         embeddings: of train, val and test by the teacher; each None without a teacher.
+        shares: as for `masked_batches`.
     """
     config, steps = run.config, ceil(len(tokens[0]) / run.config.batch_size)
     compile_model(config, model, steps)
@@ -183,7 +190,9 @@ def train(run: Run, model: keras.Model, tokens, embeddings) -> list[dict]:
         logs.update({f"val_{name}": value for name, value in scores.items() if not name.endswith("_ci95")})
 
     def batches_from(*first):
-        return masked_lm.masked_batches(tokens[0], embeddings[0], config.batch_size, seed=config.seed, first=first)
+        return masked_lm.masked_batches(
+            tokens[0], embeddings[0], config.batch_size, seed=config.seed, first=first, shares=shares
+        )
 
     epochs = epochs_of(config, steps)
     return fit_with_checkpoints(
@@ -214,7 +223,7 @@ def main(config: Config) -> dict:
     model = masked_lm.build_masked_lm(backbone, width)
     print(f"{backbone.count_params():,} parameters, {2 * backbone.count_params() / 1e6:.1f} MB as a preset")
     with clock("pretraining"):
-        history = train(run, model, tokens, embeddings)
+        history = train(run, model, tokens, embeddings, data.shares())
 
     preset = masked_lm.save_encoder(run.out / "preset", backbone, vocabulary)
     with clock("evaluate"):  # of the saved preset, half precision included

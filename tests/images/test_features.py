@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from common import progress
-from common.images.batches import image_batches
+from common.images.batches import image_batches, transform_images
 from common.images.dataset import Examples, ImageSet
-from common.images.features import extract_features, refit_head
+from common.images.features import extract_features, refit_head, view_transforms
 from common.images.pixels import Pixels, read_images
 from common.images.sources import Source
 from common.linear_head import REFIT_PENALTY, fit_on_both
@@ -74,6 +74,22 @@ def test_batch_normalisation_and_dropout_rest_during_extraction(pixels, cache):
     )
     for weight, old in zip(extractor.weights, before, strict=True):
         np.testing.assert_array_equal(weight, old)
+
+
+def test_another_network_can_see_the_same_views(source, pixels, cache):
+    views = {"augment": ("crop", "flip"), "views": 3, "seed": 4, "batch_size": 4}
+    extracted = extract_features(source, pixels, cache, **views)
+    images = np.concatenate(list(image_batches(pixels, 10).as_numpy_iterator()))
+    transforms = view_transforms(10, (16, 16), **views)
+    assert transforms.shape == (3, 10, 8)
+    for view in range(3):
+        seen = transform_images(images, transforms[view])
+        np.testing.assert_allclose(extracted[view], source.extractor(seen, training=False), atol=1e-5)
+    assert not np.allclose(extracted[1], extracted[0], atol=1e-2)
+    half = view_transforms(10, (8, 8), **views)  # the same part of each image at another size
+    np.testing.assert_allclose(half[:, :, [0, 1, 3, 4]], transforms[:, :, [0, 1, 3, 4]])
+    centre = 7.5 * transforms[:, :, 0] + transforms[:, :, 2], 3.5 * half[:, :, 0] + half[:, :, 2]
+    np.testing.assert_allclose(centre[1] / 3.5 - 1, (centre[0] / 7.5 - 1), atol=1e-5)
 
 
 class MustNotRun(keras.Model):

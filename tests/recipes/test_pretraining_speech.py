@@ -94,6 +94,19 @@ def test_without_transcripts(tmp_path: Path):
 
 
 @pytest.mark.slow
+def test_a_run_begins_with_an_earlier_one(finished: Path, tmp_path: Path, capsys):
+    start = f"preset:{finished / 'preset'}"
+    assert run(tmp_path / "run", "--start", start, "--learning-rate", "0", "--epochs", "1") == 0
+    ours, theirs = (load_file(folder / "preset" / "model.safetensors") for folder in (tmp_path / "run", finished))
+    backbone = [name for name in theirs if not name.startswith("lm_head")]
+    assert len(backbone) > 20
+    for name in backbone:  # nothing was learned, and half precision changes nothing twice
+        np.testing.assert_array_equal(ours[name], theirs[name])
+    assert run(tmp_path / "other", "--start", start, "--width", "96") == 2
+    assert "with width 48, 1 layers and 16 channels" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_check_trains_nothing_and_lets_listen(tmp_path: Path, capsys):
     assert main(["check", "pretraining_speech", *QUICK, "--out", str(tmp_path)]) == 0
     assert "estimate:" in capsys.readouterr().out

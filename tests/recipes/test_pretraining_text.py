@@ -16,7 +16,7 @@ import pytest
 
 from common.errors import UserError
 from common.texts import masked_lm
-from common.texts.batches import TextReader
+from common.texts.batches import TextReader, Tokens, shuffled_by_length
 from common.texts.sentences import load_sentences
 from common.texts.sources import load_text_source
 from common.texts.tokenizers.wordpiece import WordPiece
@@ -71,6 +71,28 @@ def test_copies_are_left_out_and_counted(tmp_path: Path):
     }  # fmt: skip
     assert sorted(data.all()) == sorted(NUMBERED)
     assert data.counts() == {"train": 180, "val": 10, "test": 10, "skipped": 4}
+
+
+def test_rare_kinds_are_drawn_more_often(tmp_path: Path):
+    """By the square root: a kind of a hundredth of the size is drawn a tenth as often."""
+    lines = [json.dumps({"text": f"this is sentence number {n} of some.", "from": "rare" if n % 101 == 0 else "many"})
+             for n in range(2020)]  # fmt: skip
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    data = load_sentences(f"jsonl:{tmp_path / 'a.jsonl'}", kind_column="from")
+    shares, rare = data.shares(), np.array(data.kinds) == "rare"
+    counts = rare.sum(), (~rare).sum()
+    np.testing.assert_allclose(shares.sum(), 1.0)
+    np.testing.assert_allclose(shares[rare].sum() / shares[~rare].sum(), np.sqrt(counts[0] / counts[1]))
+    assert (
+        "2 kind(s), the largest: many 1," in data.describe()
+        and load_sentences(f"jsonl:{tmp_path / 'a.jsonl'}").shares() is None
+    )
+    tokens = Tokens(tuple(np.arange(3) for _ in data.train), np.arange(len(rare)), np.full(len(rare), 3), 8, 0)
+    times = np.bincount(np.concatenate(shuffled_by_length(tokens, 32, (0, 0), shares=shares)), minlength=len(rare))
+    assert times.sum() == len(rare) and abs(times - len(rare) * shares).max() < 1  # no more chance than rounding needs
+    with pytest.raises(UserError, match="--kind-column"):
+        load_sentences(f"jsonl:{tmp_path / 'a.jsonl'}", kind_column="source")
+    assert data.fingerprint() != load_sentences(f"jsonl:{tmp_path / 'a.jsonl'}").fingerprint()
 
 
 def test_held_out_sentences_are_never_trained_on(tmp_path: Path):

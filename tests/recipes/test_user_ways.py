@@ -128,7 +128,8 @@ def test_pretrained_preset_is_a_source(tmp_path: Path, capsys):
 
 @pytest.mark.slow  # a teacher of texts is learned from in test_pretraining_text.py
 def test_teacher_is_learned_from(tmp_path: Path):
-    arguments = [*QUICK_PRETRAINING, "--teacher", "keras:MobileNet(alpha=0.25,size=64)@random"]
+    arguments = [*QUICK_PRETRAINING, "--teacher", "keras:MobileNet(alpha=0.25,size=64)@random", "--mix", "0.5"]
+    arguments += ["--teacher-size", "32", "--teacher-views", "2"]
     assert main(["run", "pretraining", *arguments, "--out", str(tmp_path / "run")]) == 0
 
 

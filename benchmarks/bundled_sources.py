@@ -1,0 +1,79 @@
+"""Train sources of common/bundled, each with a recipe of this project.
+
+    python benchmarks/prepare_data.py pretrain/pictures pretrain/texts
+    python benchmarks/bundled_sources.py resnet_mini              # hours; the same command continues a stopped run
+    python benchmarks/bundled_sources.py resnet_mini --strict     # without the data whose rights are least clear
+    python benchmarks/bundled_sources.py resnet_mini --install    # the finished run becomes common/bundled/resnet_mini
+
+The data are those of ../shared/data/pretrain; ../shared/data/README.md states the licence of each source. Runs are
+kept in ../prepared_data/bundled. What was made, and from what, stands in card.json of each source, and in NOTICE.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PREPARED, SHARED = "../prepared_data", "../shared/data"  # relative: the commands stand in the cards
+STRICT = "_strict"
+COMMANDS = {
+    "resnet_mini": (
+        "pretraining", "--data", f"folder:{PREPARED}/pretrain_pictures", "--epochs", "60", "--mixed-precision",
+        "--teacher", "bundled:mobilenet_v2", "--teacher-size", "128", "--teacher-views", "8", "--teacher-weight", "10",
+        "--mix", "0.5", "--licence", "Apache-2.0",
+    ),
+    "bert_mini": (
+        "pretraining_text", "--data", f"jsonl:{SHARED}/pretrain/texts/train.jsonl.gz", "--kind-column", "source",
+        "--limit", "400000", "--epochs", "6", "--teacher", "minilm", "--licence", "Apache-2.0",
+    ),
+}  # fmt: skip
+STRICT_DATA = {
+    "resnet_mini": f"folder:{PREPARED}/pretrain_pictures{STRICT}",
+    "bert_mini": f"jsonl:{PREPARED}/pretrain_texts{STRICT}/train.jsonl.gz",
+}
+
+
+def command_of(name: str, strict: bool, out: Path) -> list[str]:
+    """Return the arguments of `python` that train a source, or that continue a run that was stopped."""
+    recipe, *flags = COMMANDS[name]
+    if strict:
+        flags[flags.index("--data") + 1] = STRICT_DATA[name]
+    resumed = (out / "config.json").exists()
+    return ["-m", "recipes", "run", recipe, *(("--resume", str(out)) if resumed else (*flags, "--out", str(out)))]
+
+
+def install(name: str, strict: bool, out: Path) -> None:
+    """Make the preset of a finished run the bundled source."""
+    if not (out / "metrics.json").exists():
+        following = f"python benchmarks/bundled_sources.py {name}{' --strict' * strict}"
+        raise SystemExit(f"{out} holds no finished run. Next: {following}")
+    target = Path("common") / "bundled" / name
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(out / "preset", target)
+    print(f"{target}: {sum(file.stat().st_size for file in target.iterdir()) / 1e6:.1f} MB")
+
+
+def main() -> None:
+    """Train or install one source."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=COMMANDS)
+    parser.add_argument("--strict", action="store_true", help="without the data whose rights are least clear")
+    parser.add_argument("--install", action="store_true", help="copy the finished run into common/bundled")
+    given = parser.parse_args()
+    os.chdir(ROOT)
+    out = Path(PREPARED) / "bundled" / (given.name + STRICT * given.strict)
+    if given.install:
+        install(given.name, given.strict, out)
+        return
+    command = command_of(given.name, given.strict, out)
+    print(f"python {shlex.join(command)}", flush=True)
+    os.execv(sys.executable, [sys.executable, *command])  # so that Ctrl-C reaches the recipe, which saves and stops
+
+
+if __name__ == "__main__":
+    main()
