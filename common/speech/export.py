@@ -15,7 +15,7 @@ from common.errors import UserError
 from common.proof.prove import FreshProcess, prove
 from common.speech.audio.decode import SAMPLE_RATE, UnreadableSound, read_frames
 from common.speech.audio.in_graph import check_levels, checked, prepare_wav_in_graph
-from common.speech.inference import Recogniser, build_forward, write_text
+from common.speech.inference import CLIP_SPECS, Recogniser, build_forward, write_text
 
 TOLERANCE = 1e-3  # of a confidence, in the proof; texts must be identical
 LONGEST_SECONDS = 60.0  # of a served clip, unless trained on longer ones; memory grows with the square
@@ -55,6 +55,8 @@ def export_recogniser(
     forward, symbols = build_forward(recogniser), tf.constant(list(characters.symbols))
     decoded = wav_decoder(longest_seconds)
 
+    # Two signatures call it, so that its graph is built and stored once.
+    @exporting.graph_function(*CLIP_SPECS)
     def answer(audio, samples):
         text, confidence = write_text(*forward(audio, samples), characters)
         return {"text": text, "confidence": confidence}
