@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from common.detection.dataset import BoxExamples
 from common.progress import ProgressLine
+from common.streams import PARALLEL, without_autotune
 
 AUGMENTATIONS = ("flip", "scale", "crop", "color")
 
@@ -146,8 +147,8 @@ def evaluation_batches(examples: BoxExamples, size: tuple[int, int], batch_size:
         [batch, 2]; stored height and width, int32 [batch, 2]). Only the paths are kept in memory.
     """
     dataset = tf.data.Dataset.from_tensor_slices(np.asarray(examples.paths, dtype=str))
-    dataset = dataset.map(lambda path: letterbox(tf.io.read_file(path), size), num_parallel_calls=tf.data.AUTOTUNE)
-    return dataset.batch(batch_size).prefetch(2)
+    dataset = dataset.map(lambda path: letterbox(tf.io.read_file(path), size), num_parallel_calls=PARALLEL)
+    return without_autotune(dataset.batch(batch_size).prefetch(2))
 
 
 def training_batches(
@@ -227,11 +228,11 @@ def training_batches(
     batches = epochs.flat_map(
         lambda epoch: (
             one_epoch(epoch)
-            .map(compose, num_parallel_calls=tf.data.AUTOTUNE)
+            .map(compose, num_parallel_calls=PARALLEL)
             .padded_batch(batch_size, padded_shapes=shapes, padding_values=padding)
         )
     )
-    return batches.map(finish, num_parallel_calls=2).prefetch(4)
+    return without_autotune(batches.map(finish, num_parallel_calls=2).prefetch(4))
 
 
 def _loader(examples: BoxExamples, size: tuple[int, int], cache: bool):

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from common.images.pixels import Pixels
+from common.streams import without_autotune
 
 AUGMENTATIONS = ("flip", "crop", "rotate", "color")
 _DRAWS = 10  # seeds that are split from that of a batch; the last one is not used
@@ -24,7 +25,7 @@ def image_batches(pixels: Pixels, batch_size: int) -> tf.data.Dataset:
         A dataset of float32 [batch, height, width, 3], 0 to 255.
     """
     batches = pixels.batches(tf.data.Dataset.range(len(pixels)), batch_size)
-    return batches.map(lambda images, _: images).prefetch(2)
+    return without_autotune(batches.map(lambda images, _: images).prefetch(2))
 
 
 def training_batches(
@@ -66,7 +67,8 @@ def training_batches(
     epochs = tf.data.Dataset.range(first[0], tf.int64.max)
     # Batched per epoch, so that every epoch has the same number of steps.
     batches = epochs.flat_map(lambda epoch: pixels.batches(one_epoch(epoch), batch_size))
-    return batches.enumerate(start=first[0] * steps + first[1]).map(finish, num_parallel_calls=2).prefetch(4)
+    numbered = batches.enumerate(start=first[0] * steps + first[1])
+    return without_autotune(numbered.map(finish, num_parallel_calls=2).prefetch(4))
 
 
 def labelled_batches(

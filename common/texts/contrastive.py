@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from common import training
 from common.checkpoints import fit_with_checkpoints
+from common.streams import without_autotune
 from common.texts.batches import INPUTS, Tokens, run_on_tokens
 
 # Both chosen by benchmarks/choose_few_shot.py, on validation splits of trec6, product_sentences and banking77, and on
@@ -89,7 +90,7 @@ def tune_on_pairs(
                 yield (tokens.batch(short), tokens.batch(long)), classes[labels[texts[by_length]]]
 
         specs = ((INPUTS, INPUTS), tf.TensorSpec((None, len(classes)), tf.float32))
-        return tf.data.Dataset.from_generator(generate, output_signature=specs).prefetch(8)
+        return without_autotune(tf.data.Dataset.from_generator(generate, output_signature=specs).prefetch(8))
 
     return fit_with_checkpoints(
         model, batches_from, epochs=1, lines=training.EpochLines(stage, 1, steps), checkpoint=checkpoint,

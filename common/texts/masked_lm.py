@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from common.streams import without_autotune
 from common.texts import batches
 from common.texts.models import build_encoder
 from common.texts.sources import BertBackbone, TextSource
@@ -110,7 +111,8 @@ def masked_batches(
     if embeddings is not None:
         targets["teacher"] = tf.TensorSpec((None, embeddings.shape[1]), tf.float32)
         weights["teacher"] = tf.TensorSpec((None,), tf.float32)
-    return tf.data.Dataset.from_generator(generate, output_signature=(INPUTS, targets, weights)).prefetch(8)
+    specs = (INPUTS, targets, weights)
+    return without_autotune(tf.data.Dataset.from_generator(generate, output_signature=specs).prefetch(8))
 
 
 def predictor_of(model: keras.Model) -> Callable:
