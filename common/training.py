@@ -226,3 +226,14 @@ def use_xla() -> bool | str:
 def copy_weights(source: keras.Model, target: keras.Model) -> None:
     """Copy all weights by position between two builds of one architecture, whatever their dtype policies."""
     target.set_weights(source.get_weights())
+
+
+def without_autotune(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """Return a pipeline that keeps the parallelism it was written with, and ends at once.
+
+    tf.data's autotuning sleeps longer and longer in a thread of its own, for which whoever drops an iterator waits: a
+    training of a minute may end half a minute late. See tests/test_pipelines.py.
+    """
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return dataset.with_options(options)

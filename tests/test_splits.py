@@ -8,7 +8,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from common.data.splits import draw_shots, drop_copies_across_splits, limit_per_class, split_by_group, split_by_hash
+from common.data.shots import draw_shots
+from common.data.splits import drop_copies_across_splits, limit_per_class, split_by_group, split_by_hash
 from common.errors import UserError
 
 SPLITS = {"test": 0.15, "val": 0.15, "train": 1.0}

@@ -7,6 +7,7 @@ of the network's input.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,7 +15,7 @@ import tensorflow as tf
 
 from common.detection.dataset import BoxExamples
 from common.progress import ProgressLine
-from common.streams import PARALLEL, without_autotune
+from common.training import without_autotune
 
 AUGMENTATIONS = ("flip", "scale", "crop", "color")
 
@@ -147,7 +148,7 @@ def evaluation_batches(examples: BoxExamples, size: tuple[int, int], batch_size:
         [batch, 2]; stored height and width, int32 [batch, 2]). Only the paths are kept in memory.
     """
     dataset = tf.data.Dataset.from_tensor_slices(np.asarray(examples.paths, dtype=str))
-    dataset = dataset.map(lambda path: letterbox(tf.io.read_file(path), size), num_parallel_calls=PARALLEL)
+    dataset = dataset.map(lambda path: letterbox(tf.io.read_file(path), size), num_parallel_calls=os.cpu_count())
     return without_autotune(dataset.batch(batch_size).prefetch(2))
 
 
@@ -228,7 +229,7 @@ def training_batches(
     batches = epochs.flat_map(
         lambda epoch: (
             one_epoch(epoch)
-            .map(compose, num_parallel_calls=PARALLEL)
+            .map(compose, num_parallel_calls=os.cpu_count())
             .padded_batch(batch_size, padded_shapes=shapes, padding_values=padding)
         )
     )

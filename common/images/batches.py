@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from common.images.pixels import Pixels
-from common.streams import without_autotune
+from common.training import without_autotune
 
 AUGMENTATIONS = ("flip", "crop", "rotate", "color")
 _DRAWS = 10  # seeds that are split from that of a batch; the last one is not used

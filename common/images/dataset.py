@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -182,5 +183,6 @@ def draw_shots(data: ImageSet, shots: int, seed: int) -> ImageSet:
     Raises:
         UserError: a class has fewer.
     """
-    train, val = splits.draw_shots(data.train.labels, data.val.labels, data.class_names, shots, seed, "image")
+    draw = importlib.import_module("common.data.shots").draw_shots
+    train, val = draw(data.train.labels, data.val.labels, data.class_names, shots, seed, "image")
     return replace(data, train=data.train.take(train), val=data.val.take(val))

@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from common.checkpoints import stop_at_next_step
 from common.files import room_for, write_json
-from common.images.batches import augment_images, draw_transforms, image_batches
+from common.images.batches import augment_images, image_batches
 from common.images.dataset import ImageSet
 from common.images.pixels import Pixels
 from common.images.sources import Source
@@ -75,27 +75,6 @@ def extract_features(
             final, source, forward or source.forward, pixels, batch_size, augment, views, seed, title, save_every
         )
     return np.load(final, mmap_mode="r")
-
-
-def view_transforms(
-    count: int, size: tuple[int, int], *, augment: Sequence[str], views: int, seed: int, batch_size: int = 64
-) -> np.ndarray:
-    """Return the geometry of the views whose features `extract_features` returns, to show them to another network.
-
-    Args:
-        count: number of images, n.
-        size: (height, width) at which the images are to be transformed; it may differ from the source's.
-        augment, views, seed, batch_size: as for `extract_features`.
-
-    Returns:
-        Coefficients for `batches.transform_images`, float32 [views, n, 8]; the first view is the image itself.
-    """
-    of_views = np.tile(np.array([1, 0, 0, 0, 1, 0, 0, 0], np.float32), (views, count, 1))
-    for view in range(1, views):
-        for step, start in enumerate(range(0, count, batch_size)):
-            chosen = of_views[view, start : start + batch_size]
-            chosen[:] = draw_transforms(augment, _seed_of(seed, view, step), len(chosen), size)
-    return of_views
 
 
 def extract_splits(
@@ -161,7 +140,7 @@ def refit_head(
     )  # fmt: skip
 
 
-def _seed_of(seed: int, view: int, step: int) -> tf.Tensor:
+def seed_of_view(seed: int, view: int, step: int) -> tf.Tensor:
     """Return the seed of the augmentation of one batch of a view."""
     return tf.constant([seed * 1000 + view, step], tf.int64)
 
@@ -186,7 +165,7 @@ def _write_features(
             batches = image_batches(pixels.take(slice(first * batch_size, None)), batch_size)
             for step, images in enumerate(batches, start=first):
                 if view:
-                    images = augment_images(images, augment, seed=_seed_of(seed, view, step))
+                    images = augment_images(images, augment, seed=seed_of_view(seed, view, step))
                 start = step * batch_size
                 written[view, start : start + len(images)] = forward(images)
                 done += 1

@@ -21,7 +21,6 @@ from common.errors import UserError
 from common.images.decoding import THUMBNAIL_SIDE, decode_image, decode_scaled, fit_to_size, thumbnail
 from common.images.files import Row, camera_turns, read_bytes
 from common.images.readers import READABLE
-from common.streams import PARALLEL
 
 IN_MEMORY = 2**30  # bytes of pixels that are kept in memory; more are kept on disk
 
@@ -72,7 +71,7 @@ class Pixels:
             paths = tf.constant(self.paths)
             images = indices.map(
                 lambda index: (decode_image(tf.io.read_file(paths[index]), self.size, self.resize), index),
-                num_parallel_calls=PARALLEL,
+                num_parallel_calls=os.cpu_count(),
             )
             return images.batch(batch_size)
 

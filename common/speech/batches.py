@@ -14,7 +14,7 @@ from common.errors import UserError
 from common.progress import ProgressLine
 from common.speech.audio.decode import SAMPLE_RATE, UnreadableSound, read_sound
 from common.speech.audio.resampling import resample
-from common.streams import without_autotune
+from common.training import without_autotune
 
 _MULTIPLE = 800  # samples; batches are padded to a multiple of it: few shapes, and little padding of short words
 _SORTED_TOGETHER = 50  # batches; clips are sorted by length within so many, and shuffled across

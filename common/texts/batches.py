@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from common.checkpoints import save_array
 from common.progress import ProgressLine
-from common.streams import without_autotune
+from common.training import without_autotune
 
 _CHARACTERS_AT_ONCE = 500_000  # per call of the tokenizer, counting each text as long as the longest
 _OVERLAP = 4  # windows overlap by a fourth, so that a cut sentence is whole in the next one

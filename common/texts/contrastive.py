@@ -15,8 +15,8 @@ import tensorflow as tf
 
 from common import training
 from common.checkpoints import fit_with_checkpoints
-from common.streams import without_autotune
 from common.texts.batches import INPUTS, Tokens, run_on_tokens
+from common.training import without_autotune
 
 # Both chosen by benchmarks/choose_few_shot.py, on validation splits of trec6, product_sentences and banking77, and on
 # sentences held out from the training split of SST-2: benchmarks/results/few_shot_choice.json.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -170,7 +171,8 @@ def draw_shots(data: TextSet, shots: int, seed: int) -> TextSet:
     Raises:
         UserError: a class has fewer.
     """
-    train, val = splits.draw_shots(data.train.labels, data.val.labels, data.class_names, shots, seed, "text")
+    draw = importlib.import_module("common.data.shots").draw_shots
+    train, val = draw(data.train.labels, data.val.labels, data.class_names, shots, seed, "text")
     return replace(data, train=data.train.take(train), val=data.val.take(val))
 
 

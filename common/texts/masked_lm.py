@@ -10,11 +10,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from common.streams import without_autotune
 from common.texts import batches
 from common.texts.models import build_encoder
 from common.texts.sources import BertBackbone, TextSource
 from common.texts.tokenizers.wordpiece import WordPiece
+from common.training import without_autotune
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # the first tokens of the vocabulary, never masked
 UNKNOWN, MASK = SPECIAL.index("[UNK]"), SPECIAL.index("[MASK]")

@@ -38,13 +38,14 @@ from common.images.batches import (
 )
 from common.images.dataset import ImageSet, load_image_set
 from common.images.export import export_image_classifier, prove_image_classifier
-from common.images.features import extract_features, view_transforms
+from common.images.features import extract_features
 from common.images.files import read_image
 from common.images.folding import fold_batch_norm
 from common.images.mixing import mix_images
 from common.images.pixels import read_images
 from common.images.preview import thumbnails, write_sample_grid
 from common.images.sources import load_source
+from common.images.views import view_transforms
 from common.linear_head import mean_and_std
 from common.progress import format_seconds, median_seconds
 from common.proof.prove import FreshProcess

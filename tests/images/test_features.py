@@ -12,9 +12,10 @@ from PIL import Image
 from common import progress
 from common.images.batches import image_batches, transform_images
 from common.images.dataset import Examples, ImageSet
-from common.images.features import extract_features, refit_head, view_transforms
+from common.images.features import extract_features, refit_head
 from common.images.pixels import Pixels, read_images
 from common.images.sources import Source
+from common.images.views import view_transforms
 from common.linear_head import REFIT_PENALTY, fit_on_both
 
 WIDTH = 6

@@ -9,8 +9,8 @@ import pytest
 
 from common.errors import UserError
 from common.images.batches import transform_images
-from common.images.features import view_transforms
 from common.images.pixels import Pixels
+from common.images.views import view_transforms
 from recipes.pretraining import recipe
 
 COUNT, SIZE, VIEWS = 10, 8, 3

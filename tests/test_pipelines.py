@@ -7,7 +7,7 @@ import time
 import pytest
 import tensorflow as tf
 
-from common.streams import without_autotune
+from common.training import without_autotune
 from recipes.__main__ import RECIPES
 
 
@@ -30,7 +30,7 @@ def test_it_ends_at_once_with_the_same_elements():
     assert max(seconds_to_end(dataset, 0.7) for _ in range(4)) < 0.2
 
 
-@pytest.mark.release  # a look at TensorFlow: with a version in which this fails, common/streams.py is not needed
+@pytest.mark.release  # a look at TensorFlow: with a version in which this fails, without_autotune is not needed
 def test_autotuning_makes_an_iterator_end_late():
     endless = tf.data.Dataset.range(10**9).map(lambda number: number + 1, num_parallel_calls=2).prefetch(4)
     assert max(seconds_to_end(endless, 1.5) for _ in range(16)) > 0.5
