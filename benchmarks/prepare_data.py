@@ -58,12 +58,14 @@ def check_offsets(name: str, jpeg: np.ndarray, offsets: np.ndarray, count: int) 
         raise ValueError(f"{name}: offsets do not cut the {len(jpeg)} bytes into {count} pictures")
 
 
-def write_jpegs(npz: Path, split: Path, class_names: Sequence[str]) -> None:
-    """Write the JPEGs of an npz (`jpeg`, `offsets`, `labels`), bytes unchanged; ValueError if cut wrongly."""
+def write_jpegs(npz: Path, split: Path, class_names: Sequence[str], left_out: Sequence[int] = ()) -> None:
+    """Write the JPEGs of an npz (`jpeg`, `offsets`, `labels`) but for some classes, bytes unchanged; ValueError if cut
+    wrongly."""
     with np.load(npz, allow_pickle=False) as arrays:
         jpeg, offsets, labels = (arrays[name] for name in ("jpeg", "offsets", "labels"))
     check_offsets(npz.name, jpeg, offsets, len(labels))
-    for index, folder in enumerate(class_folders(split, class_names, labels)):
+    chosen = np.flatnonzero(~np.isin(labels, left_out))
+    for index, folder in zip(chosen, class_folders(split, class_names, labels[chosen]), strict=True):
         (folder / f"{index}.jpg").write_bytes(jpeg[offsets[index] : offsets[index + 1]].tobytes())
 
 
@@ -174,15 +176,10 @@ def prepare_fashion(raw: Path, target: Path) -> None:
 def write_pretraining_pictures(raw: Path, target: Path, without: Sequence[str]) -> None:
     """Write the JPEGs of all sources but some; val, a twentieth of each class, becomes the test split."""
     class_names = [line.split("\t")[1] for line in (raw / "classes.txt").read_text("utf-8").splitlines()]
-    kept = np.array([name.partition("/")[0] not in without for name in class_names])
+    left_out = [place for place, name in enumerate(class_names) if name.partition("/")[0] in without]
     flat = [name.replace("/", "_") for name in class_names]
     for part, split in (("train", "train"), ("val", "test")):
-        with np.load(raw / f"{part}.npz", allow_pickle=False) as arrays:
-            jpeg, offsets, labels = (arrays[name] for name in ("jpeg", "offsets", "labels"))
-        check_offsets(f"{part}.npz", jpeg, offsets, len(labels))
-        chosen = np.flatnonzero(kept[labels])
-        for index, folder in zip(chosen, class_folders(target / split, flat, labels[chosen]), strict=True):
-            (folder / f"{index}.jpg").write_bytes(jpeg[offsets[index] : offsets[index + 1]].tobytes())
+        write_jpegs(raw / f"{part}.npz", target / split, flat, left_out)
 
 
 def prepare_pretraining_pictures(raw: Path, target: Path) -> None:
