@@ -103,7 +103,10 @@ def fit_linear_head(
 
 
 def linear_head_weights(
-    pieces: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], classes: int, penalty: float
+    pieces: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]],
+    classes: int,
+    penalty: float,
+    start: Sequence[np.ndarray] | None = None,
 ) -> list[np.ndarray]:
     """Return the weights of a linear softmax head on stored features for one penalty, as `fit_linear_head` finds them.
 
@@ -111,12 +114,13 @@ def linear_head_weights(
         pieces: (features float32 [n, width], labels int [n], weights float32 [n]) of each split and view.
         classes: of the head.
         penalty: on the squared weights, for standardised features.
+        start: kernel and bias of a head on similar pieces, from which the optimum is a few steps away.
 
     Returns:
         Kernel [width, classes] and bias [classes], as a Dense layer takes them.
     """
     objective = _PenalisedRegression(pieces, classes)
-    solution, _ = objective.minimise(objective.start(), penalty)
+    solution, _ = objective.minimise(objective.start(start), penalty)
     return objective.kernel_and_bias(solution)
 
 
@@ -131,6 +135,7 @@ def fit_on_both(
     val_weights: np.ndarray,
     penalty: float,
     val_groups: np.ndarray | None = None,
+    start: Sequence[np.ndarray] | None = None,
 ) -> np.ndarray:
     """Fit the head that is exported: with a given penalty, on train and validation.
 
@@ -140,6 +145,7 @@ def fit_on_both(
         penalty: on the squared weights, for standardised features.
         val_groups: number of the group of each validation example, int [m]: a group is in one fold, or its examples
             would be answered by a head that has seen others of it. None: each example is a group of its own.
+        start: kernel and bias of a head that was fitted on train, where there is one.
 
     Returns:
         Probabilities for validation, float32 [m, classes], for all further choices. Each example is answered by a head
@@ -150,11 +156,16 @@ def fit_on_both(
     groups = np.arange(len(val)) if val_groups is None else np.unique(val_groups, return_inverse=True)[1]
     fold = (np.random.default_rng(0).permutation(groups.max() + 1) % FOLDS)[groups]
     probabilities = np.empty((len(val), head.units), "float32")
+    on_train = linear_head_weights(views, head.units, penalty, start)  # all others are near it
+
+    def fit(own: np.ndarray) -> None:
+        more = [(val[own], val_labels[own], val_weights[own])] * len(views) if own.any() else []
+        head.set_weights(linear_head_weights([*views, *more], head.units, penalty, on_train))
+
     for held_out in [fold == number for number in np.unique(fold)]:
-        rest = [(val[~held_out], val_labels[~held_out], val_weights[~held_out])] * len(views)
-        head.set_weights(linear_head_weights([*views, *rest] if len(rest[0][0]) else views, head.units, penalty))
+        fit(~held_out)
         probabilities[held_out] = predict_head(head, val[held_out])
-    head.set_weights(linear_head_weights([*views, *[(val, val_labels, val_weights)] * len(views)], head.units, penalty))
+    fit(np.ones(len(val), bool))
     return probabilities
 
 
@@ -180,12 +191,13 @@ def fit_final_head(
         fine-tuning from, fitted on train alone and at least as regularised as START_PENALTY).
     """
     history = fit_linear_head(head, train, train_labels, val, val_labels, sample_weights=sample_weights)
-    penalty = chosen_penalty(history)
+    penalty, on_train = chosen_penalty(history), head.get_weights()
     views = [(view, train_labels, sample_weights) for view in train]
     start = linear_head_weights(views, head.units, max(penalty, START_PENALTY))
     val_probabilities = fit_on_both(
         head, train, train_labels, val, val_labels,
         sample_weights=sample_weights, val_weights=val_weights, penalty=penalty, val_groups=val_groups,
+        start=on_train,
     )  # fmt: skip
     return history, val_probabilities, start
 
@@ -214,8 +226,12 @@ class _PenalisedRegression:
                 own = slice(start, start + chunk)
                 yield (np.asarray(rows[own]) - self.mean) / self.std, labels[own], weights[own].astype("float32")
 
-    def start(self) -> np.ndarray:
-        return np.zeros(np.prod(self.shape))
+    def start(self, weights: Sequence[np.ndarray] | None = None) -> np.ndarray:
+        """Return zeros, or the solution that is folded into weights, as `kernel_and_bias` does it."""
+        if weights is None:
+            return np.zeros(np.prod(self.shape))
+        kernel, bias = (np.asarray(one, "float64") for one in weights)
+        return np.concatenate([kernel * self.std[:, None], [bias + self.mean @ kernel]]).ravel()
 
     def minimise(self, start: np.ndarray, penalty: float) -> tuple[np.ndarray, float]:
         found = minimize(

@@ -138,9 +138,22 @@ def test_the_final_head_is_fitted_on_both_splits_and_each_validation_example_is_
     for place in (0, 17, 59):  # its own label plays no part in the answer to an example, but in those to others
         other = val_labels.copy()
         other[place] = (other[place] + 1) % CLASSES
-        again = fit_on_both(final, np.stack([train] * views), labels, val, other, penalty=penalty, **weights)
+        options = dict(penalty=penalty, start=alone.get_weights(), **weights)
+        again = fit_on_both(final, np.stack([train] * views), labels, val, other, **options)
         np.testing.assert_allclose(again[place], val_probabilities[place], atol=1e-5)
         assert np.abs(again - val_probabilities).max() > 1e-3
+
+
+def test_a_start_near_the_optimum_changes_the_steps_not_the_head():
+    rows, labels = blobs(200, distance=1.0)
+    pieces = [(rows * 3 + 5, labels, np.ones(200, "float32"))]  # folded into the weights and back
+    cold = linear_head_weights(pieces, CLASSES, 0.1)
+    head = head_of(8)
+    for start, near in ((cold, 0.01), ([2 * one for one in cold], 0.02)):
+        head.set_weights(cold)
+        expected = predict_head(head, pieces[0][0])
+        head.set_weights(linear_head_weights(pieces, CLASSES, 0.1, start))
+        np.testing.assert_allclose(predict_head(head, pieces[0][0]), expected, atol=near)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
