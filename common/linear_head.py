@@ -103,11 +103,9 @@ def fit_linear_head(
 
 
 def linear_head_weights(
-    pieces: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]],
-    classes: int,
-    penalty: float,
+    pieces: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], classes: int, penalty: float,
     start: Sequence[np.ndarray] | None = None,
-) -> list[np.ndarray]:
+) -> list[np.ndarray]:  # fmt: skip
     """Return the weights of a linear softmax head on stored features for one penalty, as `fit_linear_head` finds them.
 
     Args:
@@ -125,18 +123,10 @@ def linear_head_weights(
 
 
 def fit_on_both(
-    head: keras.layers.Dense,
-    train: np.ndarray,
-    train_labels: np.ndarray,
-    val: np.ndarray,
-    val_labels: np.ndarray,
-    *,
-    sample_weights: np.ndarray,
-    val_weights: np.ndarray,
-    penalty: float,
-    val_groups: np.ndarray | None = None,
+    head: keras.layers.Dense, train: np.ndarray, train_labels: np.ndarray, val: np.ndarray, val_labels: np.ndarray, *,
+    sample_weights: np.ndarray, val_weights: np.ndarray, penalty: float, val_groups: np.ndarray | None = None,
     start: Sequence[np.ndarray] | None = None,
-) -> np.ndarray:
+) -> np.ndarray:  # fmt: skip
     """Fit the head that is exported: with a given penalty, on train and validation.
 
     Args:
