@@ -183,6 +183,6 @@ def draw_shots(data: ImageSet, shots: int, seed: int) -> ImageSet:
     Raises:
         UserError: a class has fewer.
     """
-    draw = importlib.import_module("common.data.shots").draw_shots
+    draw = importlib.import_module("common.data.shots").draw_shots  # few need it
     train, val = draw(data.train.labels, data.val.labels, data.class_names, shots, seed, "image")
     return replace(data, train=data.train.take(train), val=data.val.take(val))

@@ -171,7 +171,7 @@ def draw_shots(data: TextSet, shots: int, seed: int) -> TextSet:
     Raises:
         UserError: a class has fewer.
     """
-    draw = importlib.import_module("common.data.shots").draw_shots
+    draw = importlib.import_module("common.data.shots").draw_shots  # few need it
     train, val = draw(data.train.labels, data.val.labels, data.class_names, shots, seed, "text")
     return replace(data, train=data.train.take(train), val=data.val.take(val))
 
