@@ -95,13 +95,13 @@ MEASUREMENTS = (
     Measurement(
         "sst2",
         "SST-2, 6,917 sentences, MiniLM",
-        (*SST2, "--baselines", "frozen,words,vectors", "--word-vectors", GLOVE),
+        (*SST2, "--baselines", "frozen,words,vectors"),
         recipe="bert_sentiment",
     ),
     Measurement(
         "sst2_scratch",
         "The same, with the network from scratch beside it",
-        (*SST2, "--baselines", "frozen,words,vectors,scratch", "--word-vectors", GLOVE),
+        (*SST2, "--baselines", "frozen,words,vectors,scratch"),
         recipe="bert_sentiment",
     ),
     Measurement(

@@ -40,6 +40,12 @@ LEFT_OUT = (
     "common.flags", "common.errors",
 )  # fmt: skip
 
+# Files of the demos, by the package of common that reads them and the value of --data. The others are drawn by code.
+DEMOS = {
+    ("images", "demo"): "demo_clothing", ("texts", "demo"): "demo_products",
+    ("texts", "demo:reviews"): "demo_reviews.tsv", ("detection", "demo"): "demo_cells", ("speech", "demo"): "demo",
+}  # fmt: skip
+
 
 def row_hash(root: Path, recipe: str, command: str) -> str:
     """Return the hash of all that can change the scores of a command: code, bundled weights and demo data.
@@ -93,10 +99,12 @@ def data_files(root: Path, recipe: str, command: str) -> list[Path]:
         files.update(_files_under(root / "common" / "bundled" / bundled[1]))
     if "scratch" in given.get("--baselines", ""):  # its small network has the architecture of another source
         files.update((root / "common" / "bundled").glob("*/config.json"))
-    if (given.get("--data") or _default(recipe_file, "data")) == "demo":
-        packages = set(re.findall(r"common\.(\w+)", recipe_file.read_text("utf-8")))
-        for demo in (path for package in packages for path in (root / "common" / package).glob("demo*")):
-            files.update(_files_under(demo) if demo.is_dir() else [demo])  # demo/clips, demo_reviews.tsv
+    data = given.get("--data") or _default(recipe_file, "data")
+    packages = set(re.findall(r"common\.(\w+)\.(?:dataset|sentences)", recipe_file.read_text("utf-8")))
+    for package, demo in ((package, DEMOS.get((package, data))) for package in packages):
+        if demo:
+            path = root / "common" / package / demo
+            files.update(_files_under(path) if path.is_dir() else [path])
     return sorted(file for file in files if file.suffix != ".py" and file.name != "card.json")
 
 

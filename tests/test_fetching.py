@@ -414,7 +414,7 @@ def entry(monkeypatch, upstream, tmp_path):
         digests[name] = file_digest(tmp_path / name)
         upstream.files[f"/owner/name/resolve/main/{name}"] = content
     places = ("https://huggingface.co/owner/name/resolve/main", "pypi:no-such-package-of-ours==1.0/inside")
-    found = catalogue.CatalogueEntry("thing", (), "", 1, "", "", places=places, sha256=digests)
+    found = catalogue.CatalogueEntry("thing", "", 1, "", "", places=places, sha256=digests)
     monkeypatch.setitem(catalogue.CATALOGUE, "thing", found)
     return found
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from benchmarks.provenance import LEFT_OUT, code_files, commit, data_files, machine, row_hash, stale_rows
+from benchmarks.provenance import DEMOS, LEFT_OUT, code_files, commit, data_files, machine, row_hash, stale_rows
 from recipes.__main__ import RECIPES
 
 ROOT = RECIPES.parent
 DEMO = "python -m recipes run image_classification --baselines frozen --seed SEED --out OUT"
 PHOTOS = "python -m recipes run image_classification --data folder:PHOTOS --source keras:ResNet50 --seed SEED --out OUT"
+DEMO_FOLDERS = sorted(path for path in (ROOT / "common").rglob("demo_*") if path.is_dir())
 MEASURED = sorted(file.parent.name for file in RECIPES.glob("*/results.json"))
 
 
@@ -82,10 +84,10 @@ def test_bundled_weights_and_demo_data_count_where_the_command_uses_them(copy: P
     assert row_hash(copy, "image_classification", DEMO) != bundled
     assert row_hash(copy, "image_classification", PHOTOS) == photos
 
-    reviews, sst2 = (f"python -m recipes run bert_sentiment {flags}" for flags in ("--shots 8", "--data tsv:SST2"))
-    before = [row_hash(copy, "bert_sentiment", command) for command in (reviews, sst2)]
-    edit(copy / "common" / "texts" / "demo_reviews.tsv", "film", "movie")
-    after = [row_hash(copy, "bert_sentiment", command) for command in (reviews, sst2)]
+    products, reviews = (f"python -m recipes run bert_sentiment {flags}" for flags in ("", "--data demo:reviews"))
+    before = [row_hash(copy, "bert_sentiment", command) for command in (products, reviews)]
+    edit(copy / "common" / "texts" / "demo_products" / "train.csv", "phone", "camera")
+    after = [row_hash(copy, "bert_sentiment", command) for command in (products, reviews)]
     assert after[0] != before[0]
     assert after[1] == before[1]
 
@@ -102,9 +104,23 @@ def test_what_a_command_reads_of_the_checkout():
     assert "common/bundled/resnet_mini/model.weights.h5" in names(
         "object_detection", "--source bundled:resnet_mini@random"
     )
+    assert names("bert_sentiment", "--source minilm --data demo:reviews") == {"common/texts/demo_reviews.tsv"}
+    cells = names("object_detection", "--source keras:ResNet50")
+    assert "common/detection/demo_cells/boxes.csv" in cells and len(cells) == 162
     spoken = names("speech_wav2vec", "")
     assert {"common/speech/demo/manifest.tsv", "common/bundled/wav2vec2_mini/model.safetensors"} <= spoken
     assert sum(name.endswith(".flac") for name in spoken) > 300
+
+
+def test_demos_of_the_table_exist():
+    assert all((ROOT / "common" / package / demo).exists() for (package, _), demo in DEMOS.items())
+
+
+@pytest.mark.parametrize("folder", DEMO_FOLDERS, ids=lambda folder: folder.name)
+def test_a_demo_of_other_people_has_its_licence_beside_it(folder: Path):
+    text = (folder / "LICENSE").read_text("utf-8")
+    assert re.search("MIT License|CC0 1.0|creativecommons.org", text)
+    assert f"common/{folder.parent.name}/{folder.name}" in (ROOT / "NOTICE").read_text("utf-8")
 
 
 @pytest.mark.parametrize("recipe", MEASURED)

@@ -1,4 +1,4 @@
-"""Data sets of images with bounding boxes: Pascal VOC, COCO, a table, YOLO, TensorFlow Datasets or the demo scenes.
+"""Data sets of images with bounding boxes: Pascal VOC, COCO, a table, YOLO, TensorFlow Datasets or the demos.
 
 Boxes are in pixels of the image as displayed, rotated by its EXIF orientation, because labelling tools display images
 like that. TensorFlow's decoders ignore the orientation. So `orientations` is kept for loaders that rotate the pixels,
@@ -39,11 +39,12 @@ from common.detection.checks import (
 from common.detection.readers.coco import coco_rows
 from common.detection.readers.rows import BoxRow, Noticed, parse_boxes
 from common.detection.readers.table import csv_rows
-from common.detection.readers.tfds import demo_rows, tfds_rows
+from common.detection.readers.tfds import scene_rows, tfds_rows
 from common.detection.readers.voc import voc_rows
 from common.detection.readers.yolo import yolo_rows
 from common.errors import UserError, did_you_mean
 
+DEMO = Path(__file__).with_name("demo_cells") / "boxes.csv"  # benchmarks/demos.py wrote it
 _NOT_WANTED = "boxes of classes not in --class-names, left out: they count as background"
 
 
@@ -186,9 +187,9 @@ def load_box_set(
     several splits, the one in test is kept before that in val, and that in val before that in train.
 
     Args:
-        data: `demo`, `voc:FOLDER`, `coco:FILE` or `coco:FOLDER`, `csv:TABLE`, `yolo:FOLDER` or `tfds:NAME`; see
-            `box_rows` for the layouts.
-        out: the run folder; `demo` and `tfds` write their images into it.
+        data: `demo`, `demo:scenes`, `voc:FOLDER`, `coco:FILE` or `coco:FOLDER`, `csv:TABLE`, `yolo:FOLDER` or
+            `tfds:NAME`; see `common.detection.readers` for the layouts.
+        out: the run folder; `demo:scenes` and `tfds` write their images into it.
         limit: use at most this many images of each split.
         strict: raise an error for an unusable image or box instead of counting it.
         class_names: use the boxes of these classes only.
@@ -204,7 +205,7 @@ def load_box_set(
     kind, value = parse_boxes(data)
     path, noticed = Path(value).expanduser(), defaultdict(list)
     rows = {
-        "demo": lambda: demo_rows(out / "data"),
+        "demo": lambda: scene_rows(out / "data") if value else csv_rows(DEMO, noticed),
         "voc": lambda: voc_rows(path, noticed),
         "coco": lambda: coco_rows(path, noticed),
         "csv": lambda: csv_rows(path, noticed),
@@ -234,7 +235,7 @@ def load_box_set(
     indices, copies = _split(data, everything, len(names), rows, headers, limit, val_share)
     skipped += [(printable(rows[place].path), why) for place, why in copies.items()]
     by_split = {split: everything.take(places) for split, places in indices.items()}
-    loaded = BoxSet(data, names, **by_split, skipped=tuple(skipped), notes=notes, mirrors=kind != "demo")
+    loaded = BoxSet(data, names, **by_split, skipped=tuple(skipped), notes=notes, mirrors=data != "demo:scenes")
     _refuse_unusable(loaded, limit, skips)
     return loaded
 

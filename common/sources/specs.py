@@ -75,7 +75,7 @@ def _parse_source(text: str) -> SourceSpec:
         entry = CATALOGUE[short]
         if entry.source:
             return replace(parse_source(entry.source + at + random), entry=entry)
-        return SourceSpec("preset", str(entry.folder), weights=random or None, entry=entry)
+        return SourceSpec(entry.kind, str(entry.folder), weights=random or None, entry=entry)
     kind, colon, rest = text.partition(":")
     if kind == "kaggle":
         kind, rest = "hub", text

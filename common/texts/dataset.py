@@ -1,4 +1,4 @@
-"""Labelled texts from tables, JSON lines, folders, TensorFlow Datasets or the demo reviews."""
+"""Labelled texts from tables, JSON lines, folders, TensorFlow Datasets or the demos."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from common.errors import UserError
 from common.flags import parse_data
 from common.texts.readers import Columns, TextRow, demo_rows, folder_rows, table_rows, tfds_rows
 
-DATA_KINDS = ("demo", "csv", "tsv", "jsonl", "folder", "tfds")
+DATA_KINDS = ("demo", "demo:reviews", "csv", "tsv", "jsonl", "folder", "tfds")
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def load_text_set(
     whitespace: copies across splits leave the lower split, and a text with two labels leaves every split.
 
     Args:
-        data: `demo`, `csv:PATH`, `tsv:PATH`, `jsonl:PATH` (a file, or a folder with a file per split),
+        data: `demo`, `demo:reviews`, `csv:PATH`, `tsv:PATH`, `jsonl:PATH` (a file, or a folder with a file per split),
             `folder:PATH` (class folders of .txt files, or train/test with class folders inside) or `tfds:NAME`.
         columns: names of the columns, and the encoding. With a column of groups, splits that are not given are made of
             whole groups.
@@ -137,7 +137,7 @@ def load_text_set(
     kind, value = parse_data(data, DATA_KINDS)
     path = Path(value).expanduser()
     if kind == "demo":
-        rows = demo_rows()
+        rows = demo_rows(value)
     elif kind == "folder":
         rows = folder_rows(path, columns.encoding)
     elif kind == "tfds":

@@ -1,4 +1,4 @@
-"""Read texts as rows of (text, label, split): tables, JSON lines, folders, TensorFlow Datasets, the demo."""
+"""Read texts as rows of (text, label, split): tables, JSON lines, folders, TensorFlow Datasets, the demos."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from common.data.splits import SPLIT_OF_NAME
 from common.data.tables import check_columns, check_encoding, read_text_file
 from common.errors import UserError
 
-DEMO = Path(__file__).with_name("demo_reviews.tsv")
+PRODUCTS = Path(__file__).with_name("demo_products")  # a table per split; benchmarks/demos.py wrote them
+REVIEWS = Path(__file__).with_name("demo_reviews.tsv")
 _ENDINGS = {"csv": (".csv",), "tsv": (".tsv", ".tab"), "jsonl": (".jsonl", ".ndjson")}
 _UNLABELLED = "unsup"  # the folder of unlabelled reviews in aclImdb
 
@@ -228,9 +229,9 @@ def tfds_rows(name: str, columns: Columns) -> list[TextRow]:
     return rows
 
 
-def demo_rows() -> list[TextRow]:
-    """Return the reviews written for this project."""
-    return table_rows("tsv", DEMO, Columns())
+def demo_rows(name: str = "") -> list[TextRow]:
+    """Return what customers wrote of products; with `reviews`, the reviews written for this project."""
+    return table_rows("tsv", REVIEWS, Columns()) if name == "reviews" else table_rows("csv", PRODUCTS, Columns())
 
 
 def encode_text(text: str, *_) -> bytes:

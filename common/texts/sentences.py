@@ -17,7 +17,7 @@ from common.errors import UserError
 from common.flags import parse_data
 from common.texts.readers import Columns, demo_rows, table_rows
 
-DATA_KINDS = ("demo", "txt", "jsonl", "csv", "tsv")
+DATA_KINDS = ("demo:reviews", "txt", "jsonl", "csv", "tsv")
 FEWEST = 20  # minimum number of sentences
 _LARGEST_SPLIT = 2000  # sentences in each of val and test: enough for evaluation
 _END = re.compile(r"(?<=[.!?])\s+|<br\s*/?>|\n+")
@@ -104,8 +104,8 @@ def load_sentences(
     Sentences that differ only in case or whitespace are copies of each other.
 
     Args:
-        data: `demo`, or `txt:PATH` (one text per line), `jsonl:PATH`, `csv:PATH`, `tsv:PATH`: a file, .gz or not, or
-            a folder of such files.
+        data: `demo:reviews`, or `txt:PATH` (one text per line), `jsonl:PATH`, `csv:PATH`, `tsv:PATH`: a file, .gz or
+            not, or a folder of such files.
         column: name of the column of texts.
         encoding: of the files.
         limit: use at most this many sentences; which ones depends on the sentences alone.
@@ -152,7 +152,7 @@ def read_texts(data: str, column: str, encoding: str, kind_column: str | None = 
     """Return the unprocessed texts of the files, each with its kind or ""; arguments as for `load_sentences`."""
     kind, value = parse_data(data, DATA_KINDS)
     if kind == "demo":
-        return [(row.text, "") for row in demo_rows()]
+        return [(row.text, "") for row in demo_rows(value)]
     path = Path(value).expanduser()
     ending = re.compile(rf".+\.{kind}(\.gz)?", re.IGNORECASE)
     files = sorted(file for file in path.iterdir() if ending.fullmatch(file.name)) if path.is_dir() else [path]

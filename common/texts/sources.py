@@ -112,14 +112,14 @@ def load_text_source(text: str, *, random_weights: bool = False) -> TextSource:
         UserError: unknown name, no network access, or not a text model.
     """
     spec = parse_source(text)
-    if spec.entry and spec.entry.sha256:
-        fetch_entry(spec.entry)
     of_images = spec.kind == "bundled" and not (BUNDLED_FOLDER / spec.name / "vocab.txt").exists()
     if spec.kind not in ("preset", "bundled", "hub") or of_images:
         raise UserError(
             "--source is not a text model. Allowed: minilm, bundled:bert_mini, preset:NAME_OR_FOLDER, "
             f"hub:FOLDER_OR_HANDLE of a BERT. Received: {text!r}."
         )
+    if spec.entry and spec.entry.sha256:
+        fetch_entry(spec.entry)
     random_weights = random_weights or spec.random
     if spec.kind == "hub":
         # Imported on demand: it imports what runs the code of a SavedModel, which no other source needs.

@@ -1,6 +1,6 @@
 """Classify texts: from a table of labelled sentences to a proved SavedModel that takes raw strings.
 
-    python -m recipes run bert_sentiment                             # demo reviews
+    python -m recipes run bert_sentiment                             # demo: what customers wrote of products
     python -m recipes run bert_sentiment --data csv:REVIEWS.csv --source minilm --out runs/mine
 
 REVIEWS.csv has the columns text and label, with any number of labels. The pretrained encoder embeds every text once and
@@ -36,6 +36,7 @@ from common.proof.prove import FreshProcess, in_background
 from common.results import Outcome, measured_from_scratch
 from common.runs import Run, Stopwatch
 from common.serving.kit.write import write_serving_files
+from common.sources.catalogue import WORD_VECTORS
 from common.sources.specs import parse_source
 from common.texts import batches, models
 from common.texts.dataset import DATA_KINDS, TextSet, draw_shots, folds_of, load_text_set, with_fold
@@ -61,7 +62,9 @@ PREDICTOR = Predictor(INPUT, encode_text, LABELS)
 class Config:
     """Settings of bert_sentiment."""
 
-    data: str = "demo"  # Texts: demo, csv:PATH, tsv:PATH, jsonl:PATH (text,label[,split]), folder:PATH or tfds:NAME
+    data: str = (
+        "demo"  # demo, demo:reviews, csv:PATH, tsv:PATH, jsonl:PATH (text,label[,split]), folder:PATH, tfds:NAME
+    )
     text_column: str = "text"  # Column of the texts; its number (1, 2 ...) in a table without a header
     label_column: str = "label"  # Column of the labels; its number (1, 2 ...) in a table without a header
     split_column: str = "split"  # Column of the splits (train, val, test); it may be absent
@@ -90,7 +93,7 @@ class Config:
     class_weights: str = "auto"  # none, balanced (equal totals), softened (between), auto: softened if imbalanced
     patience: int | None = None  # Stop fine-tuning after this many epochs without improvement on validation
     baselines: str = "frozen,words"  # To compare with: frozen, words, vectors, scratch (takes as long), or none
-    word_vectors: str | None = None  # File of word vectors in GloVe's format, for the baseline vectors
+    word_vectors: str = "glove_6b_50d"  # Of the baseline vectors: glove_6b_50d (fetched), or a file in its format
     calibrate: bool = True  # Calibrate the probabilities by temperature scaling, fitted on validation
     explain: bool = True  # Report accuracy by length, and the words that moved a prediction; takes seconds
     tensorboard: bool = False  # Write TensorBoard logs to OUT/tensorboard
@@ -119,9 +122,13 @@ class Config:
         flags.check_choice("--long-text", self.long_text, ("truncate", "windows"))
         flags.check_choice("--class-weights", self.class_weights, ("auto", "none", "softened", "balanced"))
         chosen = flags.parse_baselines(self.baselines, BASELINES)
-        if "vectors" in chosen and not Path(self.word_vectors or "").expanduser().is_file():
-            found = f" There is no file {self.word_vectors}." if self.word_vectors else ""
-            raise ValueError(f"--baselines vectors requires a file: --word-vectors glove.6B.50d.txt.{found}")
+        if "vectors" in chosen and not (
+            self.word_vectors in WORD_VECTORS or Path(self.word_vectors).expanduser().is_file()
+        ):
+            raise ValueError(
+                f"--word-vectors needs a file in GloVe's format, or {', '.join(WORD_VECTORS)}. "
+                f"There is no file {self.word_vectors!r}."
+            )
         flags.parse_seeds(self.seeds, self.seed)
         flags.check_observers(self)
         flags.check_range(self, 1, inf, "batch_size", "rank", "pair_steps", "shots", "limit", "patience", "epochs")
@@ -394,7 +401,7 @@ def baseline(name: str, trained: Trained, run: Run, data: TextSet, tokens, seed:
     if name == "words":
         return tfidf_probabilities(data, weights), [], ""
     if name == "vectors":
-        return word_vector_probabilities(data, Path(config.word_vectors).expanduser(), weights), [], ""
+        return word_vector_probabilities(data, config.word_vectors, weights), [], ""
     return importlib.import_module("common.texts.scratch").train_from_scratch(
         config.source, len(data.class_names),
         lambda encoder, model: stage_settings(model, encoder, tokens, data, seed, config),

@@ -50,7 +50,7 @@ BASELINES = {"frozen": "Frozen source, linear head", "neighbours": "Nearest neig
              "pixels": "SVM on pixels", "scratch": "From scratch"}  # fmt: skip
 CHEAP = ("frozen", "neighbours", "pixels")  # they run unless --baselines none
 SCORES = ("accuracy", "macro_f1", "ece")
-SOURCES = ("resnet_mini", "mobilenet_v2", "efficientnet_v2_b0", "resnet50", "mobilenet_v2_hub")
+SOURCES = ("resnet_mini", "mobilenet_v2", "efficientnet_lite0", "efficientnet_v2_b0", "resnet50", "mobilenet_v2_hub")
 GALLERY = {"in": "photos in class folders", "out": "label, probabilities", "row": "demo", "first": True}
 QUICK = "--limit 40 --epochs 1 --source keras:MobileNet(alpha=0.25,size=32)@random"  # a run of seconds, for tests
 EARLY = "common.images.listing:refuse_early"  # called before TensorFlow is imported

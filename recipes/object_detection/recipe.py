@@ -1,6 +1,6 @@
 """Detect objects: from images with bounding boxes to a proved SavedModel that finds boxes in any photo.
 
-    python -m recipes run object_detection                              # handwritten digits in textured scenes
+    python -m recipes run object_detection                              # demo: blood cells under a microscope
     python -m recipes run object_detection --data voc:FOLDER --source mobilenet_v2 --out runs/mine
 
 FOLDER holds images and Pascal VOC XML; coco:, csv:, yolo: and tfds: work as well. A detection head is trained on the
@@ -55,6 +55,7 @@ EARLY = "common.detection.readers.table:refuse_early"  # called before TensorFlo
 INPUT = "image"  # of the served model
 PREDICTOR = Predictor(INPUT, read_image, BOXES)
 CONVERTER = "common.detection.convert:DETECTOR"  # imported by `convert` alone
+DEMOS = {"demo": (256, 4, None), "demo:scenes": (128, 4, 4)}  # image size, stride and epochs by default
 AUGMENTATIONS = ("flip", "scale", "crop", "color")
 DETECTORS = ("one_grid", "fcos", "retinanet", "yolov8")  # fcos: an older name of one_grid
 
@@ -63,23 +64,23 @@ DETECTORS = ("one_grid", "fcos", "retinanet", "yolov8")  # fcos: an older name o
 class Config:
     """Settings of object_detection."""
 
-    data: str = "demo"  # demo, voc:FOLDER, coco:FILE_OR_FOLDER, csv:TABLE, yolo:FOLDER or tfds:NAME
+    data: str = "demo"  # demo, demo:scenes, voc:FOLDER, coco:FILE_OR_FOLDER, csv:TABLE, yolo:FOLDER or tfds:NAME
     class_names: tuple[str, ...] = ()  # Train on these classes only; everything else is background
     source: str = "bundled:resnet_mini"  # Backbone: bundled:resnet_mini, mobilenet_v2 (better), keras:NAME, preset:...
     out: str = "runs/object_detection"  # Folder for everything this run writes
     resume: str | None = None  # Continue the run that was stopped in this folder; no other flag is needed
     save_every: float = 30.0  # Seconds between checkpoints: a killed run loses no more than that
     detector: str = "one_grid"  # one_grid (small, no anchors), retinanet (KerasHub) or yolov8 (keras-cv)
-    image_size: int | None = None  # Longer side of the input in pixels; 128 by default for demo, else 320
-    stride: int | None = None  # Of one_grid: pixels per cell; 4 finds smaller objects. 4 by default for demo, else 8
+    image_size: int | None = None  # Longer side of the input in pixels; 320 by default, less for the demos
+    stride: int | None = None  # Of one_grid: pixels per cell; 4 finds smaller objects. 8 by default, 4 for the demos
     width: int = 96  # Of one_grid: channels of neck and head; more is slower and stronger
     head_epochs: int = 1  # Epochs in which only neck and head are trained
-    epochs: int | None = None  # Epochs in which the backbone is trained too; 4 for demo, else 12 or more
+    epochs: int | None = None  # Epochs in which the backbone is trained too; 12 or more by default, for demo:scenes 4
     batch_size: int = 8  # Images per step
     learning_rate: float = 2e-3  # Peak learning rate of neck and head, after warm-up; cosine decay
     backbone_rate: float = 0.3  # Learning rate of the backbone, as a factor of the head's
     weight_decay: float = 1e-4  # Weight decay
-    augment: str | None = None  # Some of flip,scale,crop,color, or none; all by default, for demo all but scale
+    augment: str | None = None  # Some of flip,scale,crop,color, or none; all by default, for demo:scenes all but scale
     mosaic: float = 0.0  # Fraction of training images combined from four
     batch_norm: str = "frozen"  # BatchNorm of the backbone: frozen keeps its statistics, train adapts them
     baselines: str = "none"  # To compare with: frozen, scratch (each as long as the run), or none
@@ -112,11 +113,8 @@ def load_data(config: Config) -> BoxSet:
 
 def build_model(data: BoxSet, config: Config, *, random_weights: bool = False) -> tuple[Source, Detector]:
     """Load the pretrained backbone and build a detector on it; the input has the aspect ratio of the median image."""
-    side = config.image_size or (128 if config.data == "demo" else 320)
-    size, stride = (
-        input_size(data.train.as_stored().sizes, side),
-        config.stride or (4 if config.data == "demo" else 8),
-    )
+    side, stride, _ = DEMOS.get(config.data, (320, 8, None))
+    size, stride = input_size(data.train.as_stored().sizes, config.image_size or side), config.stride or stride
     return build_detector(
         config.detector, config.source, data, size, stride=stride, width=config.width, random_weights=random_weights
     )
@@ -246,7 +244,7 @@ def training_stream(data: BoxSet, size: tuple[int, int], config: Config, first=(
 def augmentations(config: Config) -> tuple[str, ...]:
     """Return the names of the augmentations."""
     if config.augment is None:
-        return tuple(name for name in AUGMENTATIONS if config.data != "demo" or name != "scale")
+        return tuple(name for name in AUGMENTATIONS if config.data != "demo:scenes" or name != "scale")
     names = parse_list("--augment", config.augment, AUGMENTATIONS, alone=("none",))
     return () if names == ("none",) else names
 
@@ -272,4 +270,4 @@ def fine_tuning_epochs(data: BoxSet, config: Config) -> int:
     """Return the number of fine-tuning epochs: more for small data sets, to have enough steps."""
     if config.epochs is not None:
         return config.epochs
-    return 4 if config.data == "demo" else max(12, ceil(360 * config.batch_size / len(data.train)))
+    return DEMOS.get(config.data, (0, 0, None))[-1] or max(12, ceil(360 * config.batch_size / len(data.train)))

@@ -54,7 +54,7 @@ CHUNK = 256  # sentences embedded by the teacher between two saves
 class Config:
     """Settings of pretraining_text."""
 
-    data: str = "demo"  # Texts: demo, txt:PATH (one text per line), jsonl:PATH, csv:PATH, tsv:PATH; .gz or a folder too
+    data: str = "demo:reviews"  # demo:reviews, txt:PATH (one text per line), jsonl:PATH, csv:PATH, tsv:PATH; .gz too
     text_column: str = "text"  # Column of the texts; its number (1, 2 ...) in a table without a header
     kind_column: str | None = None  # Column of the kind of a text, such as its source; rare kinds are drawn more often
     encoding: str = "utf-8"  # Encoding of the files: utf-8, latin-1 ...

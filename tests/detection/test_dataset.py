@@ -517,7 +517,9 @@ def test_a_path_without_its_kind_gets_a_guess(tmp_path):
         load(data.removeprefix("csv:"), tmp_path)
     with pytest.raises(UserError, match=r"Received: 'folder:.*Try: --data voc:/"):
         load(f"folder:{tmp_path / 'set'}", tmp_path)
-    with pytest.raises(UserError, match="Allowed: demo, voc:PATH, coco:PATH, csv:PATH, yolo:PATH, tfds:NAME"):
+    with pytest.raises(
+        UserError, match="Allowed: demo, demo:scenes, voc:PATH, coco:PATH, csv:PATH, yolo:PATH, tfds:NAME"
+    ):
         load("cocoa:x", tmp_path)
     with pytest.raises(UserError, match="does not exist: 'nowhere'"):
         load("coco:nowhere", tmp_path)
@@ -528,13 +530,21 @@ def test_a_table_without_lines(tmp_path):
         load(table(tmp_path / "set", []), tmp_path)
 
 
-def test_demo(tmp_path, monkeypatch):
-    monkeypatch.setattr("common.detection.demo_scenes.SCENES", {"train": 60, "val": 10, "test": 10})
+def test_demo(tmp_path):
     data = load("demo", tmp_path, strict=True)
+    assert data.class_names == ("Platelets", "RBC", "WBC") and data.mirrors and not data.notes
+    assert data.counts() == {"train": 80, "val": 20, "test": 60, "skipped": 0}
+    assert {tuple(size) for size in data.train.sizes} == {(192, 256)}
+    assert not (tmp_path / "out").exists()
+
+
+def test_demo_scenes(tmp_path, monkeypatch):
+    monkeypatch.setattr("common.detection.demo_scenes.SCENES", {"train": 60, "val": 10, "test": 10})
+    data = load("demo:scenes", tmp_path, strict=True)
     assert data.class_names == tuple("0123456789") and not data.mirrors and not data.notes
     assert data.counts() == {"train": 60, "val": 10, "test": 10, "skipped": 0}
     assert all(Path(path).is_relative_to(tmp_path / "out" / "data") for path in data.test.paths)
-    assert load("demo", tmp_path).fingerprint() == data.fingerprint()
+    assert load("demo:scenes", tmp_path).fingerprint() == data.fingerprint()
 
 
 # --- real data --------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from common.detection.demo_scenes import SCENES, SIDE, write_scenes
 from common.detection.readers.coco import coco_rows
 from common.detection.readers.rows import guess_kind
 from common.detection.readers.table import csv_rows
-from common.detection.readers.tfds import demo_rows, tfds_rows
+from common.detection.readers.tfds import scene_rows, tfds_rows
 from common.detection.readers.voc import voc_rows
 from common.detection.readers.yolo import yolo_rows
 from common.errors import UserError
@@ -617,7 +617,7 @@ def test_demo_scenes_are_what_they_promise(scenes):
 
 def test_demo_is_the_same_every_time_and_repairs_itself(scenes, tmp_path, monkeypatch):
     monkeypatch.setattr("common.detection.demo_scenes.SCENES", {"train": 12, "val": 3, "test": 2})
-    rows = demo_rows(tmp_path)
+    rows = scene_rows(tmp_path)
     by_name = {(scene.split, Path(scene.path).name): scene for scene in scenes}
     for row in rows:
         scene = by_name[row.split, Path(row.path).name]
@@ -626,7 +626,7 @@ def test_demo_is_the_same_every_time_and_repairs_itself(scenes, tmp_path, monkey
         assert row.labels == scene.labels
     Path(rows[0].path).unlink()
     Path(rows[0].path + ".partial").write_bytes(b"a run was killed here")
-    assert [row.path for row in demo_rows(tmp_path)] == [row.path for row in rows]
+    assert [row.path for row in scene_rows(tmp_path)] == [row.path for row in rows]
     assert Path(rows[0].path).read_bytes() == Path(by_name["train", "0000.jpg"].path).read_bytes()
 
 

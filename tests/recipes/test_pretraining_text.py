@@ -206,7 +206,7 @@ def test_run_folder(finished: Path):
 def test_the_preset_is_a_text_source(finished: Path):
     source = load_text_source(f"preset:{finished / 'preset'}")
     assert source.tokenize.size == len((finished / "preset" / "vocab.txt").read_text("utf-8").splitlines())
-    assert source.card["data"] == "demo: 108 sentences"
+    assert source.card["data"] == "demo:reviews: 108 sentences"
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from common.errors import UserError
 from common.texts.dataset import draw_shots, folds_of, load_text_set
-from common.texts.readers import Columns
+from common.texts.readers import PRODUCTS, Columns
 from recipes.bert_sentiment.recipe import Config, load_data
 
 WORDS = "train book film meal hotel phone boat coat desk lamp".split()
@@ -178,15 +179,27 @@ def test_the_layout_of_aclimdb_without_its_unlabelled_texts(tmp_path: Path):
     assert len(data.train) + len(data.val) == 16
 
 
-def test_the_demo_has_the_counts_of_its_card():
+def test_the_demo_has_other_products_in_its_test():
     data = load_text_set("demo")
+    assert data.counts() == {"train": 814, "val": 130, "test": 524, "skipped": 0}
+    for split in (data.train, data.val, data.test):
+        assert abs(np.diff(np.bincount(split.labels))[0]) < 0.1 * len(split)
+    products = {}
+    for split in ("train", "val", "test"):
+        with open(PRODUCTS / f"{split}.csv", newline="", encoding="utf-8") as file:
+            products[split] = {row["product"] for row in csv.DictReader(file)}
+    assert [len(found) for found in products.values()] == [6, 2, 3] and len(set.union(*products.values())) == 11
+
+
+def test_the_demo_reviews_have_the_counts_of_their_card():
+    data = load_text_set("demo:reviews")
     assert data.counts() == {"train": 160, "val": 80, "test": 240, "skipped": 0}
     for split in (data.train, data.val, data.test):
         assert np.bincount(split.labels).tolist() == [len(split) / 2] * 2
 
 
 def test_shots_leave_as_many_for_validation_and_test_alone():
-    data = load_text_set("demo")
+    data = load_text_set("demo:reviews")
     few, again, other = draw_shots(data, 8, 0), draw_shots(data, 8, 0), draw_shots(data, 8, 1)
     assert np.bincount(few.train.labels).tolist() == [8, 8] and few.test is data.test
     assert np.bincount(few.val.labels).tolist() == [8, 8] and set(few.val.texts) <= set(data.val.texts)

