@@ -1,8 +1,9 @@
 """Train sources of common/bundled, each with a recipe of this project.
 
-    python benchmarks/prepare_data.py pretrain/pictures pretrain/texts
+    python benchmarks/prepare_data.py pretrain/pictures pretrain/texts pretrain/speech
     python benchmarks/bundled_sources.py resnet_mini              # hours; the same command continues a stopped run
     python benchmarks/bundled_sources.py resnet_mini --strict     # without the data whose rights are least clear
+    python benchmarks/bundled_sources.py wav2vec2_mini_sounds     # the first half of wav2vec2_mini: sound alone
     python benchmarks/bundled_sources.py resnet_mini --install    # the finished run becomes common/bundled/resnet_mini
 
 The data are those of ../shared/data/pretrain; ../shared/data/README.md states the licence of each source. Runs are
@@ -20,16 +21,24 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PREPARED, SHARED = "../prepared_data", "../shared/data"  # relative: the commands stand in the cards
-STRICT = "_strict"
+STRICT, SOUNDS = "_strict", "wav2vec2_mini_sounds"
 COMMANDS = {
     "resnet_mini": (
-        "pretraining", "--data", f"folder:{PREPARED}/pretrain_pictures", "--epochs", "60", "--mixed-precision",
+        "pretraining", "--data", f"folder:{PREPARED}/pretrain_pictures", "--epochs", "23", "--batch-size", "64",
         "--teacher", "bundled:mobilenet_v2", "--teacher-size", "128", "--teacher-views", "8", "--teacher-weight", "10",
-        "--mix", "0.5", "--licence", "Apache-2.0",
+        "--mix", "0.3", "--licence", "Apache-2.0",
     ),
     "bert_mini": (
         "pretraining_text", "--data", f"jsonl:{SHARED}/pretrain/texts/train.jsonl.gz", "--kind-column", "source",
         "--limit", "400000", "--epochs", "6", "--teacher", "minilm", "--licence", "Apache-2.0",
+    ),
+    SOUNDS: (
+        "pretraining_speech", "--data", f"csv:{PREPARED}/pretrain_speech/sounds.csv", "--objective", "contrastive",
+        "--licence", "Apache-2.0",
+    ),
+    "wav2vec2_mini": (  # after `speak.py corpus`
+        "pretraining_speech", "--data", f"tsv:{PREPARED}/spoken/manifest.tsv", "--epochs", "4",
+        "--start", f"preset:{PREPARED}/bundled/{SOUNDS}/preset", "--licence", "Apache-2.0",
     ),
 }  # fmt: skip
 STRICT_DATA = {
@@ -41,6 +50,8 @@ STRICT_DATA = {
 def command_of(name: str, strict: bool, out: Path) -> list[str]:
     """Return the arguments of `python` that train a source, or that continue a run that was stopped."""
     recipe, *flags = COMMANDS[name]
+    if strict and name not in STRICT_DATA:
+        raise SystemExit(f"--strict is for {', '.join(STRICT_DATA)}: the rights of the other data are clear.")
     if strict:
         flags[flags.index("--data") + 1] = STRICT_DATA[name]
     resumed = (out / "config.json").exists()
@@ -49,6 +60,8 @@ def command_of(name: str, strict: bool, out: Path) -> list[str]:
 
 def install(name: str, strict: bool, out: Path) -> None:
     """Make the preset of a finished run the bundled source."""
+    if name == SOUNDS:
+        raise SystemExit(f"{name} is where the training of wav2vec2_mini starts, and is not bundled itself.")
     if not (out / "metrics.json").exists():
         following = f"python benchmarks/bundled_sources.py {name}{' --strict' * strict}"
         raise SystemExit(f"{out} holds no finished run. Next: {following}")

@@ -8,6 +8,8 @@ Results, outside the checkout (INDEX is the position in the raw file, so a pictu
     pretrain_pictures/{train,test}/SOURCE_CLASS/INDEX.jpg, to train bundled:resnet_mini on: without the source that the
         demo is from. pretrain_pictures_strict: without the sources whose publishers gathered them from the web, too
     pretrain_texts_strict/train.jsonl.gz, to train bundled:bert_mini on: without comments of Reddit users
+    pretrain_speech/SOURCE/*.ogg, to train bundled:wav2vec2_mini on: sounds.csv lists all clips, without text, and
+        transcripts.csv those whose text may be learned (not Speech Commands', the very words of a demo)
     resnet20_cifar10, resnet56_cifar10: SavedModels, sources for --source 'hub:FOLDER(size=32)'
 """
 
@@ -199,6 +201,27 @@ def prepare_strict_texts(raw: Path, target: Path) -> None:
         kept.writelines(line for line in lines if json.loads(line)["source"] != "goemotions")
 
 
+def prepare_speech(raw: Path, target: Path) -> None:
+    """A fortieth of the speakers of each table is its test split; that of LJ Speech, the only one there, trains."""
+    with open(raw / "clips.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    extract_tar(raw / "audio.tar", target)
+    for name, wanted in (("sounds", rows), ("transcripts", [row for row in rows if has_text(row)])):
+        speakers = sorted({row["speaker"] for row in wanted} - {"LJ"})
+        held_out = set(np.random.default_rng(0).permutation(speakers)[: len(speakers) // 40])
+        with open(target / f"{name}.csv", "w", newline="", encoding="utf-8") as file:
+            table = csv.writer(file, lineterminator="\n")
+            table.writerow(["path", "text", "speaker", "split"])
+            for row in wanted:
+                split = "test" if row["speaker"] in held_out else "train"
+                table.writerow([row["file"], row["text"] * (name == "transcripts"), row["speaker"], split])
+
+
+def has_text(row: dict[str, str]) -> bool:
+    """Return whether a clip has a text that may be learned."""
+    return bool(row["text"].strip()) and row["source"] != "speech_commands"
+
+
 def prepare_resnet20(raw: Path, target: Path) -> None:
     """Three blocks a stack."""
     convert(raw / "resnet20-12fca82f.npz", target)
@@ -222,13 +245,14 @@ DATA: dict[str, dict[str, Callable[[Path, Path], None]]] = {  # raw folder -> re
         "pretrain_pictures_strict": prepare_strict_pictures,
     },
     "pretrain/texts": {"pretrain_texts_strict": prepare_strict_texts},
+    "pretrain/speech": {"pretrain_speech": prepare_speech},
     "weights/resnet_cifar10": {"resnet20_cifar10": prepare_resnet20, "resnet56_cifar10": prepare_resnet56},
 }
 
 
 def describe(folder: Path) -> str:
     """Count what lies in a result folder: pictures per split (`all` where there is none) and classes, or megabytes."""
-    for file, what in (("saved_model.pb", "SavedModel"), ("train.jsonl.gz", "texts")):
+    for file, what in (("saved_model.pb", "SavedModel"), ("train.jsonl.gz", "texts"), ("sounds.csv", "sounds")):
         if (folder / file).exists():
             return f"{what} of {sum(path.stat().st_size for path in folder.rglob('*')) / 1e6:.1f} MB"
     paths = [path.relative_to(folder) for path in folder.rglob("*") if path.suffix in (".jpg", ".png")]

@@ -1,12 +1,14 @@
 """Let espeak-ng read: a corpus to pre-train bundled:wav2vec2_mini on, or the demo of the speech recipes.
 
     apt install espeak-ng
-    python benchmarks/speak.py corpus --texts ../shared/data --out ../prepared_data/spoken --clips 16000
+    python benchmarks/prepare_data.py pretrain/speech
+    python benchmarks/speak.py corpus --out ../prepared_data/spoken --real ../prepared_data/pretrain_speech
     python benchmarks/speak.py demo --out common/speech/demo
 
 A voice is an accent of English with one of espeak-ng's variants (other throats), and each clip has its own pitch and
-pace. The voices of the demo's validation and test, and those of the corpus', speak nowhere else. Same arguments, same
-clips, as long as espeak-ng is of one version.
+pace. The voices of the demo's validation and test, and those of the corpus', speak nowhere else. The corpus lists real
+recordings too, each several times, since they are few. It holds no sentence that real voices are tested with. Same
+arguments, same clips, as long as espeak-ng is of one version.
 """
 
 from __future__ import annotations
@@ -50,6 +52,8 @@ WORDS = [*DIGITS, *COMMANDS]
 LONGEST = 10  # words of a sentence of the corpus
 SHARES = {"words": 0.2, "numbers": 0.2}  # of the corpus; the rest are sentences
 HELD_OUT_SHARE = 0.015  # of the corpus, for validation and for test
+REAL_TIMES = 4  # that each real recording is listed
+CHARACTERS = Characters(("", " ", *"abcdefghijklmnopqrstuvwxyz'"))
 
 
 def speak(text: str, accent: str, variant: str, rng: np.random.Generator) -> np.ndarray:
@@ -95,19 +99,52 @@ def write_clips(folder: Path, wanted: list[tuple[str, str, str, str]], seed: int
     progress.close()
 
 
+def normalised(line: str) -> str:
+    """Return a sentence in the characters of the corpus, as it is scored."""
+    return CHARACTERS.normalise(line).replace(" '", "'")
+
+
 def sentences_of(folder: Path) -> list[str]:
-    """Return the short sentences of the text sets, each once, without those that hold more than words."""
+    """Return the short sentences of the public domain, each once, without those that real voices are tested with."""
     lines = (folder / "pretrain/speakable/sentences.txt").read_text("utf-8").splitlines()
-    with open(folder / "sst2/train.tsv", encoding="utf-8") as file:
-        lines += [line.split("\t")[0] for line in file]
-    characters = Characters(("", " ", *"abcdefghijklmnopqrstuvwxyz'"))
-    normal = (characters.normalise(line).replace(" '", "'") for line in lines)
-    kept = {text for text in normal if 1 <= len(text.split()) <= LONGEST and not characters.unknown(text)}
-    return sorted(kept)
+    kept = {text for text in map(normalised, lines) if 1 <= len(text.split()) <= LONGEST}
+    return sorted(text for text in kept - tested_sentences(folder) if not CHARACTERS.unknown(text))
 
 
-def corpus(folder: Path, texts: Path, clips: int, seed: int) -> None:
-    """Speak sentences, numbers and single words with the voices that the demo's test does not have."""
+def tested_sentences(folder: Path) -> set[str]:
+    """Return what is read in the recordings of real voices that the model is tested on."""
+    with open(folder / "common_voice_en/clips.csv", newline="", encoding="utf-8") as file:
+        lines = [row["sentence"] for row in csv.DictReader(file)]
+    for line in (folder / "librispeech_84_121123/84-121123.trans.txt").read_text("utf-8").splitlines():
+        lines.append(line.partition(" ")[2])
+    for line in (folder / "ljspeech_8/metadata.csv").read_text("utf-8").splitlines():
+        lines.append(line.rpartition("|")[2])
+    return set(map(normalised, lines))
+
+
+def add_real(folder: Path, recordings: Path, texts: Path) -> None:
+    """List real recordings in the manifest of the corpus, those of training several times.
+
+    Args:
+        folder: of the corpus.
+        recordings: as benchmarks/prepare_data.py made it; its transcripts.csv is read.
+        texts: with the sentences that are tested, which are left out.
+    """
+    left_out = tested_sentences(texts)
+    with (
+        open(recordings / "transcripts.csv", newline="", encoding="utf-8") as table,
+        open(folder / "manifest.tsv", "a", newline="", encoding="utf-8") as manifest,
+    ):
+        written = csv.writer(manifest, delimiter="\t", lineterminator="\n")
+        for row in csv.DictReader(table):
+            if normalised(row["text"]) not in left_out:
+                path = (recordings / row["path"]).resolve()
+                for _ in range(REAL_TIMES if row["split"] == "train" else 1):
+                    written.writerow([path, row["text"], row["speaker"], row["split"]])
+
+
+def corpus(folder: Path, texts: Path, clips: int, seed: int, real: Path | None) -> None:
+    """Speak sentences, numbers and single words with the voices that the demo's test does not have; add real voices."""
     rng, sentences = np.random.default_rng(seed), sentences_of(texts)
     vocabulary = np.array(sorted({word for text in sentences for word in text.split() if len(word) > 1}))
     sentences = np.array(sentences)  # numpy would make an array of a list at every draw
@@ -125,6 +162,8 @@ def corpus(folder: Path, texts: Path, clips: int, seed: int) -> None:
         variant = str(rng.choice(HELD_OUT_OF_CORPUS.get(part, VARIANTS)))
         wanted.append((text, str(rng.choice(ACCENTS)), variant, part))
     write_clips(folder, wanted, seed)
+    if real:
+        add_real(folder, real, texts)
 
 
 def demo(folder: Path, seed: int) -> None:
@@ -157,10 +196,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--texts", type=Path, default=Path("../shared/data"))
     parser.add_argument("--clips", type=int, default=16_000)
+    parser.add_argument("--real", type=Path, help="of the corpus: real recordings, as prepare_data.py made them")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     if options.what == "corpus":
-        corpus(options.out, options.texts, options.clips, options.seed)
+        corpus(options.out, options.texts, options.clips, options.seed, options.real)
     else:
         demo(options.out, options.seed)
 

@@ -42,5 +42,6 @@ def test_every_pipeline_is_without_autotuning():
         for file in folder.rglob("*.py"):
             text = file.read_text("utf-8")
             assert "tf.data.AUTOTUNE" not in text, file
+            assert "from_generator(" not in text or file.name == "training.py", f"{file}: training.pipeline_of does it"
             pipelines = text.count(".prefetch(") if file != builds_on_another else 0
             assert text.count("without_autotune(") >= pipelines, file

@@ -1,5 +1,6 @@
 """prepare_data: bytes arrive unchanged, results are whole or absent, and errors say what to do."""
 
+import csv
 import gzip
 import importlib.util
 import io
@@ -105,6 +106,15 @@ def shared(tmp_path: Path) -> Path:
     (root / "pretrain" / "texts" / "train.jsonl.gz").write_bytes(
         gzip.compress("".join(json.dumps(one) + "\n" for one in sentences).encode())
     )
+    clips = [
+        ("ljspeech/a", "LJ", "One."),
+        ("speech_commands/yes_b", "sc1", "yes"),
+        ("common_voice_other/c", "cv-pl", ""),
+    ]
+    clips += [(f"speechocean762/{number}", f"so{number}", f"words {number}") for number in range(80)]
+    write_tar(root / "pretrain" / "speech" / "audio.tar", {f"{name}.ogg": name.encode() for name, *_ in clips})
+    rows = [f"{name}.ogg,{name.partition('/')[0]},{speaker},1.0,{text}" for name, speaker, text in clips]
+    (root / "pretrain" / "speech" / "clips.csv").write_text("\n".join(["file,source,speaker,seconds,text", *rows]))
     for file in ("resnet20-12fca82f.npz", "resnet56-4bfd9763.npz"):
         np.savez(root / "weights" / "resnet_cifar10" / file, **tiny_resnet())
     return root
@@ -169,6 +179,7 @@ def test_all_data_sets_say_one_line_each(shared: Path, out: Path, capsys: pytest
         "pretrain_pictures: test 2, train 2; 2 classes",
         "pretrain_pictures_strict: test 1, train 1; 1 classes",
         "pretrain_texts_strict: texts of ? MB",
+        "pretrain_speech: sounds of ? MB",
         "resnet20_cifar10: SavedModel of ? MB",
         "resnet56_cifar10: SavedModel of ? MB",
     ]
@@ -190,6 +201,21 @@ def test_pretraining_leaves_sources_out(shared: Path, out: Path) -> None:
     assert files(out / "pretrain_pictures") == some | more
     kept = gzip.decompress((out / "pretrain_texts_strict" / "train.jsonl.gz").read_bytes()).decode().splitlines()
     assert [json.loads(line)["text"] for line in kept] == ["very good"]
+
+
+def test_the_words_of_a_demo_are_learned_without_their_text(shared: Path, out: Path) -> None:
+    prepare_data.main(("pretrain/speech",), shared, out)
+    tables = {}
+    for name in ("sounds", "transcripts"):
+        with open(out / "pretrain_speech" / f"{name}.csv", newline="", encoding="utf-8") as file:
+            tables[name] = list(csv.DictReader(file))
+    sounds, transcripts = tables["sounds"], tables["transcripts"]
+    assert len(sounds) == 83 and not any(row["text"] for row in sounds)
+    assert len(transcripts) == 81 and all(row["text"] and "yes" not in row["path"] for row in transcripts)
+    for rows in (sounds, transcripts):
+        speakers = {split: {row["speaker"] for row in rows if row["split"] == split} for split in ("train", "test")}
+        assert len(speakers["test"]) == 2 and not speakers["test"] & speakers["train"] and "LJ" in speakers["train"]
+        assert all((out / "pretrain_speech" / row["path"]).is_file() for row in rows)
 
 
 def test_hymenoptera_is_a_copy_that_can_be_deleted(shared: Path, out: Path) -> None:

@@ -9,6 +9,7 @@ import types
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from common import training
 from common.classification.training import balanced_class_weights, fit_stage
@@ -238,3 +239,23 @@ def test_progress_says_how_long_it_will_take():
 @pytest.mark.parametrize(("seconds", "text"), [(3.4, "3 s"), (185, "3 min 05 s"), (7440, "2 h 04 min")])
 def test_seconds_are_readable(seconds, text):
     assert format_seconds(seconds) == text
+
+
+def test_the_speedup_is_that_of_the_products(monkeypatch):
+    now, multiply = [0.0], tf.linalg.matmul
+
+    def slow_in_float32(left, right):
+        now[0] += 3.0 if left.dtype == tf.float32 else 2.0
+        return multiply(left, right)
+
+    monkeypatch.setattr(tf.linalg, "matmul", slow_in_float32)
+    monkeypatch.setattr(training.time, "monotonic", lambda: now[0])
+    assert training.speedup_of_bfloat16(4, 2, repeats=3) == 1.5
+
+
+@pytest.mark.parametrize(("times", "said"), [(0.1, "take 10.0 times as long in bfloat16"), (1.0, "")])
+def test_bfloat16_that_slows_down_is_told(times, said, monkeypatch, capsys):
+    monkeypatch.setattr(training, "speedup_of_bfloat16", lambda: times)
+    training.warn_of_slow_bfloat16()
+    told = capsys.readouterr().out
+    assert said in told and ("Try it without --mixed-precision" in told) == bool(said)

@@ -14,7 +14,7 @@ from common.errors import UserError
 from common.progress import ProgressLine
 from common.speech.audio.decode import SAMPLE_RATE, UnreadableSound, read_sound
 from common.speech.audio.resampling import resample
-from common.training import without_autotune
+from common.training import pipeline_of
 
 _MULTIPLE = 800  # samples; batches are padded to a multiple of it: few shapes, and little padding of short words
 _SORTED_TOGETHER = 50  # batches; clips are sorted by length within so many, and shuffled across
@@ -328,7 +328,7 @@ def _stream(generate, targets: Sequence[np.ndarray] | np.ndarray) -> tf.data.Dat
     labels = {"labels": tf.TensorSpec((None, None), tf.int32), "characters": tf.TensorSpec((None,), tf.int32)}
     classes = tf.TensorSpec((None,), tf.int64)
     signature = (INPUTS, classes if _are_classes(targets) else labels)
-    return without_autotune(tf.data.Dataset.from_generator(generate, output_signature=signature).prefetch(4))
+    return pipeline_of(generate, signature, ahead=4)
 
 
 def _are_classes(targets: Sequence[np.ndarray] | np.ndarray) -> bool:

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from common.checkpoints import save_array
 from common.progress import ProgressLine
-from common.training import without_autotune
+from common.training import pipeline_of
 
 _CHARACTERS_AT_ONCE = 500_000  # per call of the tokenizer, counting each text as long as the longest
 _OVERLAP = 4  # windows overlap by a fourth, so that a cut sentence is whole in the next one
@@ -234,7 +234,7 @@ def training_batches(
             epoch, step = epoch + 1, 0
 
     specs = (INPUTS, tf.TensorSpec((None, targets.shape[1]), tf.float32), tf.TensorSpec((None,), tf.float32))
-    return without_autotune(tf.data.Dataset.from_generator(generate, output_signature=specs).prefetch(8))
+    return pipeline_of(generate, specs)
 
 
 def run_on_tokens(model: keras.Model, tokens: Tokens, batch_size: int = 64, title: str = "") -> np.ndarray:

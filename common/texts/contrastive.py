@@ -16,7 +16,6 @@ import tensorflow as tf
 from common import training
 from common.checkpoints import fit_with_checkpoints
 from common.texts.batches import INPUTS, Tokens, run_on_tokens
-from common.training import without_autotune
 
 # Both chosen by benchmarks/choose_few_shot.py, on validation splits of trec6, product_sentences and banking77, and on
 # sentences held out from the training split of SST-2: benchmarks/results/few_shot_choice.json.
@@ -90,7 +89,7 @@ def tune_on_pairs(
                 yield (tokens.batch(short), tokens.batch(long)), classes[labels[texts[by_length]]]
 
         specs = ((INPUTS, INPUTS), tf.TensorSpec((None, len(classes)), tf.float32))
-        return without_autotune(tf.data.Dataset.from_generator(generate, output_signature=specs).prefetch(8))
+        return training.pipeline_of(generate, specs)
 
     return fit_with_checkpoints(
         model, batches_from, epochs=1, lines=training.EpochLines(stage, 1, steps), checkpoint=checkpoint,

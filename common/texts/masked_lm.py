@@ -14,7 +14,7 @@ from common.texts import batches
 from common.texts.models import build_encoder
 from common.texts.sources import BertBackbone, TextSource
 from common.texts.tokenizers.wordpiece import WordPiece
-from common.training import without_autotune
+from common.training import pipeline_of
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # the first tokens of the vocabulary, never masked
 UNKNOWN, MASK = SPECIAL.index("[UNK]"), SPECIAL.index("[MASK]")
@@ -112,7 +112,7 @@ def masked_batches(
         targets["teacher"] = tf.TensorSpec((None, embeddings.shape[1]), tf.float32)
         weights["teacher"] = tf.TensorSpec((None,), tf.float32)
     specs = (INPUTS, targets, weights)
-    return without_autotune(tf.data.Dataset.from_generator(generate, output_signature=specs).prefetch(8))
+    return pipeline_of(generate, specs)
 
 
 def predictor_of(model: keras.Model) -> Callable:

@@ -214,6 +214,8 @@ def fine_tune(run: Run, source: Source, model: keras.Model, data: ImageSet, seed
     trained_source, trained = source, model
     if config.mixed_precision or config.mirrored:  # a copy is trained; the float32 model gets its weights
         precision = "mixed_bfloat16" if config.mixed_precision else "float32"
+        if config.mixed_precision:
+            training.warn_of_slow_bfloat16()
         with training.devices(config.mirrored), training.dtype_policy(precision):
             trained_source = load_source(config.source, source.image_size)
             trained = build_model(trained_source, len(data.class_names), config)

@@ -215,6 +215,8 @@ def main(config: Config) -> dict:
         data = load_data(config)
     run.remember(data)
     print(f"{config.data}: {data.counts()}, {len(data.class_names)} classes")
+    if config.mixed_precision:
+        training.warn_of_slow_bfloat16()
     with clock("features"):
         teacher = load_teacher(config, data)
     keras.utils.set_random_seed(config.seed)

@@ -1,10 +1,9 @@
 """The number format of fine-tuning: as asked, or the faster one for what takes long."""
 
 import pytest
-import tensorflow as tf
 
 from common.texts import precision
-from common.texts.precision import LONG, choose_precision, speedup_of_bfloat16
+from common.texts.precision import LONG, choose_precision
 
 
 @pytest.mark.parametrize(
@@ -32,15 +31,3 @@ def test_without_a_file_nothing_is_kept(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(precision, "speedup_of_bfloat16", lambda: 2.0)
     assert choose_precision("auto", LONG) == "mixed_bfloat16" and list(tmp_path.iterdir()) == []
-
-
-def test_the_speedup_is_that_of_the_products(monkeypatch):
-    now, multiply = [0.0], tf.linalg.matmul
-
-    def slow_in_float32(left, right):
-        now[0] += 3.0 if left.dtype == tf.float32 else 2.0
-        return multiply(left, right)
-
-    monkeypatch.setattr(tf.linalg, "matmul", slow_in_float32)
-    monkeypatch.setattr(precision.time, "monotonic", lambda: now[0])
-    assert speedup_of_bfloat16(4, 2, repeats=3) == 1.5
