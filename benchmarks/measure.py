@@ -67,7 +67,6 @@ CIFAR, HYMENOPTERA = f"folder:{PREPARED}/cifar10_subset", f"folder:{PREPARED}/hy
 FSDD = ("--data", f"tsv:{PREPARED}/fsdd/all.tsv")
 BCCD, RACCOON = "voc:../shared/data/bccd", "voc:../shared/data/raccoon"
 SST2 = ("--data", "tsv:../shared/data/sst2", "--text-column", "1", "--label-column", "2", "--source", "minilm")
-GLOVE = "../shared/data/weights/glove_6b_50d_top2446/glove.6B.50d.top.txt"
 MEASUREMENTS = (
     Measurement("demo", "Demo: photos of clothes, 10 classes, bundled MobileNetV2", ()),
     Measurement(
@@ -86,9 +85,15 @@ MEASUREMENTS = (
         seeds=(0,),  # minutes a seed
     ),
     Measurement(
+        "products",
+        "Demo: customers' sentences, test on other products, bundled BERT",
+        ("--baselines", "frozen,words,vectors,scratch"),
+        recipe="bert_sentiment",
+    ),
+    Measurement(
         "reviews",
         "Demo reviews, 8 per class, bundled BERT",
-        ("--shots", "8", "--baselines", "frozen,words,scratch"),
+        ("--data", "demo:reviews", "--shots", "8", "--baselines", "frozen,words,scratch"),
         seeds=(0, 1, 2, 3, 4),
         recipe="bert_sentiment",
     ),
@@ -110,7 +115,13 @@ MEASUREMENTS = (
         (*SST2, "--method", "lora", "--baselines", "none", "--no-explain"),
         recipe="bert_sentiment",
     ),
-    Measurement("scenes", "Demo scenes, 10 digits, bundled ResNet", ("--baselines", "none"), recipe="object_detection"),
+    Measurement(
+        "cells",
+        "Demo: blood cells, 80 images, 3 classes",
+        ("--baselines", "frozen,scratch"),
+        recipe="object_detection",
+    ),
+    Measurement("scenes", "Demo scenes, 10 digits", ("--data", "demo:scenes"), recipe="object_detection"),
     Measurement(
         "bccd",
         "Blood cells, 3 classes, 292 images, ImageNet MobileNetV2",

@@ -1,0 +1,96 @@
+"""A bundled source against the one that it replaces, on data that neither has seen: the same commands, in turn.
+
+    python benchmarks/old_and_new.py resnet_mini --old FOLDER        # FOLDER: common/bundled/resnet_mini of before
+
+Frozen runs do not depend on the seed, so that they run once; random weights and fine-tuning run with three seeds.
+Writes benchmarks/results/old_and_new.json, where what is measured is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
+
+from provenance import commit, machine  # noqa: E402 (beside this script)
+
+from common.files import write_json  # noqa: E402
+
+OUT = ROOT / "benchmarks" / "results" / "old_and_new.json"
+PREPARED, SHARED = "../prepared_data", "../shared/data"
+SEEDS = (0, 1, 2)
+CIFAR10, ANTS = f"folder:{PREPARED}/cifar10_subset", f"folder:{PREPARED}/hymenoptera_data"
+PROBE = ("--unfreeze", "frozen", "--baselines", "none", "--image-size", "64")
+HEAD = ("--method", "frozen", "--baselines", "none", "--no-explain")
+SST2 = ("--data", f"tsv:{SHARED}/sst2", "--text-column", "1", "--label-column", "2")
+# What is measured: recipe, flags, and the name of the score. A name that ends in "fine-tuned" runs with every seed.
+CHECKS = {
+    "resnet_mini": {
+        "cifar10_subset, linear probe": ("image_classification", ("--data", CIFAR10, *PROBE)),
+        "hymenoptera, linear probe": ("image_classification", ("--data", ANTS, *PROBE)),
+        "ucmerced21_64, linear probe": ("image_classification", ("--data", f"folder:{SHARED}/ucmerced21_64", *PROBE)),
+        "clothes of the demo, linear probe": ("image_classification", PROBE),
+        "clothes of the demo, fine-tuned": ("image_classification", ("--baselines", "none")),
+    },
+    "bert_mini": {
+        "sst2, frozen": ("bert_sentiment", (*SST2, *HEAD)),
+        "trec6, frozen": (
+            "bert_sentiment", ("--data", f"csv:{SHARED}/trec6", "--label-column", "coarse", *HEAD),
+        ),
+        "banking77, frozen": (
+            "bert_sentiment", ("--data", f"csv:{SHARED}/banking77", "--label-column", "category", *HEAD),
+        ),
+        "products of the demo, fine-tuned": ("bert_sentiment", ("--baselines", "words", "--no-explain")),
+        "sst2, fine-tuned": ("bert_sentiment", (*SST2, "--baselines", "none", "--no-explain")),
+    },
+}  # fmt: skip
+SCORE = "accuracy"
+
+
+def measure(recipe: str, flags: tuple[str, ...], source: str, seed: int) -> dict:
+    """Run a recipe once; return its score with its interval, its baselines' and its seconds."""
+    with tempfile.TemporaryDirectory() as out:
+        command = ["-m", "recipes", "run", recipe, *flags, "--source", source, "--seed", str(seed)]
+        subprocess.run([sys.executable, *command, "--out", out], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+        metrics = json.loads(Path(out, "metrics.json").read_text("utf-8"))
+    baselines = {name: scores[SCORE] for name, scores in metrics["baselines"].items()}
+    typed = shlex.join(["python", *command, "--out", "OUT"])
+    return {
+        "seed": seed, SCORE: metrics["test"][SCORE], "ci95": metrics["test"][f"{SCORE}_ci95"],
+        "baselines": baselines, "seconds": metrics["seconds"]["total"], "command": typed, "commit": commit(ROOT),
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Measure what is not yet there, the sources in turn, and print the means."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=CHECKS)
+    parser.add_argument("--old", type=Path, required=True, metavar="FOLDER", help="the preset that it replaces")
+    options = parser.parse_args()
+    sources = {"old": f"preset:{options.old}", "new": f"bundled:{options.name}"}
+    kept = json.loads(OUT.read_text("utf-8")) if OUT.exists() else {"checks": {}}
+    for check, (recipe, flags) in CHECKS[options.name].items():
+        tuned, found = check.endswith("fine-tuned"), kept["checks"].setdefault(check, {"old": [], "new": []})
+        controls = {} if tuned else {"random": f"bundled:{options.name}@random"}
+        for seed in SEEDS:
+            for which, source in (sources | controls).items():
+                rows = found.setdefault(which, [])
+                if any(row["seed"] == seed for row in rows) or (seed and not tuned and which != "random"):
+                    continue
+                rows.append(measure(recipe, flags, source, seed))
+                print(f"{check}, {which}, seed {seed}: {rows[-1][SCORE]:.4f}", flush=True)
+                write_json(OUT, {"command": "python benchmarks/old_and_new.py NAME --old FOLDER", **machine(), **kept})
+        means = {which: round(statistics.mean(row[SCORE] for row in rows), 4) for which, rows in found.items()}
+        print(f"{check}: {means}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
