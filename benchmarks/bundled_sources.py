@@ -2,9 +2,14 @@
 
     python benchmarks/prepare_data.py pretrain/pictures pretrain/texts pretrain/speech
     python benchmarks/bundled_sources.py resnet_mini              # hours; the same command continues a stopped run
-    python benchmarks/bundled_sources.py resnet_mini --strict     # without the data whose rights are least clear
-    python benchmarks/bundled_sources.py wav2vec2_mini_sounds     # the first half of wav2vec2_mini: sound alone
     python benchmarks/bundled_sources.py resnet_mini --install    # the finished run becomes common/bundled/resnet_mini
+    python benchmarks/bundled_sources.py resnet_mini --strict     # without the data whose rights are least clear
+
+wav2vec2_mini takes three commands:
+
+    python benchmarks/bundled_sources.py wav2vec2_mini_sounds     # on sound alone
+    python benchmarks/speak.py corpus --out ../prepared_data/spoken --real ../prepared_data/pretrain_speech
+    python benchmarks/bundled_sources.py wav2vec2_mini            # on transcripts
 
 The data are those of ../shared/data/pretrain; ../shared/data/README.md states the licence of each source. Runs are
 kept in ../prepared_data/bundled. What was made, and from what, stands in card.json of each source, and in NOTICE.

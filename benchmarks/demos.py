@@ -1,11 +1,11 @@
 """Write the demo data that come from public data sets, from ../shared/data, each with its licence beside it.
 
-    python benchmarks/demos.py                 # all of them; or: products cells words voices
+    python benchmarks/demos.py products cells
 
 products    common/texts/demo_products: sentences of customers' reviews (CC BY 4.0), for bert_sentiment
 cells       common/detection/demo_cells: blood cells under a microscope (MIT), for object_detection
-words       common/speech/demo_words: ten spoken words (CC BY 4.0), for speech_commands
-voices      common/speech/demo_voices: read sentences (CC0, public domain), for speech_wav2vec
+words       common/speech/demo_words: ten spoken words (CC BY 4.0), for speech_commands to come
+voices      common/speech/demo_voices: read sentences (CC0, public domain), for speech_wav2vec to come
 
 The splits are those of the data sets: by product, by image, by speaker. Same data, same files.
 """
@@ -182,19 +182,20 @@ DEMOS = {
 def main() -> None:
     """Write the demos anew."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(DEMOS))
+    parser.add_argument("names", nargs="+", choices=DEMOS, metavar="NAME", help=", ".join(DEMOS))
     parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared" / "data")
     options = parser.parse_args()
-    if unknown := set(options.names) - DEMOS.keys():
-        raise SystemExit(f"no such demo: {', '.join(sorted(unknown))}. Allowed: {', '.join(DEMOS)}")
-    for name in options.names or DEMOS:
+    for name in options.names:
         where, write = DEMOS[name]
         folder = ROOT / "common" / where
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        write(options.shared, folder)
+        aside = folder.with_name(f"{folder.name}.partial")
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
+        write(options.shared, aside)
         if name in CREDITS:
-            (folder / "LICENSE").write_text(CREDITS[name], "utf-8")
+            (aside / "LICENSE").write_text(CREDITS[name], "utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
+        aside.rename(folder)
         files = [file for file in folder.rglob("*") if file.is_file()]
         print(f"{folder.relative_to(ROOT)}: {len(files)} files, {sum(f.stat().st_size for f in files) / 1e6:.2f} MB")
 

@@ -40,7 +40,7 @@ def seconds_of_steps(name: str, way: str) -> list[float]:
     stamps: list[float] = []
     watch = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: stamps.append(time.monotonic()))
     with tempfile.TemporaryDirectory() as out:
-        config = Config(detector=name, source="keras:MobileNetV2@random", image_size=256, out=out)
+        config = Config(data="demo:scenes", detector=name, source="keras:MobileNetV2@random", image_size=256, out=out)
         data = load_data(config)
         keras.utils.set_random_seed(0)
         source, detector = build_model(data, config)

@@ -23,6 +23,7 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 from provenance import commit, machine  # noqa: E402 (beside this script)
 
 from common.files import write_json  # noqa: E402
+from common.sources.fetching import file_digest  # noqa: E402
 
 OUT = ROOT / "benchmarks" / "results" / "old_and_new.json"
 PREPARED, SHARED = "../prepared_data", "../shared/data"
@@ -62,11 +63,17 @@ def measure(recipe: str, flags: tuple[str, ...], source: str, seed: int) -> dict
         subprocess.run([sys.executable, *command, "--out", out], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
         metrics = json.loads(Path(out, "metrics.json").read_text("utf-8"))
     baselines = {name: scores[SCORE] for name, scores in metrics["baselines"].items()}
-    typed = shlex.join(["python", *command, "--out", "OUT"])
+    typed = shlex.join(["python", *command, "--out", "OUT"]).replace(str(ROOT.parent), "..")
     return {
         "seed": seed, SCORE: metrics["test"][SCORE], "ci95": metrics["test"][f"{SCORE}_ci95"],
         "baselines": baselines, "seconds": metrics["seconds"]["total"], "command": typed, "commit": commit(ROOT),
     }  # fmt: skip
+
+
+def hash_of(folder: Path) -> str:
+    """Return the hash of the weights file of a preset."""
+    [file] = [file for file in folder.iterdir() if file.name.startswith("model.") and file.suffix != ".json"]
+    return file_digest(file)[:16]
 
 
 def main() -> None:
@@ -75,7 +82,9 @@ def main() -> None:
     parser.add_argument("name", choices=CHECKS)
     parser.add_argument("--old", type=Path, required=True, metavar="FOLDER", help="the preset that it replaces")
     options = parser.parse_args()
-    sources = {"old": f"preset:{options.old}", "new": f"bundled:{options.name}"}
+    sources = {"old": f"preset:{options.old.resolve()}", "new": f"bundled:{options.name}"}
+    new = hash_of(ROOT / "common" / "bundled" / options.name)
+    weights = {"old": hash_of(options.old), "new": new, "random": "random"}
     kept = json.loads(OUT.read_text("utf-8")) if OUT.exists() else {"checks": {}}
     for check, (recipe, flags) in CHECKS[options.name].items():
         tuned, found = check.endswith("fine-tuned"), kept["checks"].setdefault(check, {"old": [], "new": []})
@@ -83,11 +92,12 @@ def main() -> None:
         for seed in SEEDS:
             for which, source in (sources | controls).items():
                 rows = found.setdefault(which, [])
+                rows[:] = [row for row in rows if row["weights"] == weights[which]]  # of another training
                 if any(row["seed"] == seed for row in rows) or (seed and not tuned and which != "random"):
                     continue
-                rows.append(measure(recipe, flags, source, seed))
+                rows.append({"weights": weights[which], **measure(recipe, flags, source, seed), **machine()})
                 print(f"{check}, {which}, seed {seed}: {rows[-1][SCORE]:.4f}", flush=True)
-                write_json(OUT, {"command": "python benchmarks/old_and_new.py NAME --old FOLDER", **machine(), **kept})
+                write_json(OUT, {"command": "python benchmarks/old_and_new.py NAME --old FOLDER", **kept})
         means = {which: round(statistics.mean(row[SCORE] for row in rows), 4) for which, rows in found.items()}
         print(f"{check}: {means}", flush=True)
 

@@ -9,7 +9,7 @@ Results, outside the checkout (INDEX is the position in the raw file, so a pictu
         demo is from. pretrain_pictures_strict: without the sources whose publishers gathered them from the web, too
     pretrain_texts_strict/train.jsonl.gz, to train bundled:bert_mini on: without comments of Reddit users
     pretrain_speech/SOURCE/*.ogg, to train bundled:wav2vec2_mini on: sounds.csv lists all clips, without text, and
-        transcripts.csv those whose text may be learned (not Speech Commands', the very words of a demo)
+        transcripts.csv those whose text may be trained on (not Speech Commands', the very words of a demo)
     resnet20_cifar10, resnet56_cifar10: SavedModels, sources for --source 'hub:FOLDER(size=32)'
 """
 
@@ -202,13 +202,13 @@ def prepare_strict_texts(raw: Path, target: Path) -> None:
 
 
 def prepare_speech(raw: Path, target: Path) -> None:
-    """A fortieth of the speakers of each table is its test split; that of LJ Speech, the only one there, trains."""
+    """A fortieth of the speakers is the test split of both tables; LJ Speech, which has one, is in train."""
     with open(raw / "clips.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     extract_tar(raw / "audio.tar", target)
+    with_text = {row["speaker"] for row in rows if has_text(row)} - {"LJ"}
+    held_out = set(np.random.default_rng(0).permutation(sorted(with_text))[: len(with_text) // 40])
     for name, wanted in (("sounds", rows), ("transcripts", [row for row in rows if has_text(row)])):
-        speakers = sorted({row["speaker"] for row in wanted} - {"LJ"})
-        held_out = set(np.random.default_rng(0).permutation(speakers)[: len(speakers) // 40])
         with open(target / f"{name}.csv", "w", newline="", encoding="utf-8") as file:
             table = csv.writer(file, lineterminator="\n")
             table.writerow(["path", "text", "speaker", "split"])
@@ -218,7 +218,7 @@ def prepare_speech(raw: Path, target: Path) -> None:
 
 
 def has_text(row: dict[str, str]) -> bool:
-    """Return whether a clip has a text that may be learned."""
+    """Return whether a clip has a text that may be trained on."""
     return bool(row["text"].strip()) and row["source"] != "speech_commands"
 
 

@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
+from common.sources.catalogue import CatalogueEntry, read_catalogue
 from recipes.commands._closure import closure
 
 # Modules of a recipe's import closure that cannot change a score, by prefix. A module that is not named here counts.
@@ -45,6 +46,8 @@ DEMOS = {
     ("images", "demo"): "demo_clothing", ("texts", "demo"): "demo_products",
     ("texts", "demo:reviews"): "demo_reviews.tsv", ("detection", "demo"): "demo_cells", ("speech", "demo"): "demo",
 }  # fmt: skip
+
+NAMING = ("source", "teacher", "word_vectors")  # flags that may name an entry of the catalogue
 
 
 def row_hash(root: Path, recipe: str, command: str) -> str:
@@ -90,13 +93,14 @@ def data_files(root: Path, recipe: str, command: str) -> list[Path]:
     Returns:
         The files, sorted. The cards of bundled sources are not among them: they describe the weights.
     """
-    words = shlex.split(command)
-    given = {flag: value for flag, value in pairwise(words) if flag.startswith("--")}
+    given = _flags(command)
     recipe_file = root / "recipes" / recipe / "recipe.py"
     files: set[Path] = set()
     source = given.get("--source") or _default(recipe_file, "source") or ""
     if bundled := re.match(r"(?:bundled:)?(\w+)(?:@random)?$", source):  # short names are those of the folders
         files.update(_files_under(root / "common" / "bundled" / bundled[1]))
+    if (places := root / "common" / "images" / f"{source.partition('@')[0]}.json").is_file():
+        files.add(places)  # where the weights lie in the file that is fetched
     if "scratch" in given.get("--baselines", ""):  # its small network has the architecture of another source
         files.update((root / "common" / "bundled").glob("*/config.json"))
     data = given.get("--data") or _default(recipe_file, "data")
@@ -133,7 +137,22 @@ def _code_digests(root: Path, recipe: str) -> dict[Path, str]:
 def _combined(root: Path, code: dict[Path, str], recipe: str, command: str) -> str:
     data = {file: hashlib.sha256(file.read_bytes()).hexdigest() for file in data_files(root, recipe, command)}
     lines = [f"{file.relative_to(root).as_posix()} {digest}" for file, digest in (code | data).items()]
+    lines += [
+        f"{name} {entry.source} {sorted(entry.sha256.items())}" for name, entry in _entries(root, recipe, command)
+    ]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def _entries(root: Path, recipe: str, command: str) -> list[tuple[str, CatalogueEntry]]:
+    """Return the entries of the catalogue that a command names, or that are defaults: what they lead to counts."""
+    recipe_file, given = root / "recipes" / recipe / "recipe.py", _flags(command)
+    named = {given.get(f"--{flag.replace('_', '-')}") or _default(recipe_file, flag) for flag in NAMING}
+    catalogue = read_catalogue(root / "common" / "sources" / "catalogue.toml")
+    return [(name, entry) for name, entry in catalogue.items() if name in named]
+
+
+def _flags(command: str) -> dict[str, str]:
+    return {flag: value for flag, value in pairwise(shlex.split(command)) if flag.startswith("--")}
 
 
 def _is_left_out(name: str) -> bool:

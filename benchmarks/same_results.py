@@ -26,11 +26,11 @@ RUNS: dict[str, list[str]] = {
     "image_classification": [
         "image_classification --limit 100 --epochs 2 --image-size 64 --baselines scratch --scratch-epochs 2"
     ],
-    "bert_sentiment": ["bert_sentiment --baselines frozen,words,scratch"],
-    "bert_sentiment, lora": ["bert_sentiment --method lora --limit 40"],
-    "bert_sentiment, fewshot, folds": ["bert_sentiment --method fewshot --folds 2 --limit 40"],
-    "object_detection": ["object_detection"],
-    "object_detection, retinanet": ["object_detection --detector retinanet --limit 20 --epochs 1"],
+    "bert_sentiment": ["bert_sentiment --data demo:reviews --baselines frozen,words,scratch"],
+    "bert_sentiment, lora": ["bert_sentiment --data demo:reviews --method lora --limit 40"],
+    "bert_sentiment, fewshot, folds": ["bert_sentiment --data demo:reviews --method fewshot --folds 2 --limit 40"],
+    "object_detection": ["object_detection --data demo:scenes"],
+    "object_detection, retinanet": ["object_detection --data demo:scenes --detector retinanet --limit 20 --epochs 1"],
     "speech_wav2vec": ["speech_wav2vec"],
     "speech_wav2vec, baselines": ["speech_wav2vec --limit 20 --epochs 2 --baselines zero_shot,frozen,scratch"],
     "speech_commands": ["speech_commands", "speech_wav2vec --task commands"],

@@ -12,11 +12,17 @@ import argparse
 import json
 import pickle
 import re
+import sys
 from collections import OrderedDict
 from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from common.sources.catalogue import CATALOGUE  # noqa: E402 (the script's folder, not the checkout, is on sys.path)
+from common.sources.fetching import file_digest  # noqa: E402
+
 TABLE = ROOT / "common" / "images" / "efficientnet_lite0.json"
 FLOAT, HEADERS = 4, 3  # bytes; the pickles before that of the weights
 _NORM = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
@@ -73,7 +79,7 @@ def read_index(file: Path) -> tuple[dict[str, Stored], dict[str, int]]:
 def keras_name(name: str) -> str | None:
     """Return the path of Keras' variable for a tensor; None for one that the backbone does not have.
 
-    The names are those of this project's network: block 7b has the layers block7b_expand, block7b_expand_bn ...
+    The names are those of this project's network: block7_expand, block7_expand_bn, block7_depthwise ...
     """
     *layers, kind = name.split(".")
     if kind == "num_batches_tracked" or layers == ["_fc"]:
@@ -109,7 +115,11 @@ def main() -> None:
     """Read the file's index and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path, metavar="FILE.pth")
-    table = table_of(parser.parse_args().file)
+    file = parser.parse_args().file
+    [expected] = CATALOGUE[TABLE.stem].sha256.values()
+    if (found := file_digest(file)) != expected:
+        raise SystemExit(f"{file} is not the file of the catalogue: its SHA-256 is {found}, not {expected}")
+    table = table_of(file)
     rows = ",\n".join(f"{json.dumps(name)}: {json.dumps(place)}" for name, place in table.items())
     TABLE.write_text(f"{{\n{rows}\n}}\n", "utf-8")
     print(f"{TABLE.relative_to(ROOT)}: {len(table)} variables")

@@ -1,10 +1,10 @@
-"""Which bundled source for which pictures, at which size: frozen and fine-tuned, with the seconds of the whole command.
+"""Which bundled source for which images, at which size: frozen and fine-tuned, with the seconds of the whole command.
 
     python benchmarks/prepare_data.py cifar10_subset hymenoptera_data clothing10_96 digits_da
-    python benchmarks/which_for_what.py            # hours; what is measured is kept, the same command goes on
+    python benchmarks/which_for_what.py            # hours; what is measured is kept, the same command continues
 
-Only upstream's training images are read, since the defaults of the recipes follow from this table: each run splits
-them itself, and its `test` is a part of them. At most LIMIT images of a split. Writes
+Only upstream's training images are read, since this table is to choose the defaults of the recipes: each run splits
+them itself, and its test split is made of them. At most LIMIT images of a split. Writes
 benchmarks/results/which_for_what.json.
 """
 

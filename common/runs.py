@@ -18,6 +18,8 @@ from pathlib import Path
 from common.errors import UserError
 from common.files import write_json, write_table
 
+FORMAT = 2  # of config.json; a value of a setting that had another meaning before is named in a recipe's `redefined`
+
 
 class Run:
     """A run in progress: its settings, its folder, its stopwatch, and its checkpoints.
@@ -94,7 +96,7 @@ def start(config):
         if config.resume is None:
             out.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(out / "checkpoints", ignore_errors=True)  # of a run that stopped before its first checkpoint
-            write_json(out / "config.json", dataclasses.asdict(settled))
+            write_json(out / "config.json", {"format": FORMAT} | dataclasses.asdict(settled))
         else:  # an export without metrics.json was never proved
             shutil.rmtree(out / "serving", ignore_errors=True)
         (out / "checkpoints").mkdir(exist_ok=True)
@@ -152,8 +154,10 @@ def settings_to_resume(config):
         for name, value in getattr(kind, "retired", {}).items():  # flags that were removed, and their only value today
             if settings.pop(name, value) != value and value is not ...:
                 raise ValueError(f"--{name.replace('_', '-')} was removed, see CHANGELOG.md")
-        for name, (value, since, what) in getattr(kind, "redefined", {}).items():
-            if settings.get(name) == value and since not in settings:  # a value with another meaning before that flag
+        written = settings.pop("format", 1)
+        for name, (value, since, what) in getattr(kind, "redefined", {}).items():  # a value that had another meaning
+            older = written < since if isinstance(since, int) else since not in settings  # a format, or a flag
+            if settings.get(name) == value and older:
                 raise ValueError(what)
         settings = {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
         return kind(**settings | {"out": str(out), "resume": str(out)})

@@ -262,12 +262,3 @@ def speedup_of_bfloat16(rows: int = 1024, width: int = 768, repeats: int = 9) ->
             if repeat:  # the first prepares kernels
                 seconds[name].append(time.monotonic() - began)
     return statistics.median(seconds["float32"]) / statistics.median(seconds["bfloat16"])
-
-
-def warn_of_slow_bfloat16() -> None:
-    """Print a warning where this machine computes in bfloat16 more slowly, as CPUs without instructions for it do."""
-    if (times := speedup_of_bfloat16()) < 1:
-        print(
-            f"  warning: here, products of matrices take {1 / times:.1f} times as long in bfloat16 as in float32. "
-            "Try it without --mixed-precision."
-        )

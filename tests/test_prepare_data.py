@@ -203,7 +203,7 @@ def test_pretraining_leaves_sources_out(shared: Path, out: Path) -> None:
     assert [json.loads(line)["text"] for line in kept] == ["very good"]
 
 
-def test_the_words_of_a_demo_are_learned_without_their_text(shared: Path, out: Path) -> None:
+def test_the_words_of_a_demo_are_there_without_their_text(shared: Path, out: Path) -> None:
     prepare_data.main(("pretrain/speech",), shared, out)
     tables = {}
     for name in ("sounds", "transcripts"):
@@ -212,6 +212,8 @@ def test_the_words_of_a_demo_are_learned_without_their_text(shared: Path, out: P
     sounds, transcripts = tables["sounds"], tables["transcripts"]
     assert len(sounds) == 83 and not any(row["text"] for row in sounds)
     assert len(transcripts) == 81 and all(row["text"] and "yes" not in row["path"] for row in transcripts)
+    held_out = [{row["speaker"] for row in rows if row["split"] == "test"} for rows in (sounds, transcripts)]
+    assert held_out[0] == held_out[1]  # the first stage of training has not heard them either
     for rows in (sounds, transcripts):
         speakers = {split: {row["speaker"] for row in rows if row["split"] == split} for split in ("train", "test")}
         assert len(speakers["test"]) == 2 and not speakers["test"] & speakers["train"] and "LJ" in speakers["train"]

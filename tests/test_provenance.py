@@ -23,7 +23,7 @@ MEASURED = sorted(file.parent.name for file in RECIPES.glob("*/results.json"))
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """The code of the checkout, with the bundled source of images and the demo reviews."""
+    """The code of the checkout, with the bundled sources of images and the demos but for the sounds."""
     kept_out = shutil.ignore_patterns("__pycache__", "*.flac", "bert_mini", "wav2vec2_mini")
     for folder in ("common", "recipes"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=kept_out)

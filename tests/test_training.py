@@ -251,11 +251,3 @@ def test_the_speedup_is_that_of_the_products(monkeypatch):
     monkeypatch.setattr(tf.linalg, "matmul", slow_in_float32)
     monkeypatch.setattr(training.time, "monotonic", lambda: now[0])
     assert training.speedup_of_bfloat16(4, 2, repeats=3) == 1.5
-
-
-@pytest.mark.parametrize(("times", "said"), [(0.1, "take 10.0 times as long in bfloat16"), (1.0, "")])
-def test_bfloat16_that_slows_down_is_told(times, said, monkeypatch, capsys):
-    monkeypatch.setattr(training, "speedup_of_bfloat16", lambda: times)
-    training.warn_of_slow_bfloat16()
-    told = capsys.readouterr().out
-    assert said in told and ("Try it without --mixed-precision" in told) == bool(said)

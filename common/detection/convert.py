@@ -73,10 +73,10 @@ def failure(proof: dict, _int8: bool = False) -> str:
 
 
 def load_data(config: dict, scratch: Path, _size: tuple[int, int]) -> BoxSet:
-    """Return the images of a run in the same splits; demo and tfds write them again, into the scratch folder."""
-    return load_box_set(
-        config["data"], scratch, limit=config.get("limit"), class_names=config.get("class_names") or None
-    )
+    """Return the images of a run in the same splits; scenes and tfds images are written again, into `scratch`."""
+    # The demo of runs before format 2 was the scenes.
+    data = "demo:scenes" if config["data"] == "demo" and config.get("format", 1) < 2 else config["data"]
+    return load_box_set(data, scratch, limit=config.get("limit"), class_names=config.get("class_names") or None)
 
 
 def prove(saved: PixelFunction, converted: PixelFunction, data: BoxSet, size: tuple[int, int]) -> dict:

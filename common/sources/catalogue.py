@@ -7,7 +7,7 @@ import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 
-_TABLE = Path(__file__).with_suffix(".toml")
+KINDS = ("preset", "network", "vectors")
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,9 @@ class CatalogueEntry:
     megabytes: int = 0
 
     def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"{self.name}: kind must be one of {', '.join(KINDS)}. Received: {self.kind!r}.")
+        object.__setattr__(self, "places", tuple(self.places))  # a list in the table
         object.__setattr__(self, "megabytes", self.megabytes or round(self.parameters * 4 / 1e6))
 
     @property
@@ -55,5 +58,10 @@ def user_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
 
 
-CATALOGUE = {name: CatalogueEntry(name, **entry) for name, entry in tomllib.loads(_TABLE.read_text("utf-8")).items()}
+def read_catalogue(table: Path) -> dict[str, CatalogueEntry]:
+    """Return the entries of a table, by name."""
+    return {name: CatalogueEntry(name, **entry) for name, entry in tomllib.loads(table.read_text("utf-8")).items()}
+
+
+CATALOGUE = read_catalogue(Path(__file__).with_suffix(".toml"))
 WORD_VECTORS = tuple(name for name, entry in CATALOGUE.items() if entry.kind == "vectors")  # for --word-vectors

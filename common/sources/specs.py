@@ -9,7 +9,7 @@ from math import inf
 from pathlib import Path
 
 from common.errors import UserError, did_you_mean, first_line
-from common.sources.catalogue import CATALOGUE, CatalogueEntry
+from common.sources.catalogue import CATALOGUE, WORD_VECTORS, CatalogueEntry
 
 SOURCE_KINDS = ("bundled", "keras", "preset", "hub")
 
@@ -73,6 +73,8 @@ def _parse_source(text: str) -> SourceSpec:
     short, at, random = text.partition("@")
     if short in CATALOGUE and (not at or random == "random"):
         entry = CATALOGUE[short]
+        if short in WORD_VECTORS:
+            raise UserError(f"--source names word vectors. Received: {text!r}. Try: --word-vectors {short}")
         if entry.source:
             return replace(parse_source(entry.source + at + random), entry=entry)
         return SourceSpec(entry.kind, str(entry.folder), weights=random or None, entry=entry)
@@ -80,10 +82,11 @@ def _parse_source(text: str) -> SourceSpec:
     if kind == "kaggle":
         kind, rest = "hub", text
     if not colon or kind not in SOURCE_KINDS:
+        names = [name for name in CATALOGUE if name not in WORD_VECTORS]
         known = re.split(r"[@(]", text)[0] in KERAS_APPLICATIONS
         raise UserError(
             f"--source is unknown. Allowed: {', '.join(f'{k}:NAME' for k in SOURCE_KINDS)}, kaggle:HANDLE, or a short "
-            f"name: {', '.join(CATALOGUE)}. Received: {text!r}.{did_you_mean(kind, [*CATALOGUE, *SOURCE_KINDS])} "
+            f"name: {', '.join(names)}. Received: {text!r}.{did_you_mean(kind, [*names, *SOURCE_KINDS])} "
             f"Try: {f'--source keras:{text}' if known else 'python -m recipes sources'}"
         )
     if kind == "keras":

@@ -230,7 +230,7 @@ def tfds_rows(name: str, columns: Columns) -> list[TextRow]:
 
 
 def demo_rows(name: str = "") -> list[TextRow]:
-    """Return what customers wrote of products; with `reviews`, the reviews written for this project."""
+    """Return sentences of product reviews; with `reviews`, the reviews that were written for this project."""
     return table_rows("tsv", REVIEWS, Columns()) if name == "reviews" else table_rows("csv", PRODUCTS, Columns())
 
 

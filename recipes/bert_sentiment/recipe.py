@@ -1,6 +1,6 @@
 """Classify texts: from a table of labelled sentences to a proved SavedModel that takes raw strings.
 
-    python -m recipes run bert_sentiment                             # demo: what customers wrote of products
+    python -m recipes run bert_sentiment                             # demo: sentences of product reviews
     python -m recipes run bert_sentiment --data csv:REVIEWS.csv --source minilm --out runs/mine
 
 REVIEWS.csv has the columns text and label, with any number of labels. The pretrained encoder embeds every text once and
@@ -17,6 +17,7 @@ import importlib
 from dataclasses import dataclass
 from math import ceil, inf
 from pathlib import Path
+from typing import ClassVar
 
 import keras
 import numpy as np
@@ -36,7 +37,8 @@ from common.proof.prove import FreshProcess, in_background
 from common.results import Outcome, measured_from_scratch
 from common.runs import Run, Stopwatch
 from common.serving.kit.write import write_serving_files
-from common.sources.catalogue import WORD_VECTORS
+from common.sources.catalogue import CATALOGUE, WORD_VECTORS
+from common.sources.entries import fetch_entry
 from common.sources.specs import parse_source
 from common.texts import batches, models
 from common.texts.dataset import DATA_KINDS, TextSet, draw_shots, folds_of, load_text_set, with_fold
@@ -50,7 +52,7 @@ from common.texts.word_baselines import tfidf_probabilities, word_vector_probabi
 BASELINES = {"frozen": "Frozen source, linear head", "words": "Word counts (TF-IDF)",
              "vectors": "Mean word vector", "scratch": "From scratch"}  # fmt: skip
 SCORES = ("accuracy", "macro_f1", "ece")
-SOURCES = ("bert_mini", "minilm")
+SOURCES = ("bert_mini", "minilm", "glove_6b_50d")
 GALLERY = {"in": "table of labelled texts", "out": "label, probabilities", "row": "sst2"}
 QUICK = "--limit 40 --epochs 1 --max-length 32 --calibrate"  # a run of seconds, for tests
 EARLY = "common.texts.dataset:refuse_early"  # called before TensorFlow is imported
@@ -62,9 +64,7 @@ PREDICTOR = Predictor(INPUT, encode_text, LABELS)
 class Config:
     """Settings of bert_sentiment."""
 
-    data: str = (
-        "demo"  # demo, demo:reviews, csv:PATH, tsv:PATH, jsonl:PATH (text,label[,split]), folder:PATH, tfds:NAME
-    )
+    data: str = "demo"  # demo, demo:reviews, csv:PATH, tsv:PATH, jsonl:PATH (text,label), folder:PATH or tfds:NAME
     text_column: str = "text"  # Column of the texts; its number (1, 2 ...) in a table without a header
     label_column: str = "label"  # Column of the labels; its number (1, 2 ...) in a table without a header
     split_column: str = "split"  # Column of the splits (train, val, test); it may be absent
@@ -93,7 +93,9 @@ class Config:
     class_weights: str = "auto"  # none, balanced (equal totals), softened (between), auto: softened if imbalanced
     patience: int | None = None  # Stop fine-tuning after this many epochs without improvement on validation
     baselines: str = "frozen,words"  # To compare with: frozen, words, vectors, scratch (takes as long), or none
-    word_vectors: str = "glove_6b_50d"  # Of the baseline vectors: glove_6b_50d (fetched), or a file in its format
+    word_vectors: str = (
+        "glove_6b_50d"  # Of the baseline vectors: glove_6b_50d (fetched), or a text file in GloVe's format
+    )
     calibrate: bool = True  # Calibrate the probabilities by temperature scaling, fitted on validation
     explain: bool = True  # Report accuracy by length, and the words that moved a prediction; takes seconds
     tensorboard: bool = False  # Write TensorBoard logs to OUT/tensorboard
@@ -104,6 +106,9 @@ class Config:
     strict: bool = False  # Stop at the first text that cannot be used instead of skipping and counting it
     seed: int = 0  # Seed of initial weights and shuffling; the split depends on the texts alone
     seeds: str | None = None  # Train with each of these seeds, such as 0,1,2: mean and spread; exports the best on val
+
+    redefined: ClassVar[dict] = {"data": ("demo", 2, "its --data demo was reviews written for this project, which are "
+                                          "now --data demo:reviews; --data demo is now product reviews")}  # fmt: skip
 
     def __post_init__(self) -> None:
         flags.check_group(self.group, flags.parse_data(self.data, DATA_KINDS)[0], columns=("csv", "tsv", "jsonl"))
@@ -126,8 +131,8 @@ class Config:
             self.word_vectors in WORD_VECTORS or Path(self.word_vectors).expanduser().is_file()
         ):
             raise ValueError(
-                f"--word-vectors needs a file in GloVe's format, or {', '.join(WORD_VECTORS)}. "
-                f"There is no file {self.word_vectors!r}."
+                f"--word-vectors names a file that does not exist. Allowed: {', '.join(WORD_VECTORS)}, or a text file "
+                f"in GloVe's format. Received: {self.word_vectors!r}. Try: --word-vectors {WORD_VECTORS[0]}"
             )
         flags.parse_seeds(self.seeds, self.seed)
         flags.check_observers(self)
@@ -292,6 +297,8 @@ def main(config: Config) -> dict:
     print(f"{config.data}: {data.counts()}, {len(data.class_names)} classes")
     print(describe_class_weights(data, config.class_weights))
     keras.utils.set_random_seed(config.seed)
+    if "vectors" in flags.parse_baselines(config.baselines, BASELINES) and config.word_vectors in WORD_VECTORS:
+        fetch_entry(CATALOGUE[config.word_vectors])  # before hours of training, not after
     source = load_text_source(config.source)
     run.remember(data, source)
     process = FreshProcess()  # of the proof; it imports TensorFlow meanwhile

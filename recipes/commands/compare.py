@@ -12,7 +12,7 @@ from recipes.commands._discovery import recipe_of_run
 from recipes.commands._pairs import describe_difference
 
 TAKES = "RUN RUN..."
-NOT_A_SETTING = ("out", "resume", "save_every")
+NOT_A_SETTING = ("out", "resume", "save_every", "format")
 
 
 def main(arguments: list[str], root: Path) -> int:

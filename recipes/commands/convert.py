@@ -56,7 +56,7 @@ def main(arguments: list[str], root: Path) -> int:
     folder = options.run / "converted" / ("litert_int8" if options.int8 else options.to)
     file = folder / ("model.onnx" if options.to == "onnx" else "model.tflite")
 
-    # demo and tfds: write their images again, without changing those of the run.
+    # Generated and tfds images are written again, without changing those of the run.
     with tempfile.TemporaryDirectory() as scratch:
         data = _data_of(options.run, converter, config, metrics["counts"], class_names, Path(scratch), size)
         began = time.monotonic()

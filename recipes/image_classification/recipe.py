@@ -214,8 +214,6 @@ def fine_tune(run: Run, source: Source, model: keras.Model, data: ImageSet, seed
     trained_source, trained = source, model
     if config.mixed_precision or config.mirrored:  # a copy is trained; the float32 model gets its weights
         precision = "mixed_bfloat16" if config.mixed_precision else "float32"
-        if config.mixed_precision:
-            training.warn_of_slow_bfloat16()
         with training.devices(config.mirrored), training.dtype_policy(precision):
             trained_source = load_source(config.source, source.image_size)
             trained = build_model(trained_source, len(data.class_names), config)
@@ -266,6 +264,8 @@ def main(config: Config) -> dict:
     print(describe_class_weights(data, config.class_weights))
     run.remember(data, source)
     process = FreshProcess()  # of the proof; it imports TensorFlow meanwhile
+    if config.mixed_precision:
+        importlib.import_module("common.images.engine").warn_of_slow_bfloat16()  # on demand: few ask for it
     with clock("features"):
         of, engine = extract_features(source, data, config)
     trained = {seed: train(run, data, of, seed) for seed in flags.parse_seeds(config.seeds, config.seed)}

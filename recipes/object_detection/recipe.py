@@ -17,6 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from math import ceil, inf
 from pathlib import Path
+from typing import ClassVar
 
 import keras
 import numpy as np
@@ -55,7 +56,7 @@ EARLY = "common.detection.readers.table:refuse_early"  # called before TensorFlo
 INPUT = "image"  # of the served model
 PREDICTOR = Predictor(INPUT, read_image, BOXES)
 CONVERTER = "common.detection.convert:DETECTOR"  # imported by `convert` alone
-DEMOS = {"demo": (256, 4, None), "demo:scenes": (128, 4, 4)}  # image size, stride and epochs by default
+DEMOS = {"demo": (256, 4, 16), "demo:scenes": (128, 4, 4)}  # image size, stride and epochs by default
 AUGMENTATIONS = ("flip", "scale", "crop", "color")
 DETECTORS = ("one_grid", "fcos", "retinanet", "yolov8")  # fcos: an older name of one_grid
 
@@ -71,11 +72,15 @@ class Config:
     resume: str | None = None  # Continue the run that was stopped in this folder; no other flag is needed
     save_every: float = 30.0  # Seconds between checkpoints: a killed run loses no more than that
     detector: str = "one_grid"  # one_grid (small, no anchors), retinanet (KerasHub) or yolov8 (keras-cv)
-    image_size: int | None = None  # Longer side of the input in pixels; 320 by default, less for the demos
+    image_size: int | None = (
+        None  # Longer side of the input in pixels; 320 by default, 256 for demo, 128 for demo:scenes
+    )
     stride: int | None = None  # Of one_grid: pixels per cell; 4 finds smaller objects. 8 by default, 4 for the demos
     width: int = 96  # Of one_grid: channels of neck and head; more is slower and stronger
     head_epochs: int = 1  # Epochs in which only neck and head are trained
-    epochs: int | None = None  # Epochs in which the backbone is trained too; 12 or more by default, for demo:scenes 4
+    epochs: int | None = (
+        None  # Epochs in which the backbone is trained too; 12 or more by default, 16 for demo, 4 for demo:scenes
+    )
     batch_size: int = 8  # Images per step
     learning_rate: float = 2e-3  # Peak learning rate of neck and head, after warm-up; cosine decay
     backbone_rate: float = 0.3  # Learning rate of the backbone, as a factor of the head's
@@ -87,6 +92,9 @@ class Config:
     limit: int | None = None  # Use at most this many images of each split: a quick look
     strict: bool = False  # Stop at the first image or box that cannot be used instead of counting it
     seed: int = 0  # Seed of initial weights, shuffling and augmentation; the split depends on the images alone
+
+    redefined: ClassVar[dict] = {"data": ("demo", 2, "its --data demo was generated scenes, which are now --data "
+                                          "demo:scenes; --data demo is now images of blood cells")}  # fmt: skip
 
     def __post_init__(self) -> None:
         parse_source(self.source)
@@ -113,7 +121,7 @@ def load_data(config: Config) -> BoxSet:
 
 def build_model(data: BoxSet, config: Config, *, random_weights: bool = False) -> tuple[Source, Detector]:
     """Load the pretrained backbone and build a detector on it; the input has the aspect ratio of the median image."""
-    side, stride, _ = DEMOS.get(config.data, (320, 8, None))
+    side, stride, *_ = DEMOS.get(config.data, (320, 8))
     size, stride = input_size(data.train.as_stored().sizes, config.image_size or side), config.stride or stride
     return build_detector(
         config.detector, config.source, data, size, stride=stride, width=config.width, random_weights=random_weights
@@ -270,4 +278,5 @@ def fine_tuning_epochs(data: BoxSet, config: Config) -> int:
     """Return the number of fine-tuning epochs: more for small data sets, to have enough steps."""
     if config.epochs is not None:
         return config.epochs
-    return DEMOS.get(config.data, (0, 0, None))[-1] or max(12, ceil(360 * config.batch_size / len(data.train)))
+    *_, of_demo = DEMOS.get(config.data, (None,))
+    return of_demo or max(12, ceil(360 * config.batch_size / len(data.train)))

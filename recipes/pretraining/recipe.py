@@ -37,6 +37,7 @@ from common.images.batches import (
     transform_images,
 )
 from common.images.dataset import ImageSet, load_image_set
+from common.images.engine import warn_of_slow_bfloat16
 from common.images.export import export_image_classifier, prove_image_classifier
 from common.images.features import extract_features
 from common.images.files import read_image
@@ -216,7 +217,7 @@ def main(config: Config) -> dict:
     run.remember(data)
     print(f"{config.data}: {data.counts()}, {len(data.class_names)} classes")
     if config.mixed_precision:
-        training.warn_of_slow_bfloat16()
+        warn_of_slow_bfloat16()
     with clock("features"):
         teacher = load_teacher(config, data)
     keras.utils.set_random_seed(config.seed)

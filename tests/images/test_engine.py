@@ -104,3 +104,11 @@ def test_bfloat16_is_used_only_where_it_agrees(tmp_path, pixels, monkeypatch, ca
     chosen = choose_bfloat16(rough, pixels)
     assert chosen.name == "tensorflow, float32" and chosen.forward is rough.forward
     assert "features in float32" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("times", "said"), [(0.1, "take 10.0 times as long in bfloat16"), (0.97, "")])
+def test_bfloat16_that_slows_down_is_told(times, said, monkeypatch, capsys):
+    monkeypatch.setattr(engine, "speedup_of_bfloat16", lambda: times)
+    engine.warn_of_slow_bfloat16()
+    told = capsys.readouterr().out
+    assert said in told and ("without --mixed-precision" in told) == bool(said)

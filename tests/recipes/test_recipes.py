@@ -76,7 +76,7 @@ def test_export_is_proved(finished):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "pretraining"])
 def test_every_baseline_is_trained_and_told(name: str, tmp_path: Path):
-    """All baselines that a recipe declares, but those that need a file."""
+    """All baselines that a recipe declares, but those that are fetched."""
     baselines = [key for key in discovery.find_recipe(RECIPES, name).literal("BASELINES") if key != "vectors"]
     out = tmp_path / "run"
     assert main(["run", name, *QUICK[name], "--baselines", ",".join(baselines), "--out", str(out)]) == 0

@@ -7,6 +7,7 @@ runs of image_classification on `photos`, with `--source "keras:MobileNet(alpha=
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -14,7 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from common.detection.convert import load_data as load_boxes
 from common.images import convert
+from common.runs import Run
 from common.serving.configs import configs_of_folder
 from recipes.__main__ import RECIPES, main
 from recipes.commands._discovery import recipe_of_run
@@ -69,6 +72,26 @@ def test_a_stopped_run_of_the_digits_says_that_the_demo_is_another_one(
     [line] = capsys.readouterr().err.strip().splitlines()
     assert "demo:digits" in line and line.endswith("Start over in another --out.")
     assert ("photos of clothes" in line) == (recipe == "image_classification")
+
+
+@pytest.mark.parametrize(("recipe", "said"), [("bert_sentiment", "demo:reviews"), ("object_detection", "demo:scenes")])
+def test_a_stopped_run_of_an_old_demo_says_where_it_is_now(recipe: str, said: str, tmp_path: Path, capsys) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"data": "demo", "seed": 1}))
+    assert main(["run", recipe, "--resume", str(tmp_path)]) == 2
+    [line] = capsys.readouterr().err.strip().splitlines()
+    assert f"which are now --data {said}" in line and line.endswith("Start over in another --out.")
+    module = importlib.import_module(f"recipes.{recipe}.recipe")
+    config = module.Config(out=str(tmp_path / "new"))
+    assert Run(config).config == config and json.loads((tmp_path / "new" / "config.json").read_text())["format"] == 2
+    assert Run(module.Config(resume=str(tmp_path / "new"))).config.data == "demo"
+
+
+def test_a_finished_run_of_the_scenes_converts_with_scenes(tmp_path: Path, monkeypatch) -> None:
+    asked = []
+    monkeypatch.setattr("common.detection.convert.load_box_set", lambda data, *_, **__: asked.append(data))
+    for config in ({"data": "demo"}, {"data": "demo", "format": 2}, {"data": "voc:x"}):
+        load_boxes(config, tmp_path, (8, 8))
+    assert asked == ["demo:scenes", "demo", "voc:x"]
 
 
 def test_a_finished_run_of_the_digits_converts_with_digits(tmp_path: Path) -> None:
