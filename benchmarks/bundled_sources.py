@@ -18,6 +18,7 @@ kept in ../prepared_data/bundled. What was made, and from what, stands in card.j
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shlex
 import shutil
@@ -25,6 +26,10 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from common.files import write_json  # noqa: E402 (the script's folder, not the checkout, is on sys.path)
+
 PREPARED, SHARED = "../prepared_data", "../shared/data"  # relative: the commands stand in the cards
 STRICT, SOUNDS = "_strict", "wav2vec2_mini_sounds"
 COMMANDS = {
@@ -46,6 +51,36 @@ COMMANDS = {
         "--start", f"preset:{PREPARED}/bundled/{SOUNDS}/preset", "--licence", "Apache-2.0",
     ),
 }  # fmt: skip
+# Credits of what a source was trained on, and what its teacher was trained on: for card.json and NOTICE.
+CREDITS = {
+    "resnet_mini": (
+        "Caltech-101 (Li, Andreeto, Ranzato and Perona 2022, CC BY 4.0, https://doi.org/10.22002/D1.20086)",
+        "Oxford-IIIT Pet (Parkhi, Vedaldi, Zisserman and Jawahar 2012, CC BY-SA 4.0)",
+        "GroceryStoreDataset (Marcus Klasson 2019, MIT)",
+        "TrashNet (Gary Thung 2017, MIT)",
+        "PlantVillage (Hughes and Salathe 2015, CC0 1.0, first published under CC BY-SA 3.0)",
+        "flower_photos of TensorFlow (CC BY 2.0, photographers in the LICENSE.txt of that set)",
+        "Sign-Language-Digits-Dataset (Arda Mavi, Apache-2.0)",
+        "teacher: MobileNetV2 of Google (Apache-2.0), which was trained on ImageNet-1k",
+    ),
+    "bert_mini": (
+        "44 books of Standard Ebooks (CC0 1.0; texts in the public domain)",
+        "sentences of Common Voice (CC0 1.0)",
+        "Schema-Guided Dialogue (Google Research, CC BY-SA 4.0)",
+        "GoEmotions (Google Research, Apache-2.0; comments of Reddit users, whose own rights are not cleared)",
+        "IBM Debater key point analysis, shared task of 2021 (IBM, Apache-2.0)",
+        "WikiSplit (Google Research, from Wikipedia, CC BY-SA 4.0)",
+        "addresses of US presidents (public domain)",
+        "teacher: all-MiniLM-L6-v2 (Apache-2.0), which was trained on MS MARCO, Reddit comments and others",
+    ),
+    "wav2vec2_mini": (
+        "espeak-ng, reading sentences of Common Voice and Standard Ebooks (CC0 1.0)",
+        "speechocean762 (Zhang and others 2021, free for commercial use)",
+        "LJ Speech (Keith Ito and Linda Johnson, public domain)",
+        "Speech Commands v0.02 (Pete Warden, Google, CC BY 4.0; sound alone)",
+        "Common Voice 6.1 in other languages (CC0 1.0; sound alone)",
+    ),
+}
 STRICT_DATA = {
     "resnet_mini": f"folder:{PREPARED}/pretrain_pictures{STRICT}",
     "bert_mini": f"jsonl:{PREPARED}/pretrain_texts{STRICT}/train.jsonl.gz",
@@ -73,6 +108,8 @@ def install(name: str, strict: bool, out: Path) -> None:
     target = Path("common") / "bundled" / name
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(out / "preset", target)
+    card = json.loads((target / "card.json").read_text("utf-8"))
+    write_json(target / "card.json", {"origin": "this project", **card, "credits": CREDITS[name]})
     print(f"{target}: {sum(file.stat().st_size for file in target.iterdir()) / 1e6:.1f} MB")
 
 

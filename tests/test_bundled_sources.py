@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shlex
 from pathlib import Path
 
@@ -41,7 +42,20 @@ def test_only_a_finished_run_is_installed(tmp_path: Path, monkeypatch):
     (tmp_path / "run" / "preset" / "card.json").write_text("{}")
     (tmp_path / "run" / "metrics.json").write_text("{}")
     bundled_sources.install("bert_mini", True, tmp_path / "run")
-    assert (tmp_path / "common" / "bundled" / "bert_mini" / "card.json").exists()
+    card = json.loads((tmp_path / "common" / "bundled" / "bert_mini" / "card.json").read_text("utf-8"))
+    assert "Schema-Guided Dialogue" in " ".join(card["credits"]) and "MS MARCO" in card["credits"][-1]
+
+
+@pytest.mark.parametrize("name", sorted(bundled_sources.CREDITS))
+def test_a_bundled_source_names_what_it_was_made_of(name: str):
+    """The card of the source and NOTICE hold the credits, or say that the source is for research only."""
+    card = json.loads((RECIPES.parent / "common" / "bundled" / name / "card.json").read_text("utf-8"))
+    notice = " ".join((RECIPES.parent / "NOTICE").read_text("utf-8").split())
+    if "research only" in card["licence"]:  # of before
+        assert f"Treat {name} as research-only" in notice or f"treat {name} as research-only" in notice
+    else:
+        assert tuple(card["credits"]) == bundled_sources.CREDITS[name]
+        assert all(credit in notice for credit in card["credits"])
 
 
 def test_what_cannot_be_is_told(tmp_path: Path):

@@ -20,6 +20,7 @@ class CatalogueEntry:
         parameters: of the backbone, without the head of its pretraining.
         takes: its input.
         licence: of the weights.
+        trained_on: the data, and the teacher where there was one.
         source: the long form of the spec; empty where the catalogue lists its files.
         kind: of what its files hold: a preset, a network that this project builds itself, or word vectors.
         places: where to fetch the files, tried in order: the URL of a folder, or
@@ -34,6 +35,7 @@ class CatalogueEntry:
     parameters: int
     takes: str
     licence: str
+    trained_on: str = ""
     source: str = ""
     kind: str = "preset"
     places: tuple[str, ...] = ()

@@ -32,6 +32,7 @@ def main(arguments: list[str], root: Path) -> int:
             f"licence: {entry.licence}",
         )
         print(f"{entry.name:20}{entry.about}\n{'':20}{'; '.join(facts)}")
+        print(f"{'':20}trained on {entry.trained_on}")
         print(f"{'':20}from {entry.source or ', or '.join(entry.places)}; verified by {entry.verified_by}")
         print(f"{'':20}for {', '.join(recipes) or 'no recipe here'}")
     print("\nAny other: keras:NAME, preset:NAME_OR_FOLDER, hub:HANDLE_OR_FOLDER, kaggle:HANDLE (README, Sources).")

@@ -30,6 +30,7 @@ def test_sources_are_listed(capsys):
     told = capsys.readouterr().out
     for name, entry in CATALOGUE.items():
         assert f"\n{name} " in f"\n{told}" and entry.licence in told
+        assert entry.trained_on and f"trained on {entry.trained_on}" in told
 
 
 def test_sources_of_one_recipe(capsys):
