@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None, root: Path = RECIPES) -> int:
         print("\ninterrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        if arguments[0] not in ("list", "show") and not set(HELP_FLAGS) & set(arguments):
+        if arguments[0] not in ("list", "show", "sources", "compare", "doctor") and not set(HELP_FLAGS) & set(arguments):
             raise
         # `show NAME | head` has read enough; Python would raise again when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
