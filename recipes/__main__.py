@@ -16,6 +16,7 @@ from recipes.commands._execution import complain
 RECIPES = Path(__file__).resolve().parent
 COMMANDS = tuple(sorted(file.stem for file in RECIPES.glob("commands/[a-z]*.py")))
 HELP_FLAGS = ("-h", "--help")
+LISTINGS = ("list", "show", "sources", "compare", "doctor")  # commands that only print
 
 
 def main(arguments: list[str] | None = None, root: Path = RECIPES) -> int:
@@ -42,7 +43,7 @@ def main(arguments: list[str] | None = None, root: Path = RECIPES) -> int:
         print("\ninterrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        if arguments[0] not in ("list", "show", "sources", "compare", "doctor") and not set(HELP_FLAGS) & set(arguments):
+        if arguments[0] not in LISTINGS and not set(HELP_FLAGS) & set(arguments):
             raise
         # `show NAME | head` has read enough; Python would raise again when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
