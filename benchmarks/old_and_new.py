@@ -9,6 +9,7 @@ Writes benchmarks/results/old_and_new.json, where what is measured is kept.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import shlex
 import statistics
@@ -86,18 +87,19 @@ def main() -> None:
     new = hash_of(ROOT / "common" / "bundled" / options.name)
     weights = {"old": hash_of(options.old), "new": new, "random": "random"}
     kept = json.loads(OUT.read_text("utf-8")) if OUT.exists() else {"checks": {}}
-    for check, (recipe, flags) in CHECKS[options.name].items():
+    for seed, check in itertools.product(SEEDS, CHECKS[options.name]):
+        recipe, flags = CHECKS[options.name][check]
         tuned, found = check.endswith("fine-tuned"), kept["checks"].setdefault(check, {"old": [], "new": []})
         controls = {} if tuned else {"random": f"bundled:{options.name}@random"}
-        for seed in SEEDS:
-            for which, source in (sources | controls).items():
-                rows = found.setdefault(which, [])
-                rows[:] = [row for row in rows if row["weights"] == weights[which]]  # of another training
-                if any(row["seed"] == seed for row in rows) or (seed and not tuned and which != "random"):
-                    continue
-                rows.append({"weights": weights[which], **measure(recipe, flags, source, seed), **machine()})
-                print(f"{check}, {which}, seed {seed}: {rows[-1][SCORE]:.4f}", flush=True)
-                write_json(OUT, {"command": "python benchmarks/old_and_new.py NAME --old FOLDER", **kept})
+        for which, source in (sources | controls).items():
+            rows = found.setdefault(which, [])
+            rows[:] = [row for row in rows if row["weights"] == weights[which]]  # of another training
+            if any(row["seed"] == seed for row in rows) or (seed and not tuned and which != "random"):
+                continue
+            rows.append({"weights": weights[which], **measure(recipe, flags, source, seed), **machine()})
+            print(f"{check}, {which}, seed {seed}: {rows[-1][SCORE]:.4f}", flush=True)
+            write_json(OUT, {"command": "python benchmarks/old_and_new.py NAME --old FOLDER", **kept})
+    for check, found in kept["checks"].items():
         means = {which: round(statistics.mean(row[SCORE] for row in rows), 4) for which, rows in found.items()}
         print(f"{check}: {means}", flush=True)
 
