@@ -183,7 +183,7 @@ def fit_final_head(
     history = fit_linear_head(head, train, train_labels, val, val_labels, sample_weights=sample_weights)
     penalty, on_train = chosen_penalty(history), head.get_weights()
     views = [(view, train_labels, sample_weights) for view in train]
-    start = linear_head_weights(views, head.units, max(penalty, START_PENALTY), start=on_train)
+    start = linear_head_weights(views, head.units, max(penalty, START_PENALTY))
     val_probabilities = fit_on_both(
         head, train, train_labels, val, val_labels,
         sample_weights=sample_weights, val_weights=val_weights, penalty=penalty, val_groups=val_groups,

@@ -22,6 +22,22 @@ def norm(name: str, **options) -> LAYERS.BatchNormalization:
     )
 
 
+def dilation_trains() -> bool:
+    """Without oneDNN, which TensorFlow turns on for newer processors only, a dilated convolution has no gradient."""
+    image, kernel = tf.ones((1, 5, 5, 1)), tf.Variable(tf.ones((3, 3, 1, 1)))
+    try:
+        with tf.GradientTape() as tape:
+            tape.watch(image)
+            outputs = tf.nn.conv2d(image, kernel, 1, "SAME", dilations=2)
+        tape.gradient(outputs, image)
+    except tf.errors.InvalidArgumentError:
+        return False
+    return True
+
+
+DILATION = 2 if dilation_trains() else 1
+
+
 def network() -> tuple[keras.Model, keras.Model]:
     """Return a model around a backbone, and the backbone, with the convolutions that sources have."""
     keras.utils.set_random_seed(0)
@@ -30,7 +46,7 @@ def network() -> tuple[keras.Model, keras.Model]:
     x = short = LAYERS.ReLU(6.0)(norm("stem_norm")(x))
     x = LAYERS.ZeroPadding2D(1)(x)
     x = norm("depth_norm", scale=False)(LAYERS.DepthwiseConv2D(3, depth_multiplier=2, name="depth")(x))
-    x = norm("wide_norm", center=False)(LAYERS.Conv2D(8, 3, dilation_rate=2, padding="same", name="wide")(x))
+    x = norm("wide_norm", center=False)(LAYERS.Conv2D(8, 3, dilation_rate=DILATION, padding="same", name="wide")(x))
     backbone = keras.Model(pixels, LAYERS.Add()([x, short]), name="backbone")
     inputs = keras.Input((12, 12, 3))
     pooled = LAYERS.GlobalAveragePooling2D()(backbone(LAYERS.Rescaling(1 / 255)(inputs)))
