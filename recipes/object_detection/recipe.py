@@ -56,7 +56,7 @@ EARLY = "common.detection.readers.table:refuse_early"  # called before TensorFlo
 INPUT = "image"  # of the served model
 PREDICTOR = Predictor(INPUT, read_image, BOXES)
 CONVERTER = "common.detection.convert:DETECTOR"  # imported by `convert` alone
-DEMOS = {"demo": (256, 4, 16), "demo:scenes": (128, 4, 4)}  # image size, stride and epochs by default
+DEMOS = {"demo": (192, 4, 10), "demo:scenes": (128, 4, 4)}  # image size, stride and epochs by default
 AUGMENTATIONS = ("flip", "scale", "crop", "color")
 DETECTORS = ("one_grid", "fcos", "retinanet", "yolov8")  # fcos: an older name of one_grid
 
@@ -73,13 +73,13 @@ class Config:
     save_every: float = 30.0  # Seconds between checkpoints: a killed run loses no more than that
     detector: str = "one_grid"  # one_grid (small, no anchors), retinanet (KerasHub) or yolov8 (keras-cv)
     image_size: int | None = (
-        None  # Longer side of the input in pixels; 320 by default, 256 for demo, 128 for demo:scenes
+        None  # Longer side of the input in pixels; 320 by default, 192 for demo, 128 for demo:scenes
     )
     stride: int | None = None  # Of one_grid: pixels per cell; 4 finds smaller objects. 8 by default, 4 for the demos
     width: int = 96  # Of one_grid: channels of neck and head; more is slower and stronger
     head_epochs: int = 1  # Epochs in which only neck and head are trained
     epochs: int | None = (
-        None  # Epochs in which the backbone is trained too; 12 or more by default, 16 for demo, 4 for demo:scenes
+        None  # Epochs in which the backbone is trained too; 12 or more by default, 10 for demo, 4 for demo:scenes
     )
     batch_size: int = 8  # Images per step
     learning_rate: float = 2e-3  # Peak learning rate of neck and head, after warm-up; cosine decay
