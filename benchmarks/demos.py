@@ -17,9 +17,8 @@ import csv
 import io
 import shutil
 import sys
-import tarfile
+import tempfile
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -27,15 +26,18 @@ import soundfile
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 
+from prepare_data import extract_tar  # noqa: E402 (beside this script)
+from speak import COMMANDS  # noqa: E402
+
+from common.detection.readers.rows import BoxRow  # noqa: E402
 from common.detection.readers.voc import voc_rows  # noqa: E402 (the script's folder, not the checkout, is on sys.path)
 from common.speech.audio.decode import SAMPLE_RATE, decode_sound  # noqa: E402
 
 CELLS = {"train": 80, "val": 20, "test": 60}  # images; upstream's training split gives train and val
 CELL_SIDE = (256, 192)  # width and height, of 640 x 480
 SPEAKERS = {"train": 24, "val": 10, "test": 16}  # of the words, those who said most of them
-COMMANDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
 COMPRESSION = 0.935  # of Opus in libsndfile: about 22 kbit/s, which for one voice below 8 kHz is much
 CC_BY = "Creative Commons Attribution 4.0 International: https://creativecommons.org/licenses/by/4.0/legalcode"
 CREDITS = {
@@ -106,12 +108,18 @@ def write_cells(shared: Path, folder: Path) -> None:
                 small = image.convert("RGB").resize(CELL_SIDE, Image.Resampling.LANCZOS)
             name = f"images/{Path(row.path).stem}.jpg"
             small.save(folder / name, "JPEG", quality=85, optimize=True)
-            for label, box in zip(row.labels, row.boxes, strict=True):
-                sides = dict(zip(("xmin", "ymin", "xmax", "ymax"), np.round(box * scale, 1).tolist(), strict=True))
-                if sides["xmin"] < sides["xmax"] and sides["ymin"] < sides["ymax"]:
-                    table.append({"path": name, **sides, "label": label, "split": split})
+            table += [line | {"split": split} for line in lines_of_boxes(row, name, scale)]
     write_table(folder / "boxes.csv", table)
     shutil.copyfile(shared / "bccd" / "LICENSE", folder / "LICENSE")
+
+
+def lines_of_boxes(row: BoxRow, path: str, scale: np.ndarray | float = 1.0) -> list[dict]:
+    """Return the lines of a table for the boxes of an image, scaled; those without area are left out."""
+    return [
+        {"path": path, "xmin": xmin, "ymin": ymin, "xmax": xmax, "ymax": ymax, "label": label}
+        for label, (xmin, ymin, xmax, ymax) in zip(row.labels, np.round(row.boxes * scale, 1).tolist(), strict=True)
+        if xmin < xmax and ymin < ymax
+    ]
 
 
 def write_words(shared: Path, folder: Path) -> None:
@@ -124,14 +132,17 @@ def write_words(shared: Path, folder: Path) -> None:
         speakers = sorted(key for key in by_speaker if key[0] == split)
         most = sorted(speakers, key=lambda key: (-len(by_speaker[key]), key))[:count]
         rows += [row for key in most for row in by_speaker[key]]
-    sounds = members(shared / "speech_commands_v2_subset" / "audio.tar", {row["file"] for row in rows})
-    write_clips(folder, [row | {"text": row["word"]} for row in rows], sounds)
+    with tempfile.TemporaryDirectory() as unpacked:
+        extract_tar(shared / "speech_commands_v2_subset" / "audio.tar", Path(unpacked))
+        write_clips(folder, [row | {"text": row["word"]} for row in rows], sounds_under(Path(unpacked)))
 
 
 def write_voices(shared: Path, folder: Path) -> None:
     """Write the sentences of Common Voice, in its splits, and those of LJ Speech, for training."""
     rows = [row | {"text": row["sentence"]} for row in read_table(shared / "common_voice_en" / "clips.csv")]
-    sounds = members(shared / "common_voice_en" / "audio.tar", {row["file"] for row in rows})
+    with tempfile.TemporaryDirectory() as unpacked:
+        extract_tar(shared / "common_voice_en" / "audio.tar", Path(unpacked))
+        sounds = sounds_under(Path(unpacked))
     for line in (shared / "ljspeech_8" / "metadata.csv").read_text("utf-8").splitlines():
         name, _, text = line.split("|")
         [file] = (shared / "ljspeech_8" / "wavs").glob(f"{name}.*")
@@ -140,21 +151,9 @@ def write_voices(shared: Path, folder: Path) -> None:
     write_clips(folder, rows, sounds)
 
 
-def members(archive: Path, names: set[str]) -> dict[str, bytes]:
-    """Return the contents of some members of a tar file, which may lie in a folder there."""
-    with tarfile.open(archive) as tar:
-        found = {name: tar.extractfile(member).read() for name, member in _named(tar, names)}
-    if missing := names - found.keys():
-        raise SystemExit(f"{archive} lacks {sorted(missing)[:3]}")
-    return found
-
-
-def _named(tar: tarfile.TarFile, names: set[str]) -> Iterator[tuple[str, tarfile.TarInfo]]:
-    for member in tar:
-        for name in (member.name, member.name.partition("/")[2]):
-            if member.isfile() and name in names:
-                yield name, member
-                break
+def sounds_under(folder: Path) -> dict[str, bytes]:
+    """Return the contents of all files under a folder, by their paths in it."""
+    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
 def write_clips(folder: Path, rows: list[dict], sounds: dict[str, bytes]) -> None:

@@ -10,7 +10,6 @@ benchmarks/results/which_for_what.json.
 
 from __future__ import annotations
 
-import csv
 import json
 import shlex
 import shutil
@@ -23,7 +22,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 
-from provenance import commit, machine  # noqa: E402 (beside this script)
+from demos import lines_of_boxes, write_table  # noqa: E402 (beside this script)
+from provenance import commit, machine  # noqa: E402
 
 from common.detection.readers.voc import voc_rows  # noqa: E402
 from common.files import write_json  # noqa: E402
@@ -56,14 +56,8 @@ def prepare_cells() -> None:
     for row in voc_rows(ROOT / SHARED / "bccd", defaultdict(list)):
         if row.split != "test":
             shutil.copyfile(row.path, ROOT / CELLS / Path(row.path).name)
-            for label, box in zip(row.labels, row.boxes.tolist(), strict=True):
-                if box[0] < box[2] and box[1] < box[3]:
-                    sides = dict(zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True))
-                    table.append({"path": Path(row.path).name, **sides, "label": label})
-    with open(ROOT / CELLS / "boxes.csv", "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(table[0]))
-        writer.writeheader()
-        writer.writerows(table)
+            table += lines_of_boxes(row, Path(row.path).name)
+    write_table(ROOT / CELLS / "boxes.csv", table)
 
 
 def measure(name: str, source: str, size: int) -> dict:

@@ -85,8 +85,9 @@ def load_source(text: str, image_size: int | tuple[int, int] | None = None, *, r
     if spec.entry and "images" not in spec.entry.takes:
         raise UserError(f"{spec.entry.name} takes {spec.entry.takes}, not images. Received: --source {text}.")
     wanted = (image_size, image_size) if isinstance(image_size, int) else image_size
-    loaders = {"bundled": _load_bundled, "preset": _load_preset, "keras": load_application, "hub": _load_hub}
-    load = (loaders | {"network": _load_network})[spec.kind]
+    loaders = {"bundled": _load_bundled, "preset": _load_preset, "keras": load_application, "hub": _load_hub,
+               "network": _load_network}  # fmt: skip
+    load = loaders[spec.kind]
     backbone, preprocessing, size, card = load(spec, wanted, random_weights or spec.random)
     pixels = keras.Input((*size, 3), name="pixels")
     try:

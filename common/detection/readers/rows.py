@@ -115,8 +115,9 @@ def parse_boxes(data: str) -> tuple[str, str]:
     bare = data.removeprefix("folder:")
     if bare not in DATA_KINDS and os.path.exists(os.path.expanduser(bare)):
         kind = guess_kind(Path(bare).expanduser()) or "voc"
+        takes_path = [f"{one}:PATH" for one in DATA_KINDS if not one.startswith(("demo", "tfds"))]
         raise UserError(
             "--data must name the format of the boxes. Allowed: "
-            f"{', '.join(kind + ':PATH' for kind in DATA_KINDS[2:-1])}. Received: {data!r}. Try: --data {kind}:{bare}"
+            f"{', '.join(takes_path)}. Received: {data!r}. Try: --data {kind}:{bare}"
         )
     return parse_data(data, DATA_KINDS)
