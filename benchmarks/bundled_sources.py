@@ -40,7 +40,7 @@ COMMANDS = {
     ),
     "bert_mini": (
         "pretraining_text", "--data", f"jsonl:{SHARED}/pretrain/texts/train.jsonl.gz", "--kind-column", "source",
-        "--limit", "400000", "--epochs", "6", "--teacher", "minilm", "--licence", "Apache-2.0",
+        "--limit", "220000", "--epochs", "5", "--teacher", "minilm", "--licence", "Apache-2.0",
     ),
     SOUNDS: (
         "pretraining_speech", "--data", f"csv:{PREPARED}/pretrain_speech/sounds.csv", "--objective", "contrastive",

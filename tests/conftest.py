@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as `python -m recipes` has it
 if "PYTEST_XDIST_WORKER" in os.environ:  # a worker per core: threads of one must not wait for those of the other
     os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 

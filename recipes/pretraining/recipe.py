@@ -45,7 +45,7 @@ from common.images.folding import fold_batch_norm
 from common.images.mixing import mix_images
 from common.images.pixels import read_images
 from common.images.preview import thumbnails, write_sample_grid
-from common.images.sources import load_source
+from common.images.sources import Source, load_source
 from common.images.views import view_transforms
 from common.linear_head import mean_and_std
 from common.progress import format_seconds, median_seconds
@@ -71,6 +71,7 @@ class Config:
     """Settings of pretraining."""
 
     data: str = "demo:digits"  # Images to train on: demo:digits, folder:PATH, csv:PATH or tfds:NAME
+    start: str | None = None  # Backbone to begin with, of the same sizes: preset:RUN/preset of an earlier run
     out: str = "runs/pretraining"  # Folder for everything this run writes; the preset is in OUT/preset
     resume: str | None = None  # Continue the run that was stopped in this folder; no other flag is needed
     save_every: float = 30.0  # Seconds between checkpoints: a killed run loses no more than that
@@ -96,8 +97,9 @@ class Config:
 
     def __post_init__(self) -> None:
         parse_data(self.data, ("demo:digits", "folder", "csv", "tfds"))
-        if self.teacher:
-            parse_source(self.teacher, "--teacher")
+        for flag, source in (("--teacher", self.teacher), ("--start", self.start)):
+            if source:
+                parse_source(source, flag)
         check_range(self, 1, inf, "teacher_size", "teacher_views")
         if not self.teacher and (self.teacher_size or self.teacher_views > 1):
             raise UserError("--teacher-size and --teacher-views need a --teacher. Try: --teacher bundled:mobilenet_v2")
@@ -116,11 +118,33 @@ def load_data(config: Config) -> ImageSet:
     )  # fmt: skip
 
 
-def build_model(config: Config, classes: int, teacher_width: int) -> tuple[keras.Model, keras.Model]:
-    """Return (model, backbone): pixels -> class probabilities and, with a teacher, its features."""
+def load_start(config: Config) -> Source | None:
+    """Return the source to begin with; None without one.
+
+    Raises:
+        UserError: it is not a network of this recipe with the same sizes.
+    """
+    if not config.start:
+        return None
+    try:
+        source = load_source(config.start, config.image_size)
+    except UserError as error:
+        raise UserError(str(error).replace("--source", "--start")) from error
+    ours = build_backbone(config)
+    if [weight.shape for weight in source.backbone.weights] != [weight.shape for weight in ours.weights]:
+        raise UserError(
+            "--start must be a preset of this recipe with the same --filters and --blocks: "
+            f"{config.filters}, {config.blocks}, {ours.count_params():,} parameters. Received: {config.start}, with "
+            f"{source.backbone.count_params():,} parameters."
+        )
+    return source
+
+
+def build_backbone(config: Config) -> keras.Model:
+    """Return the ResNet with initial weights."""
     import keras_hub
 
-    backbone = keras_hub.models.ResNetBackbone(
+    return keras_hub.models.ResNetBackbone(
         input_conv_filters=[64],
         input_conv_kernel_sizes=[3],
         stackwise_num_filters=list(config.filters),
@@ -129,6 +153,11 @@ def build_model(config: Config, classes: int, teacher_width: int) -> tuple[keras
         block_type="basic_block",
         image_shape=(None, None, 3),
     )
+
+
+def build_model(config: Config, classes: int, teacher_width: int) -> tuple[keras.Model, keras.Model]:
+    """Return (model, backbone): pixels -> class probabilities and, with a teacher, its features."""
+    backbone = build_backbone(config)
     pixels = keras.Input((config.image_size, config.image_size, 3), name="pixels")
     pooled = keras.layers.GlobalAveragePooling2D()(backbone(keras.layers.Rescaling(1 / 127.5, -1.0)(pixels)))
     outputs = {"classes": keras.layers.Dense(classes, activation="softmax", dtype="float32", name="classes")(pooled)}
@@ -214,8 +243,9 @@ def main(config: Config) -> dict:
     config, clock = run.config, run.clock
     with clock("data"):
         data = load_data(config)
-    run.remember(data)
     print(f"{config.data}: {data.counts()}, {len(data.class_names)} classes")
+    start = load_start(config)
+    run.remember(data, *([start] if start else []))
     if config.mixed_precision:
         warn_of_slow_bfloat16()
     with clock("features"):
@@ -223,12 +253,16 @@ def main(config: Config) -> dict:
     keras.utils.set_random_seed(config.seed)
     with training.dtype_policy("mixed_bfloat16" if config.mixed_precision else "float32"):
         model, backbone = build_model(config, len(data.class_names), teacher.features.shape[-1] if teacher else 0)
+    if start:
+        backbone.set_weights(start.backbone.get_weights())
     with clock("pretraining"):
         history = train(run, data, model, teacher)
-    return finish(run, data, model, backbone, history)
+    return finish(run, data, model, backbone, history, start)
 
 
-def finish(run: Run, data: ImageSet, model: keras.Model, backbone: keras.Model, history: list[dict]) -> dict:
+def finish(
+    run: Run, data: ImageSet, model: keras.Model, backbone: keras.Model, history: list[dict], start: Source | None
+) -> dict:
     """Save the preset, measure it on the test split, export it as a classifier of its classes, and prove the export."""
     config, out, clock = run.config, run.out, run.clock
     process = FreshProcess()  # of the proof; it imports TensorFlow meanwhile
@@ -252,12 +286,14 @@ def finish(run: Run, data: ImageSet, model: keras.Model, backbone: keras.Model, 
         baselines={}, titles={}, what="images", preview=thumbnails(data.test.paths), advice=(f"Use it: {use}",),
     )  # fmt: skip
     trained_on = f"{config.data}: {len(data.train):,} images of {len(data.class_names)} classes"
-    write_preset_card(preset, "pretraining", config, trained_on, metrics, teacher=config.teacher)
+    more = {"teacher": config.teacher} | ({"start": start.card} if start else {})
+    write_preset_card(preset, "pretraining", config, trained_on, metrics, **more)
     return metrics
 
 
 def check(config: Config) -> None:
     """Print what a run would read and how long it would take, and write a sheet of samples; nothing is trained."""
+    load_start(config)
     data = load_data(config)
     print(describe_counts(data))
     images, targets = next(training_stream(config, data, None).as_numpy_iterator())

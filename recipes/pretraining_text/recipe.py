@@ -47,7 +47,7 @@ GALLERY = {"in": "plain texts", "out": "a source for text recipes", "row": ""}
 QUICK = "--limit 200 --epochs 1"  # a run of seconds, for tests
 EARLY = "common.texts.sentences:refuse_early"  # called before TensorFlow is imported
 HEAD_WIDTH = 48  # of an attention head
-CHUNK = 256  # sentences embedded by the teacher between two saves
+CHUNK = 1024  # sentences embedded by the teacher between two saves: batches of like length need many
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import shlex
+from pathlib import Path
 from types import SimpleNamespace
 
+import keras
 import numpy as np
 import pytest
 
 from common.errors import UserError
 from common.images.batches import transform_images
 from common.images.pixels import Pixels
+from common.images.sources import load_source
 from common.images.views import view_transforms
+from recipes.__main__ import main
 from recipes.pretraining import recipe
 
 COUNT, SIZE, VIEWS = 10, 8, 3
@@ -75,3 +81,21 @@ def test_a_stream_continues_where_it_was_stopped(data, teacher, mix):
 def test_settings_without_a_meaning_are_refused(settings):
     with pytest.raises((UserError, ValueError)):
         recipe.Config(**settings)
+
+
+@pytest.mark.slow
+def test_a_run_begins_with_an_earlier_one(tmp_path: Path, capsys):
+    """With a learning rate of nearly 0 the convolutions stay those of the earlier run; other sizes are refused."""
+    config = recipe.Config(filters=(64, 64), image_size=32, out=str(tmp_path))
+    keras.utils.set_random_seed(7)
+    earlier = recipe.save_preset(config, recipe.build_backbone(config))
+    command = ["run", "pretraining", *shlex.split(recipe.QUICK), "--start", f"preset:{earlier}"]
+    assert main([*command, "--learning-rate", "1e-9", "--out", str(tmp_path / "run")]) == 0
+    preset = tmp_path / "run" / "preset"
+    ours, theirs = (load_source(f"preset:{folder}").backbone.trainable_weights for folder in (preset, earlier))
+    assert len(ours) > 20
+    for one, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-4)  # float16
+    assert json.loads((preset / "card.json").read_text("utf-8"))["start"]["spec"] == f"preset:{earlier}"
+    assert main([*command, "--blocks", "1", "--out", str(tmp_path / "other")]) == 2
+    assert "--start must be a preset of this recipe with the same --filters and --blocks" in capsys.readouterr().err
