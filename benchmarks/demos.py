@@ -4,8 +4,8 @@
 
 products    common/texts/demo_products: sentences of customers' reviews (CC BY 4.0), for bert_sentiment
 cells       common/detection/demo_cells: blood cells under a microscope (MIT), for object_detection
-words       common/speech/demo_words: ten spoken words (CC BY 4.0), for speech_commands to come
-voices      common/speech/demo_voices: read sentences (CC0, public domain), for speech_wav2vec to come
+words       common/speech/demo_words: ten spoken words (CC BY 4.0), for speech_commands
+voices      common/speech/demo_voices: read sentences (CC0, public domain), for speech_wav2vec
 
 The splits are those of the data sets: by product, by image, by speaker. Same data, same files.
 """

@@ -171,15 +171,27 @@ MEASUREMENTS = (
         seeds=(0,),  # minutes a seed
     ),
     Measurement(
-        "spoken",
-        "Demo: twenty words, test in other voices and accents, bundled wav2vec 2.0",
+        "voices",
+        "Demo: sentences read by people, test on other people, bundled wav2vec 2.0",
         ("--baselines", "zero_shot,frozen,spectrogram,scratch"),
         recipe="speech_wav2vec",
     ),
     Measurement(
-        "spoken_commands",
-        "Demo: twenty words as classes, test in other voices and accents, bundled wav2vec 2.0",
+        "spoken",
+        "Twenty synthetic words, test in other voices and accents, bundled wav2vec 2.0",
+        ("--data", "demo:synthetic", "--baselines", "zero_shot,frozen,spectrogram,scratch"),
+        recipe="speech_wav2vec",
+    ),
+    Measurement(
+        "words",
+        "Demo: ten words said by people, test on other people, bundled wav2vec 2.0",
         ("--baselines", "frozen,spectrogram,scratch"),
+        recipe="speech_commands",
+    ),
+    Measurement(
+        "spoken_commands",
+        "Twenty synthetic words as classes, test in other voices and accents, bundled wav2vec 2.0",
+        ("--data", "demo:synthetic", "--baselines", "frozen,spectrogram,scratch"),
         recipe="speech_commands",
     ),
     Measurement(

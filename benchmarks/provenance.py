@@ -43,8 +43,9 @@ LEFT_OUT = (
 
 # Files of the demos, by the package of common that reads them and the value of --data. The others are drawn by code.
 DEMOS = {
-    ("images", "demo"): "demo_clothing", ("texts", "demo"): "demo_products",
-    ("texts", "demo:reviews"): "demo_reviews.tsv", ("detection", "demo"): "demo_cells", ("speech", "demo"): "demo",
+    ("images", "demo"): ("demo_clothing",), ("texts", "demo"): ("demo_products",),
+    ("texts", "demo:reviews"): ("demo_reviews.tsv",), ("detection", "demo"): ("demo_cells",),
+    ("speech", "demo"): ("demo_words", "demo_voices"), ("speech", "demo:synthetic"): ("demo_synthetic",),
 }  # fmt: skip
 
 NAMING = ("source", "teacher", "word_vectors")  # flags that may name an entry of the catalogue
@@ -105,10 +106,8 @@ def data_files(root: Path, recipe: str, command: str) -> list[Path]:
         files.update((root / "common" / "bundled").glob("*/config.json"))
     data = given.get("--data") or _default(recipe_file, "data")
     packages = set(re.findall(r"common\.(\w+)\.(?:dataset|sentences)", recipe_file.read_text("utf-8")))
-    for package, demo in ((package, DEMOS.get((package, data))) for package in packages):
-        if demo:
-            path = root / "common" / package / demo
-            files.update(_files_under(path) if path.is_dir() else [path])
+    for path in (root / "common" / package / demo for package in packages for demo in DEMOS.get((package, data), ())):
+        files.update(_files_under(path) if path.is_dir() else [path])
     return sorted(file for file in files if file.suffix != ".py" and file.name != "card.json")
 
 

@@ -24,7 +24,7 @@ from common.files import write_json  # noqa: E402
 OUT = ROOT / "benchmarks" / "results" / "quick_commands.json"
 REPEATS = 5
 PHOTOS = ROOT / "common" / "images" / "demo_clothing"
-SOUNDS = ROOT / "common" / "speech" / "demo"
+SOUNDS = ROOT / "common" / "speech" / "demo_synthetic"
 RECIPES = ("image_classification", "bert_sentiment", "object_detection", "speech_wav2vec", "speech_commands")
 
 

@@ -3,7 +3,7 @@
     apt install espeak-ng
     python benchmarks/prepare_data.py pretrain/speech
     python benchmarks/speak.py corpus --out ../prepared_data/spoken --real ../prepared_data/pretrain_speech
-    python benchmarks/speak.py demo --out common/speech/demo
+    python benchmarks/speak.py demo --out common/speech/demo_synthetic
 
 A voice is an accent of English with one of espeak-ng's variants (other throats), and each clip has its own pitch and
 pace. The voices of the demo's validation and test, and those of the corpus', speak nowhere else. The corpus lists real

@@ -18,7 +18,7 @@ from pathlib import Path
 from common.errors import UserError
 from common.files import write_json, write_table
 
-FORMAT = 2  # of config.json; a value of a setting that had another meaning before is named in a recipe's `redefined`
+FORMAT = 3  # of config.json; a value of a setting that had another meaning before is named in a recipe's `redefined`
 
 
 class Run:

@@ -17,7 +17,9 @@ from recipes.__main__ import RECIPES
 ROOT = RECIPES.parent
 DEMO = "python -m recipes run image_classification --baselines frozen --seed SEED --out OUT"
 PHOTOS = "python -m recipes run image_classification --data folder:PHOTOS --source keras:ResNet50 --seed SEED --out OUT"
-DEMO_FOLDERS = sorted(path for path in (ROOT / "common").rglob("demo_*") if path.is_dir())
+DEMO_FOLDERS = sorted(
+    path for path in (ROOT / "common").rglob("demo_*") if path.is_dir() and path.name != "demo_synthetic"
+)
 MEASURED = sorted(file.parent.name for file in RECIPES.glob("*/results.json"))
 
 
@@ -108,12 +110,13 @@ def test_what_a_command_reads_of_the_checkout():
     cells = names("object_detection", "--source keras:ResNet50")
     assert "common/detection/demo_cells/boxes.csv" in cells and len(cells) == 162
     spoken = names("speech_wav2vec", "")
-    assert {"common/speech/demo/manifest.tsv", "common/bundled/wav2vec2_mini/model.safetensors"} <= spoken
-    assert sum(name.endswith(".flac") for name in spoken) > 300
+    assert {"common/speech/demo_voices/clips.csv", "common/bundled/wav2vec2_mini/model.safetensors"} <= spoken
+    assert sum(name.endswith(".ogg") for name in spoken) > 500
+    assert sum(name.endswith(".flac") for name in names("speech_commands", "--data demo:synthetic")) > 300
 
 
 def test_demos_of_the_table_exist():
-    assert all((ROOT / "common" / package / demo).exists() for (package, _), demo in DEMOS.items())
+    assert all((ROOT / "common" / package / demo).exists() for (package, _), demos in DEMOS.items() for demo in demos)
 
 
 @pytest.mark.parametrize("folder", DEMO_FOLDERS, ids=lambda folder: folder.name)

@@ -22,8 +22,14 @@ from common.speech.ctc.characters import Characters
 from common.speech.readers import TASKS, SpeechColumns, SpeechRow, no_sounds_advice, speech_rows
 from common.speech.split_by_speaker import assign_by_speaker, text_hash
 
-DATA_KINDS = ("demo", "folder", "csv", "tsv", "manifest")
-DEMO = Path(__file__).parent / "demo" / "manifest.tsv"  # benchmarks/speak.py wrote it
+DATA_KINDS = ("demo", "demo:synthetic", "folder", "csv", "tsv", "manifest")
+SYNTHETIC = Path(__file__).parent / "demo_synthetic" / "manifest.tsv"  # benchmarks/speak.py wrote it
+WORDS, VOICES = (SYNTHETIC.parents[1] / folder / "clips.csv" for folder in ("demo_words", "demo_voices"))  # demos.py
+SYNTHETIC_DEMO = (
+    "demo",
+    3,
+    "its --data demo was synthetic words, which are now --data demo:synthetic; --data demo is now recordings of people",
+)  # what `redefined` of a recipe says
 _READ_PER_LIMIT = 10  # times --limit: enough to split, and few enough for a quick look
 _SCORED = Characters(("", " "))  # normalises transcripts as they are scored
 
@@ -127,7 +133,7 @@ def refuse_early(settings) -> None:
 def _rows(data: str, task: str, columns: SpeechColumns) -> list[SpeechRow]:
     """Return the clips that are listed; a UserError says why there are none."""
     kind, value = parse_data(data, DATA_KINDS)
-    rows = _demo_rows(task) if kind == "demo" else speech_rows(kind, Path(value).expanduser(), task, columns)
+    rows = _demo_rows(value, task) if kind == "demo" else speech_rows(kind, Path(value).expanduser(), task, columns)
     if not rows:
         raise UserError(no_sounds_advice(data))
     _refuse_missing_files(data, rows)
@@ -154,9 +160,9 @@ def load_speech_set(
     stay in one split only (test, else val), and a sound with two texts stays in a given val or test only.
 
     Args:
-        data: `demo`, `folder:PATH` (for commands class folders, or train/val/test with class folders inside, or Speech
-            Commands as it is; for transcripts LibriSpeech, LJSpeech or Common Voice as they are), `csv:PATH`,
-            `tsv:PATH` or `manifest:PATH` (a file, or a folder with a file per split).
+        data: `demo` (people), `demo:synthetic`, `folder:PATH` (for commands class folders, or train/val/test with
+            class folders inside, or Speech Commands as it is; for transcripts LibriSpeech, LJSpeech or Common Voice as
+            they are), `csv:PATH`, `tsv:PATH` or `manifest:PATH` (a file, or a folder with a file per split).
         task: `transcripts`, `commands`, or `sounds`, which need no text.
         columns: columns of a table.
         rate: sampling rate for lengths, Hz.
@@ -204,9 +210,14 @@ def refuse_skipped(skipped: Sequence[tuple[str, str]]) -> None:
         raise UserError(f"--strict: {len(skipped)} clip(s) cannot be used; the first is {': '.join(skipped[0])}")
 
 
-def _demo_rows(task: str) -> list[SpeechRow]:
-    """Return the demo: twenty words, single and in phrases; for commands single words only."""
-    rows = speech_rows("tsv", DEMO, task, SpeechColumns(label="text"))
+def _demo_rows(name: str, task: str) -> list[SpeechRow]:
+    """Return the demo: people who say ten words or read sentences, or twenty synthetic words and phrases of them.
+
+    Of the phrases, commands have none.
+    """
+    if name != "synthetic":
+        return speech_rows("csv", WORDS if task == "commands" else VOICES, task, SpeechColumns(label="text"))
+    rows = speech_rows("tsv", SYNTHETIC, task, SpeechColumns(label="text"))
     return [row for row in rows if task != "commands" or " " not in row.text]
 
 

@@ -9,7 +9,7 @@ network has to identify them among several candidates. Clips are augmented as if
 other rooms, to make more of few speakers. The result is a folder in half precision, with its card, that transformers
 reads as well. It exports no SavedModel: the recipe that uses it as a source does.
 
-Without arguments it trains on the spoken demo words: far too few, but enough to see how it works.
+Without arguments it trains on the synthetic demo words: far too few, but enough to see how it works.
 `bundled:wav2vec2_mini`, the default source of speech_wav2vec, was made like this; its card.json has the command, the
 seconds and the scores.
 """
@@ -68,7 +68,7 @@ ARCHITECTURE = (
 class Config:
     """Settings of pretraining_speech."""
 
-    data: str = "demo"  # demo, folder:PATH (LibriSpeech, LJSpeech, Common Voice), csv:PATH, tsv:PATH, manifest:PATH
+    data: str = "demo:synthetic"  # demo:synthetic, folder:PATH (LibriSpeech, LJSpeech ...), csv:, tsv: or manifest:PATH
     objective: str = "ctc"  # ctc (train on transcripts) or contrastive (train on sound alone)
     start: str | None = None  # Model to begin with, of the same sizes: preset:RUN/preset of a run without transcripts
     path_column: str | None = None  # Column of the paths in a table; found by its usual names by default
@@ -94,7 +94,7 @@ class Config:
     seed: int = 0  # Seed of initial weights, shuffling and augmentation; the split depends on the clips alone
 
     def __post_init__(self) -> None:
-        parse_data(self.data, DATA_KINDS)
+        parse_data(self.data, DATA_KINDS[1:])  # without the demo of people
         check_choice("--objective", self.objective, ("ctc", "contrastive"))
         if self.start:
             parse_source(self.start, "--start")

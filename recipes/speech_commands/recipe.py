@@ -1,6 +1,6 @@
 """Classify short recordings: from folders of clips to a proved SavedModel that takes wav files and returns labels.
 
-    python -m recipes run speech_commands                                                 # spoken demo words
+    python -m recipes run speech_commands                                                 # ten words of many people
     python -m recipes run speech_commands --data folder:WORDS --out runs/commands
 
 WORDS has a folder per class; tables have the columns path and label, and preferably speaker and split. A
@@ -42,7 +42,7 @@ from common.speech.audio.playback import players
 from common.speech.batches import Augmentation, Clips
 from common.speech.commands import CommandModel, build_command_classifier, export_commands, prove_commands
 from common.speech.ctc_targets import draw_shots
-from common.speech.dataset import DATA_KINDS, SpeechSet, load_speech_set
+from common.speech.dataset import DATA_KINDS, SYNTHETIC_DEMO, SpeechSet, load_speech_set
 from common.speech.export import LONGEST_SECONDS, read_clip, served_wav
 from common.speech.readers import SpeechColumns
 from common.speech.samples import write_samples
@@ -75,7 +75,7 @@ AUGMENTATIONS = ("speed", "noise", "gain", "microphone")
 class Config:
     """Settings of speech_commands."""
 
-    data: str = "demo"  # demo, folder:PATH (a folder per class), csv:PATH, tsv:PATH or manifest:PATH (JSON lines)
+    data: str = "demo"  # demo, demo:synthetic, folder:PATH (a folder per class), csv:, tsv: or manifest:PATH
     path_column: str | None = None  # Column of the paths in a table; found by its usual names by default
     label_column: str | None = None  # Column of the classes; found by its usual names by default
     speaker_column: str | None = None  # Column of the speakers; found by its usual names by default
@@ -103,6 +103,7 @@ class Config:
     seed: int = 0  # Seed of initial weights, shuffling and augmentation; the split depends on the clips alone
     seeds: str | None = None  # Train with each of these seeds, such as 0,1,2: mean and spread; exports the best on val
 
+    redefined: ClassVar[dict] = {"data": SYNTHETIC_DEMO}
     # Flags in config.json of runs from before this recipe existed, and the value they must have (...: any).
     retired: ClassVar[dict] = {"task": "commands"} | dict.fromkeys(
         ("text_column", "case", "outside", "language_model", "beams"), ...

@@ -1,6 +1,6 @@
 """Transcribe speech: from recordings to a proved SavedModel that takes wav files and returns text.
 
-    python -m recipes run speech_wav2vec                                                  # spoken demo words
+    python -m recipes run speech_wav2vec                                                  # people reading sentences
     python -m recipes run speech_wav2vec --data tsv:CLIPS.tsv --source preset:hf://facebook/wav2vec2-base-960h
 
 CLIPS.tsv has the columns path and text, and preferably speaker; Common Voice, LibriSpeech and LJSpeech are read as
@@ -39,7 +39,7 @@ from common.speech.batches import Augmentation, Clips
 from common.speech.ctc.beam_search import beam_transcripts, read_language
 from common.speech.ctc.characters import CASES, POLICIES, build_characters, samples_needed, with_more
 from common.speech.ctc_targets import Corpus, draw_shots, writable_clips
-from common.speech.dataset import DATA_KINDS, SpeechSet, load_speech_set
+from common.speech.dataset import DATA_KINDS, SYNTHETIC_DEMO, SpeechSet, load_speech_set
 from common.speech.export import LONGEST_SECONDS, export_recogniser, prove_recogniser, served_wav
 from common.speech.inference import Recogniser, Transcripts, build_transcriber
 from common.speech.metrics import error_rates
@@ -73,7 +73,7 @@ AUGMENTATIONS = ("speed", "noise", "gain", "microphone")
 class Config:
     """Settings of speech_wav2vec."""
 
-    data: str = "demo"  # demo, folder:PATH (LibriSpeech, LJSpeech, Common Voice), csv:PATH, tsv:PATH, manifest:PATH
+    data: str = "demo"  # demo, demo:synthetic, folder:PATH (LibriSpeech, LJSpeech ...), csv:, tsv: or manifest:PATH
     path_column: str | None = None  # Column of the paths in a table; found by its usual names by default
     text_column: str | None = None  # Column of the transcripts; found by its usual names by default
     speaker_column: str | None = None  # Column of the speakers; found by its usual names by default
@@ -104,6 +104,7 @@ class Config:
     strict: bool = False  # Stop at the first clip that cannot be used instead of skipping and counting it
     seed: int = 0  # Seed of initial weights, shuffling and augmentation; the split depends on the clips alone
 
+    redefined: ClassVar[dict] = {"data": SYNTHETIC_DEMO}
     retired: ClassVar[dict] = {"task": "transcribe", "label_column": None}  # flags of before speech_commands
 
     def __post_init__(self) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from common.speech.dataset import DEMO
+from common.speech.dataset import SYNTHETIC
 from common.speech.sources import load_speech_source
 from common.training import EpochLines
 from recipes.__main__ import main
@@ -52,7 +52,12 @@ def test_the_preset_is_half_as_large_and_a_source(finished: Path):
     tensors = load_file(finished / "preset" / "model.safetensors")
     assert {array.dtype for array in tensors.values()} == {np.dtype(np.float16)}
     source = load_speech_source(f"preset:{finished / 'preset'}")
-    assert source.characters and source.head and source.normalises and source.card["data"].startswith("demo: 40 clips")
+    assert (
+        source.characters
+        and source.head
+        and source.normalises
+        and source.card["data"].startswith("demo:synthetic: 40 clips")
+    )
     assert "Use it" in (finished / "report.html").read_text("utf-8")
 
 
@@ -81,7 +86,7 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(finished: Path, tmp_path: Path
 @pytest.mark.slow
 def test_without_transcripts(tmp_path: Path):
     """A folder of sounds, and nothing else."""
-    for number, clip in enumerate(sorted((DEMO.parent / "clips").glob("*.flac"))[:30]):
+    for number, clip in enumerate(sorted((SYNTHETIC.parent / "clips").glob("*.flac"))[:30]):
         (tmp_path / "sounds" / str(number % 3)).mkdir(parents=True, exist_ok=True)
         shutil.copy(clip, tmp_path / "sounds" / str(number % 3))
     data = f"folder:{tmp_path / 'sounds'}"

@@ -17,7 +17,7 @@ import pytest
 
 from common.detection.convert import load_data as load_boxes
 from common.images import convert
-from common.runs import Run
+from common.runs import FORMAT, Run
 from common.serving.configs import configs_of_folder
 from recipes.__main__ import RECIPES, main
 from recipes.commands._discovery import recipe_of_run
@@ -74,15 +74,25 @@ def test_a_stopped_run_of_the_digits_says_that_the_demo_is_another_one(
     assert ("photos of clothes" in line) == (recipe == "image_classification")
 
 
-@pytest.mark.parametrize(("recipe", "said"), [("bert_sentiment", "demo:reviews"), ("object_detection", "demo:scenes")])
-def test_a_stopped_run_of_an_old_demo_says_where_it_is_now(recipe: str, said: str, tmp_path: Path, capsys) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"data": "demo", "seed": 1}))
+@pytest.mark.parametrize(("recipe", "since", "said"),
+    [
+        ("bert_sentiment", 2, "demo:reviews"), ("object_detection", 2, "demo:scenes"),
+        ("speech_commands", 3, "demo:synthetic"), ("speech_wav2vec", 3, "demo:synthetic"),
+    ],
+)  # fmt: skip
+def test_a_stopped_run_of_an_old_demo_says_where_it_is_now(
+    recipe: str, since: int, said: str, tmp_path: Path, capsys
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"data": "demo", "seed": 1, "format": since - 1}))
     assert main(["run", recipe, "--resume", str(tmp_path)]) == 2
     [line] = capsys.readouterr().err.strip().splitlines()
     assert f"which are now --data {said}" in line and line.endswith("Start over in another --out.")
     module = importlib.import_module(f"recipes.{recipe}.recipe")
     config = module.Config(out=str(tmp_path / "new"))
-    assert Run(config).config == config and json.loads((tmp_path / "new" / "config.json").read_text())["format"] == 2
+    assert (
+        Run(config).config == config
+        and json.loads((tmp_path / "new" / "config.json").read_text())["format"] == FORMAT >= since
+    )
     assert Run(module.Config(resume=str(tmp_path / "new"))).config.data == "demo"
 
 
@@ -117,7 +127,7 @@ def test_settings_that_are_gone_are_passed_over_or_told(
     """A retired flag with the value that is left goes on; with another one the message names it and where to read."""
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
-    (run / "config.json").write_text(json.dumps({"task": task, "data": "demo", "out": "x", "epochs": -1}))
+    (run / "config.json").write_text(json.dumps({"task": task, "data": "demo:synthetic", "out": "x", "epochs": -1}))
     assert main(["run", "speech_wav2vec", "--resume", str(run)]) == 2
     error = capsys.readouterr().err
     assert ("--epochs" in error) if task == "transcribe" else (said in error and "CHANGELOG.md" in error)

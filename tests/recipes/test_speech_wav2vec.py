@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from common.speech.dataset import DEMO
+from common.speech.dataset import SYNTHETIC
 from recipes.__main__ import RECIPES, main
 from tests.speech.test_models import LETTERS, tiny_config
 
@@ -57,7 +57,7 @@ def test_commands_are_named_with_two_seeds(tiny, tmp_path: Path, capsys):
     assert metrics["proof"]["passed"] and 0 <= metrics["test"]["accuracy"] <= 1 and "frozen" in metrics["baselines"]
     assert "<audio" in (out / "report.html").read_text("utf-8")
     capsys.readouterr()
-    clips = sorted((DEMO.parent / "clips").glob("*.flac"))[:2]
+    clips = sorted((SYNTHETIC.parent / "clips").glob("*.flac"))[:2]
     assert main(["predict", str(out), *map(str, clips), "--json"]) == 0
     answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [answer["file"] for answer in answers] == list(map(str, clips))
@@ -116,7 +116,9 @@ def test_a_run_is_the_source_of_the_next_and_words_are_decoded(tiny, tmp_path: P
     # What it can write before it learns is what the run before wrote of the same clips at its end.
     assert metrics["baselines"]["zero_shot"]["wer"] == read(many)["test"]["wer"]
 
-    samples = np.concatenate([soundfile.read(path)[0] for path in sorted((DEMO.parent / "clips").glob("*.flac"))[:110]])
+    samples = np.concatenate(
+        [soundfile.read(path)[0] for path in sorted((SYNTHETIC.parent / "clips").glob("*.flac"))[:110]]
+    )
     soundfile.write(tmp_path / "long.flac", samples, 16_000)
     (tmp_path / "text.wav").write_text("this is no sound")
     (tmp_path / "again").mkdir()
