@@ -2,12 +2,15 @@
 
     apt install espeak-ng
     python benchmarks/prepare_data.py pretrain/speech
-    python benchmarks/speak.py corpus --out ../prepared_data/spoken --real ../prepared_data/pretrain_speech
+    git clone --depth 1 https://github.com/jimbozhang/speechocean762 ../prepared_data/speechocean762     # 690 MB
+    python benchmarks/speak.py corpus --out ../prepared_data/spoken --real ../prepared_data/pretrain_speech \\
+        --speechocean ../prepared_data/speechocean762
     python benchmarks/speak.py demo --out common/speech/demo_synthetic
 
 A voice is an accent of English with one of espeak-ng's variants (other throats), and each clip has its own pitch and
 pace. The voices of the demo's validation and test, and those of the corpus', speak nowhere else. The corpus lists real
-recordings too, each several times, since they are few. It holds no sentence that real voices are tested with. Same
+recordings too, each several times, since they are few; with --speechocean also all clips of that corpus, of which
+../shared/data has a part. It holds no sentence that real voices are tested with. Same
 arguments, same clips, as long as espeak-ng is of one version.
 """
 
@@ -122,28 +125,45 @@ def tested_sentences(folder: Path) -> set[str]:
     return set(map(normalised, lines))
 
 
-def add_real(folder: Path, recordings: Path, texts: Path) -> None:
+def add_real(folder: Path, recordings: Path, texts: Path, speechocean: Path | None = None) -> None:
     """List real recordings in the manifest of the corpus, those of training several times.
 
     Args:
         folder: of the corpus.
         recordings: as benchmarks/prepare_data.py made it; its transcripts.csv is read.
         texts: with the sentences that are tested, which are left out.
+        speechocean: a clone of the corpus speechocean762, whose other clips are listed, too.
     """
     left_out = tested_sentences(texts)
-    with (
-        open(recordings / "transcripts.csv", newline="", encoding="utf-8") as table,
-        open(folder / "manifest.tsv", "a", newline="", encoding="utf-8") as manifest,
-    ):
+    with open(recordings / "transcripts.csv", newline="", encoding="utf-8") as table:
+        rows = [row | {"path": (recordings / row["path"]).resolve()} for row in csv.DictReader(table)]
+    if speechocean:
+        rows += more_of_speechocean(speechocean, rows)
+    with open(folder / "manifest.tsv", "a", newline="", encoding="utf-8") as manifest:
         written = csv.writer(manifest, delimiter="\t", lineterminator="\n")
-        for row in csv.DictReader(table):
+        for row in rows:
             if normalised(row["text"]) not in left_out:
-                path = (recordings / row["path"]).resolve()
                 for _ in range(REAL_TIMES if row["split"] == "train" else 1):
-                    written.writerow([path, row["text"], row["speaker"], row["split"]])
+                    written.writerow([row["path"], row["text"], row["speaker"], row["split"]])
 
 
-def corpus(folder: Path, texts: Path, clips: int, seed: int, real: Path | None) -> None:
+def more_of_speechocean(clone: Path, rows: list[dict]) -> list[dict]:
+    """Return the clips of speechocean762 that are not among the rows, in the splits of their speakers there."""
+    known, split_of = {row["path"].stem for row in rows}, {row["speaker"]: row["split"] for row in rows}
+    found = []
+    for part in ("train", "test"):  # of the corpus: both are learned from here
+        texts, speakers, paths = (
+            dict(line.split(maxsplit=1) for line in (clone / part / name).read_text("utf-8").splitlines())
+            for name in ("text", "utt2spk", "wav.scp")
+        )
+        for name in sorted(texts.keys() - known):
+            speaker = f"so{speakers[name]}"
+            row = {"path": (clone / paths[name]).resolve(), "text": texts[name].lower(), "speaker": speaker}
+            found.append(row | {"split": split_of.get(speaker, "train")})
+    return found
+
+
+def corpus(folder: Path, texts: Path, clips: int, seed: int, real: Path | None, speechocean: Path | None) -> None:
     """Speak sentences, numbers and single words with the voices that the demo's test does not have; add real voices."""
     rng, sentences = np.random.default_rng(seed), sentences_of(texts)
     vocabulary = np.array(sorted({word for text in sentences for word in text.split() if len(word) > 1}))
@@ -163,7 +183,7 @@ def corpus(folder: Path, texts: Path, clips: int, seed: int, real: Path | None) 
         wanted.append((text, str(rng.choice(ACCENTS)), variant, part))
     write_clips(folder, wanted, seed)
     if real:
-        add_real(folder, real, texts)
+        add_real(folder, real, texts, speechocean)
 
 
 def demo(folder: Path, seed: int) -> None:
@@ -197,10 +217,11 @@ def main() -> None:
     parser.add_argument("--texts", type=Path, default=Path("../shared/data"))
     parser.add_argument("--clips", type=int, default=16_000)
     parser.add_argument("--real", type=Path, help="of the corpus: real recordings, as prepare_data.py made them")
+    parser.add_argument("--speechocean", type=Path, help="of the corpus, with --real: a clone of speechocean762")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     if options.what == "corpus":
-        corpus(options.out, options.texts, options.clips, options.seed, options.real)
+        corpus(options.out, options.texts, options.clips, options.seed, options.real, options.speechocean)
     else:
         demo(options.out, options.seed)
 

@@ -92,3 +92,18 @@ def test_real_recordings_are_listed_several_times_in_training(tmp_path: Path):
     found = [line.split("\t") for line in (corpus / "manifest.tsv").read_text("utf-8").splitlines()[1:]]
     assert [row[1] for row in found] == ["they were merry"] * speak.REAL_TIMES + ["and they sang"]
     assert found[0][0] == str((recordings / "a/1.ogg").resolve())
+
+
+def test_the_other_clips_of_a_corpus_are_in_the_splits_of_their_speakers(tmp_path: Path):
+    for part, tables in {
+        "train": {"text": "1\tTHEY SAT\n2\tWE SAT\n", "utt2spk": "1 7\n2 8\n", "wav.scp": "1\tW/1.WAV\n2\tW/2.WAV\n"},
+        "test": {"text": "3\tI SAT\n", "utt2spk": "3 9\n", "wav.scp": "3\tW/3.WAV\n"},
+    }.items():
+        (tmp_path / part).mkdir()
+        for name, lines in tables.items():
+            (tmp_path / part / name).write_text(lines, "utf-8")
+    rows = [{"path": Path("x/1.ogg"), "speaker": "so7", "split": "train"}]
+    rows += [{"path": Path("x/4.ogg"), "speaker": "so8", "split": "test"}]
+    found = speak.more_of_speechocean(tmp_path, rows)
+    assert [(row["text"], row["split"]) for row in found] == [("we sat", "test"), ("i sat", "train")]
+    assert found[0]["path"] == (tmp_path / "W/2.WAV").resolve()
