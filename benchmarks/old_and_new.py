@@ -33,7 +33,10 @@ CIFAR10, ANTS = f"folder:{PREPARED}/cifar10_subset", f"folder:{PREPARED}/hymenop
 PROBE = ("--unfreeze", "frozen", "--baselines", "none", "--image-size", "64")
 HEAD = ("--method", "frozen", "--baselines", "none", "--no-explain")
 SST2 = ("--data", f"tsv:{SHARED}/sst2", "--text-column", "1", "--label-column", "2")
-# What is measured: recipe, flags, and the name of the score. A name that ends in "fine-tuned" runs with every seed.
+WORDS = (
+    "--data", f"csv:{PREPARED}/speech_commands_v2_subset/clips.csv", "--path-column", "file", "--label-column", "class",
+)  # fmt: skip
+# What is measured: recipe and flags. A name that ends in "fine-tuned" runs with every seed.
 CHECKS = {
     "resnet_mini": {
         "cifar10_subset, linear probe": ("image_classification", ("--data", CIFAR10, *PROBE)),
@@ -53,8 +56,14 @@ CHECKS = {
         "products of the demo, fine-tuned": ("bert_sentiment", ("--baselines", "words", "--no-explain")),
         "sst2, fine-tuned": ("bert_sentiment", (*SST2, "--baselines", "none", "--no-explain")),
     },
+    "wav2vec2_mini": {
+        "demo:synthetic, fine-tuned": ("speech_wav2vec", ("--data", "demo:synthetic")),
+        "voices of the demo, fine-tuned": ("speech_wav2vec", ()),
+        "words of the demo, fine-tuned": ("speech_commands", ("--baselines", "frozen,spectrogram")),
+        "speech_commands_v2_subset, fine-tuned": ("speech_commands", (*WORDS, "--baselines", "frozen,spectrogram")),
+    },
 }  # fmt: skip
-SCORE = "accuracy"
+SCORES = {"speech_wav2vec": "wer"}  # accuracy for the others
 
 
 def measure(recipe: str, flags: tuple[str, ...], source: str, seed: int) -> dict:
@@ -63,12 +72,18 @@ def measure(recipe: str, flags: tuple[str, ...], source: str, seed: int) -> dict
         command = ["-m", "recipes", "run", recipe, *flags, "--source", source, "--seed", str(seed)]
         subprocess.run([sys.executable, *command, "--out", out], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
         metrics = json.loads(Path(out, "metrics.json").read_text("utf-8"))
-    baselines = {name: scores[SCORE] for name, scores in metrics["baselines"].items()}
+    score = SCORES.get(recipe, "accuracy")
+    baselines = {name: scores[score] for name, scores in metrics["baselines"].items()}
     typed = shlex.join(["python", *command, "--out", "OUT"]).replace(str(ROOT.parent), "..")
     return {
-        "seed": seed, SCORE: metrics["test"][SCORE], "ci95": metrics["test"][f"{SCORE}_ci95"],
+        "seed": seed, "score": score, score: metrics["test"][score], "ci95": metrics["test"][f"{score}_ci95"],
         "baselines": baselines, "seconds": metrics["seconds"]["total"], "command": typed, "commit": commit(ROOT),
     }  # fmt: skip
+
+
+def score_of(row: dict) -> float:
+    """Return the score of a row; those of before speech was measured have accuracy only."""
+    return row[row.get("score", "accuracy")]
 
 
 def hash_of(folder: Path) -> str:
@@ -97,10 +112,10 @@ def main() -> None:
             if any(row["seed"] == seed for row in rows) or (seed and not tuned and which != "random"):
                 continue
             rows.append({"weights": weights[which], **measure(recipe, flags, source, seed), **machine()})
-            print(f"{check}, {which}, seed {seed}: {rows[-1][SCORE]:.4f}", flush=True)
+            print(f"{check}, {which}, seed {seed}: {score_of(rows[-1]):.4f}", flush=True)
             write_json(OUT, {"command": "python benchmarks/old_and_new.py NAME --old FOLDER", **kept})
     for check, found in kept["checks"].items():
-        means = {which: round(statistics.mean(row[SCORE] for row in rows), 4) for which, rows in found.items()}
+        means = {which: round(statistics.mean(map(score_of, rows)), 4) for which, rows in found.items()}
         print(f"{check}: {means}", flush=True)
 
 

@@ -217,6 +217,12 @@ def prepare_speech(raw: Path, target: Path) -> None:
                 table.writerow([row["file"], row["text"] * (name == "transcripts"), row["speaker"], split])
 
 
+def prepare_words(raw: Path, target: Path) -> None:
+    """The clips and their table as they are."""
+    extract_tar(raw / "audio.tar", target)
+    shutil.copyfile(raw / "clips.csv", target / "clips.csv")
+
+
 def has_text(row: dict[str, str]) -> bool:
     """Return whether a clip has a text that may be trained on."""
     return bool(row["text"].strip()) and row["source"] != "speech_commands"
@@ -246,13 +252,15 @@ DATA: dict[str, dict[str, Callable[[Path, Path], None]]] = {  # raw folder -> re
     },
     "pretrain/texts": {"pretrain_texts_strict": prepare_strict_texts},
     "pretrain/speech": {"pretrain_speech": prepare_speech},
+    "speech_commands_v2_subset": {"speech_commands_v2_subset": prepare_words},
     "weights/resnet_cifar10": {"resnet20_cifar10": prepare_resnet20, "resnet56_cifar10": prepare_resnet56},
 }
 
 
 def describe(folder: Path) -> str:
     """Count what lies in a result folder: pictures per split (`all` where there is none) and classes, or megabytes."""
-    for file, what in (("saved_model.pb", "SavedModel"), ("train.jsonl.gz", "texts"), ("sounds.csv", "sounds")):
+    for file, what in (("saved_model.pb", "SavedModel"), ("train.jsonl.gz", "texts"), ("sounds.csv", "sounds"),
+                       ("clips.csv", "sounds")):  # fmt: skip
         if (folder / file).exists():
             return f"{what} of {sum(path.stat().st_size for path in folder.rglob('*')) / 1e6:.1f} MB"
     paths = [path.relative_to(folder) for path in folder.rglob("*") if path.suffix in (".jpg", ".png")]

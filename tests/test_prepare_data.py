@@ -115,6 +115,8 @@ def shared(tmp_path: Path) -> Path:
     write_tar(root / "pretrain" / "speech" / "audio.tar", {f"{name}.ogg": name.encode() for name, *_ in clips})
     rows = [f"{name}.ogg,{name.partition('/')[0]},{speaker},1.0,{text}" for name, speaker, text in clips]
     (root / "pretrain" / "speech" / "clips.csv").write_text("\n".join(["file,source,speaker,seconds,text", *rows]))
+    write_tar(root / "speech_commands_v2_subset" / "audio.tar", {"yes/1.flac": b"yes"})
+    (root / "speech_commands_v2_subset" / "clips.csv").write_text("file,split,class\nyes/1.flac,train,yes\n")
     for file in ("resnet20-12fca82f.npz", "resnet56-4bfd9763.npz"):
         np.savez(root / "weights" / "resnet_cifar10" / file, **tiny_resnet())
     return root
@@ -180,6 +182,7 @@ def test_all_data_sets_say_one_line_each(shared: Path, out: Path, capsys: pytest
         "pretrain_pictures_strict: test 1, train 1; 1 classes",
         "pretrain_texts_strict: texts of ? MB",
         "pretrain_speech: sounds of ? MB",
+        "speech_commands_v2_subset: sounds of ? MB",
         "resnet20_cifar10: SavedModel of ? MB",
         "resnet56_cifar10: SavedModel of ? MB",
     ]
