@@ -9,7 +9,7 @@ contains only tokens that occur in the texts. The result is a KerasHub preset wi
 scores on held-out sentences. There is no SavedModel: the recipe that uses the preset exports and proves one.
 
 Without arguments it trains on the sentences of the demo reviews: far too few, but enough to see how it works.
-`bundled:bert_mini`, the default source of bert_sentiment, was made with a predecessor of this recipe; its card.json
+`bundled:bert_mini`, the default source of bert_sentiment, was made with this recipe; its card.json
 holds the command, the seconds and the scores.
 """
 

@@ -384,4 +384,4 @@ def test_bundled_encoders_load_with_their_cards():
         assert np.isfinite(vectors).all() and np.abs(vectors[0] - vectors[1]).max() > 1e-2
         assert {v.dtype for v in source.backbone.weights} == {"float32"}  # saved in float16, to be small
         assert source.backbone.count_params() == CATALOGUE[name].parameters
-        assert "research" in source.card["licence"]
+        assert source.card["licence"] == "Apache-2.0"
